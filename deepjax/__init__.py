@@ -1,0 +1,23 @@
+"""deepjax: build, initialize, train and understand very deep neural networks in JAX.
+
+Submodules load on first use, so that `deepjax --help` and a config file do not wait for JAX.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_SUBMODULES = (
+    "config", "data", "errors", "functional", "initializers", "layers",
+    "optimizers", "summary", "training", "units", "zoo",
+)  # fmt: skip
+
+
+def __getattr__(name):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"deepjax.{name}")
+    raise AttributeError(f"module 'deepjax' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *_SUBMODULES]

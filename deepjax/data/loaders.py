@@ -1,0 +1,189 @@
+"""Batches in a reproducible order: from arrays on the device, or read by Grain on the host.
+
+Both loaders have `steps`, `epoch(epoch, first)` and `fetch`. The training step receives what `epoch` yields
+and calls `fetch` on it inside jit, which gives the batch: {"image": [batch, ...], "label": int32 [batch],
+"mask": bool [batch]}. The mask is False for the padding of the last batch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepjax import config
+from deepjax.data import images
+from deepjax.data.records import MEMORY_LIMIT, Arrays, Records, Split
+from deepjax.errors import InputError
+
+
+def epoch_order(
+    seed: int, epoch: int, size: int, batch_size: int, *, shuffle: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices int32 [steps, batch_size] of one epoch and their mask, bool, of the same shape.
+
+    Every index below `size` appears once with mask True. The order depends on seed and epoch alone. The last
+    batch is padded with index 0 and mask False.
+    """
+    order = _rng(seed, 0, epoch).permutation(size) if shuffle else np.arange(size)
+    steps = -(-size // batch_size)
+    indices = np.zeros(steps * batch_size, np.int32)
+    indices[:size] = order
+    mask = np.arange(steps * batch_size) < size
+    return indices.reshape(steps, batch_size), mask.reshape(steps, batch_size)
+
+
+def _rng(seed: int, *stream: int) -> np.random.Generator:
+    """An independent generator for each (seed, stream)."""
+    # As spawn_key, because SeedSequence([1]) equals SeedSequence([1, 0]).
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)))
+
+
+class DeviceLoader:
+    """All images lie on the device; a step picks its batch there, so only the indices travel."""
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool,
+        put: Callable[[np.ndarray], Any] = jax.device_put,
+    ):
+        self.batch_size, self.seed, self.shuffle, self.size = batch_size, seed, shuffle, len(arrays)
+        self.steps = -(-len(arrays) // batch_size)
+        self.data = {"images": put(arrays.images), "labels": put(arrays.labels)}
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, Any]]:
+        """Rows of the steps `first`, first + 1, ... of this epoch: which images."""
+        indices, mask = epoch_order(self.seed, epoch, self.size, self.batch_size, shuffle=self.shuffle)
+        for step in range(first, self.steps):
+            yield {"index": indices[step], "mask": mask[step]}
+
+    @staticmethod
+    def fetch(data: dict[str, Any], rows: dict[str, Any]) -> dict[str, jax.Array]:
+        """The batch; pure, to be called inside jit."""
+        image = data["images"].at[rows["index"]].get(mode="promise_in_bounds")
+        label = data["labels"].at[rows["index"]].get(mode="promise_in_bounds")
+        return {"image": image, "label": label, "mask": rows["mask"]}
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """One epoch as a random-access source for Grain: item k is batch k. Pickles, for worker processes."""
+
+    source: Split
+    indices: np.ndarray
+    mask: np.ndarray
+    seed: int
+    epoch: int
+    area: tuple[float, float] | None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        rows, mask = self.indices[index], self.mask[index]
+        return {"image": self._images(rows, mask), "label": self.source.labels[rows], "mask": mask}
+
+    def _images(self, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        if isinstance(self.source, Arrays):
+            return self.source.images[rows]
+        rng = None if self.area is None else partial(_rng, self.seed, 1, self.epoch)
+        images = self.source.read(rows[mask], self.area, rng)
+        if mask.all():
+            return images
+        padding = self.source.read(rows[~mask][:1], self.area, rng)  # decoded once, not for every masked row
+        return np.concatenate([images, np.repeat(padding, (~mask).sum(), 0)])
+
+
+class HostLoader:
+    """Batches are read on the host by Grain while the device computes; a step receives its whole batch.
+
+    The order is DeviceLoader's. `area` asks for random-area crops, drawn from (seed, epoch, image) alone.
+    `workers` 0 decodes in threads; more start that many processes for each epoch and end them with it.
+    Arrays need no decoding and always use threads.
+    """
+
+    data = ()  # nothing lies on the device
+
+    def __init__(
+        self,
+        source: Split,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool,
+        area: tuple[float, float] | None = None,
+        workers: int = 0,
+    ):
+        if area is not None and isinstance(source, Arrays):
+            raise InputError(
+                f"data.augment.area {area}: needs images that are read one by one; set data.placement to host"
+            )
+        self.source, self.batch_size, self.seed, self.shuffle = source, batch_size, seed, shuffle
+        self.area, self.workers = area, 0 if isinstance(source, Arrays) else workers
+        self.steps = -(-len(source) // batch_size)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of the steps `first`, first + 1, ... of this epoch; those before are not read.
+
+        Raises InputError, naming the file, where an image cannot be read.
+        """
+        if first >= self.steps:
+            return
+        indices, mask = epoch_order(self.seed, epoch, len(self.source), self.batch_size, shuffle=self.shuffle)
+        batches = _Batches(self.source, indices[first:], mask[first:], self.seed, epoch, self.area)
+        iterator = iter(_prefetched(batches, self.workers))
+        try:
+            yield from iterator
+        finally:
+            iterator.close()  # ends threads and worker processes, also when the consumer stops early
+
+    @staticmethod
+    def fetch(data: tuple, rows: dict[str, Any]) -> dict[str, Any]:
+        """The rows are the batch."""
+        return rows
+
+
+def _prefetched(batches: _Batches, workers: int):
+    """A Grain pipeline that reads batches ahead, in their order."""
+    import grain
+    from absl import flags
+
+    dataset = grain.MapDataset.source(batches)
+    if workers == 0:
+        threads = images.threads(batches.source.shape) if isinstance(batches.source, Records) else 1
+        return dataset.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+        )
+    # Grain reads absl's flags before it starts workers, and outside of absl.app nobody has parsed them.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    return dataset.to_iter_dataset(options).mp_prefetch(processes)
+
+
+def make_loader(
+    split: Split,
+    data: config.Data,
+    batch_size: int,
+    seed: int,
+    *,
+    train: bool,
+    put: Callable[[np.ndarray], Any] = jax.device_put,
+) -> DeviceLoader | HostLoader:
+    """The loader that `data` asks for. `train` shuffles, and crops by data.augment.area.
+
+    Arrays go to the device, unless data.placement is host, or it is auto and they exceed 1 GiB.
+    """
+    if isinstance(split, Arrays) and (
+        data.placement == "device" or (data.placement == "auto" and split.images.nbytes <= MEMORY_LIMIT)
+    ):
+        return DeviceLoader(split, batch_size, seed, shuffle=train, put=put)
+    area = data.augment.area if train else None
+    return HostLoader(split, batch_size, seed, shuffle=train, area=area, workers=data.workers)

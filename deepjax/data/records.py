@@ -1,0 +1,151 @@
+"""What a split is: images in memory (Arrays) or images that are read one by one (Records)."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+
+from deepjax.data import images
+from deepjax.errors import InputError
+
+MEMORY_LIMIT = (
+    2**30
+)  # bytes of images: data.placement auto keeps sets up to this size in memory, on the device
+
+T = TypeVar("T")
+Fit = Literal["stored", "whole", "photograph"]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images and labels in memory."""
+
+    images: np.ndarray
+    """uint8 [N, H, W, C], or float32 [N, features]."""
+    labels: np.ndarray
+    """int32 [N]."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Arrays":
+        """The subset with these indices, in their order."""
+        return Arrays(self.images[indices], self.labels[indices])
+
+    def resized(self, size: int) -> "Arrays":
+        """uint8 images at size x size, each resized whole."""
+        from PIL import Image
+
+        def channel(pixels: np.ndarray) -> np.ndarray:
+            return np.asarray(images.resize(Image.fromarray(pixels), size, size))
+
+        out = np.empty((len(self), size, size, self.images.shape[-1]), np.uint8)
+        for image, resized in zip(self.images, out):
+            for c in range(image.shape[-1]):
+                resized[..., c] = channel(np.ascontiguousarray(image[..., c]))
+        return Arrays(out, self.labels)
+
+
+class Files(Protocol):
+    """Where Records get their bytes from. Must pickle, for worker processes."""
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """The encoded images with these indices."""
+        ...
+
+    def where(self, index: int) -> str:
+        """What an error message calls this image: its path, or split and number."""
+        ...
+
+
+@dataclass(frozen=True)
+class Records:
+    """Encoded images that are decoded when they are read."""
+
+    files: Files
+    indices: np.ndarray
+    """int64 [N]: image i is file indices[i]."""
+    labels: np.ndarray
+    """int32 [N]."""
+    shape: tuple[int, int, int]
+    """(H, W, C) of every image as read."""
+    fit: Fit
+    """How an image of another size gets this shape: not at all (InputError), resized whole, or resized to a
+    shorter side of 256/224 of the shape's and cropped at the centre."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Records":
+        """The subset with these indices, in their order. Reads nothing."""
+        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
+
+    def read(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        area: tuple[float, float] | None = None,
+        rng: Callable[[int], np.random.Generator] | None = None,
+    ) -> np.ndarray:
+        """These images, uint8 [n, H, W, C]; with `area` and `rng`, random-area crops drawn from rng(index).
+
+        Raises InputError, naming the file, for an image that cannot be decoded or has another shape.
+        """
+        numbers = [int(number) for number in self.indices[indices]]
+        out = np.empty((len(numbers), *self.shape), np.uint8)
+        for position, encoded in enumerate(self.files.read(numbers)):
+            generator = None if rng is None else rng(int(indices[position]))
+            out[position] = self._decode(encoded, self.files.where(numbers[position]), area, generator)
+        return out
+
+    def in_memory(self) -> Arrays:
+        """Every image read once."""
+        out = np.empty((len(self), *self.shape), np.uint8)
+
+        def fill(part: np.ndarray, chunk: np.ndarray) -> None:
+            out[part] = chunk
+
+        self.map(fill)
+        return Arrays(out, self.labels)
+
+    def map(self, function: Callable[[np.ndarray, np.ndarray], T]) -> list[T]:
+        """function(indices, their images) for all images in chunks of up to 64, in threads."""
+
+        def call(start: int) -> T:
+            part = np.arange(start, min(start + 64, len(self)))
+            return function(part, self.read(part))
+
+        with ThreadPoolExecutor(images.threads(self.shape)) as pool:
+            return list(pool.map(call, range(0, len(self), 64)))
+
+    def _decode(self, encoded: bytes, where: str, area, generator) -> np.ndarray:
+        height, width, channels = self.shape
+        image = images.decode(encoded, where, channels)
+        if area is not None:
+            image = images.random_area(image, height, width, area, generator)
+        elif image.size != (width, height):
+            if self.fit == "stored":
+                size = f"{image.height}x{image.width} pixels, others have {height}x{width}"
+                raise InputError(f"{where}: {size}; give data.image_size to resize all")
+            image = (images.resize if self.fit == "whole" else images.centre)(image, height, width)
+        return np.asarray(image, np.uint8).reshape(self.shape)
+
+
+Split = Arrays | Records
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A set of labelled images in three splits."""
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    """(H, W, C), or (features,)."""
+    train: Split
+    validation: Split
+    """Empty where data.validation is 0."""
+    test: Split
+    fit: Literal["stored", "whole", "photograph"] = "whole"
+    """How an image from elsewhere is brought to `shape`; see Records.fit."""

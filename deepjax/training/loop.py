@@ -1,0 +1,293 @@
+"""Training with all its input and output: progress, records, checkpoints, signals, and the summary."""
+
+import math
+import signal
+import threading
+import time
+from dataclasses import asdict, dataclass
+
+import jax
+from rich.console import Console
+
+from deepjax import data
+from deepjax.config import Config
+from deepjax.errors import Stopped, TrainingFailed
+from deepjax.training import experiment, plots, records, sharding, workdir
+from deepjax.training.checkpoint import Checkpoints
+from deepjax.training.progress import ProgressDisplay, duration
+from deepjax.training.state import parameter_count
+
+
+def train(config: Config, name: str = "run", *, console: Console | None = None) -> dict:
+    """Train what a config describes, from the start or from where its workdir stopped.
+
+    Args:
+      config: the experiment.
+      name: what to call it; config.workdir defaults to runs/NAME.
+      console: a rich Console to report to; None: standard output.
+
+    Returns:
+      The contents of summary.json.
+
+    Raises:
+      InputError: something in the config cannot work, before anything is computed or overwritten.
+      TrainingFailed: the loss is not finite. Checkpoints so far are whole.
+      Stopped: SIGINT or SIGTERM came; everything is saved, and the same call continues.
+    """
+    console = console or Console()
+    experiment.check(config)
+    folder = workdir.check_workdir(config, name)
+    if (folder / "summary.json").exists():
+        summary = workdir.read_json(folder / "summary.json")
+        console.print(f"{folder}: finished, test error {100 * summary['test_error']:.2f} %", highlight=False)
+        return summary
+    for size in (config.eval_batch_size or config.batch_size, config.batch_size):
+        devices = sharding.select_devices(config.devices.count, size)
+    dataset = data.load(config.data, config.data_dir, config.seed)
+    data.check_augment(config.data.augment, dataset.shape)
+    model = experiment.make_model(config, len(dataset.classes))
+    mean, std = workdir.read_statistics(folder) or experiment.statistics(config, dataset)
+    exp = experiment.build(config, dataset, model, devices, mean, std)
+    state = exp.init()
+    # Only now, when all has proved to fit, is anything written.
+    workdir.write_config(folder, config, name, devices)
+    workdir.write_data(folder, dataset, mean, std)
+    with Trainer(exp, state, folder, console) as trainer:
+        return trainer.run()
+
+
+@dataclass
+class Progress:
+    """What resuming needs besides the state; kept in each checkpoint as JSON."""
+
+    epochs: int = 0  # finished, validation included
+    loss_sum: float = 0.0  # over the examples of the current epoch
+    correct: float = 0.0
+    count: float = 0.0
+    train_loss: float | None = None  # mean of the last whole epoch
+    best: dict | None = None  # {"step", "epoch", "error", "loss"} of the best validation
+    lowest_loss: float | None = None  # on validation
+    stale: int = 0  # epochs since then
+    seconds: float = 0.0  # of training and validation, compilation left out
+    images: int = 0
+
+
+class Trainer:
+    """One process's share of a run. `run` goes from the newest checkpoint to the summary."""
+
+    def __init__(self, exp, state, folder, console):
+        self.exp, self.config, self.folder, self.console = exp, exp.config, folder, console
+        self.key = workdir.key_of(self.config)
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.config.keep)
+        self.state, self.progress = state, Progress()
+        self.parameters = parameter_count(self.state.params)
+        if restored := self.checkpoints.newest(self.state, self._warn):
+            self.state, self.progress = restored[0], Progress(**restored[1])
+        self.done = int(self.state.step)
+        self.records = records.Records(folder, self.done)
+        self.total = exp.loader.steps * self.config.epochs
+        self.validate = exp.evaluator(exp.dataset.validation) if len(exp.dataset.validation) else None
+        self.compile_seconds = 0.0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.records.close()
+        self.checkpoints.close()
+
+    def run(self):
+        """Train the epochs that are left, then test. Returns the summary."""
+        self._introduce()
+        with Signals() as signals, ProgressDisplay(self.total, self.config.epochs, self.console) as display:
+            self._compile()
+            display.line(f"compiled in {self.compile_seconds:.1f} s")
+            self.clock = time.monotonic()
+            while not self._finished():
+                self._train_epoch(signals, display)
+                self._end_epoch(display)
+                if signals.received and not self._finished():
+                    self._stop(signals.received)
+            return self._summarize()
+
+    def _finished(self):
+        patience = self.config.patience
+        return self.progress.epochs == self.config.epochs or (patience and self.progress.stale >= patience)
+
+    def _introduce(self):
+        d, devices = self.exp.dataset, self.exp.devices
+        shape = "x".join(map(str, d.shape))
+        for line in (
+            f"{d.name}: {len(d.train):,} training, {len(d.validation):,} validation, {len(d.test):,} test examples "
+            f"of {shape}, {len(d.classes)} classes",
+            f"{self.config.model}: {self.parameters:,} parameters",
+            f"{len(devices)} x {devices[0].device_kind}, {self.config.devices.strategy}; writing to {self.folder}",
+            *([f"continuing at step {self.done} of {self.total}"] if self.done else []),
+        ):
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _warn(self, text):
+        self.console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _compile(self):
+        """Compile the training step ahead, so that its time is known and the first epoch's is not spoilt."""
+        if self._finished():
+            return
+        started = time.monotonic()
+        rows = self.exp.place(next(iter(self.exp.loader.epoch(0))))
+        self.step = self.exp.step.lower(self.state, self.exp.loader.data, rows, self.key).compile()
+        self.compile_seconds = time.monotonic() - started
+
+    def _train_epoch(self, signals, display):
+        p, config, loader = self.progress, self.config, self.exp.loader
+        first = self.done - p.epochs * loader.steps
+        if first == 0:
+            p.loss_sum = p.correct = p.count = 0.0
+        pending = None
+        for rows in loader.epoch(p.epochs, first):
+            self.state, metrics = self.step(self.state, loader.data, self.exp.place(rows), self.key)
+            if pending is not None:  # fetched a step late, so that the device never waits for the host
+                self._account(self.done, pending, display)
+            self.done += 1
+            pending = metrics
+            last = self.done % loader.steps == 0
+            due = config.checkpoint_every and self.done % config.checkpoint_every == 0
+            if not last and (signals.received or due):
+                self._account(self.done, pending, display)
+                pending = None
+                self._save()
+                if signals.received:
+                    self._stop(signals.received)
+        if pending is not None:
+            self._account(self.done, pending, display)
+
+    def _account(self, step, metrics, display):
+        """Take in one step's metrics: refuse what is not finite, add to the epoch's means, record, show."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            self._fail(f"the loss is {values['loss']}, its gradient's norm {values['grad_norm']}", step, values)
+        p = self.progress
+        count = values.pop("count")
+        p.loss_sum += values["loss"] * count
+        p.correct += values["accuracy"] * count
+        p.count += count
+        p.images += int(count)
+        now = time.monotonic()
+        p.seconds += now - self.clock
+        self.clock = now
+        if step % self.config.log_every == 0:
+            epoch = step / self.exp.loader.steps
+            self.records.write("train", step, epoch, **values, seconds=round(p.seconds, 3))
+        display.step(step, p.epochs, p.loss_sum / p.count, p.correct / p.count, p.images / max(p.seconds, 1e-9))
+
+    def _fail(self, what, step, values):
+        steps = self.checkpoints.steps
+        good = f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
+        rate = values["learning_rate"] if values else float("nan")
+        raise TrainingFailed(
+            f"at step {step} {what} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "
+            f"--schedule.warmup or set --optimizer.clip-norm, in another --workdir"
+        )
+
+    def _end_epoch(self, display):
+        """Validate, record the epoch's means, save."""
+        p, steps = self.progress, self.exp.loader.steps
+        p.epochs = self.done // steps
+        p.train_loss = p.loss_sum / p.count
+        train_error = 1 - p.correct / p.count
+        line = f"epoch {p.epochs}/{self.config.epochs}  training loss {p.train_loss:.4f} error {100 * train_error:.2f} %"
+        validation = None
+        if self.validate is not None:
+            result = self.validate(self.state.eval_variables)
+            validation = {"error": result.error, "loss": result.loss}
+            if not math.isfinite(result.loss):
+                self._fail(f"the validation loss is {result.loss}", self.done, None)
+            self._compare(validation)
+            line += f"  validation loss {result.loss:.4f} error {100 * result.error:.2f} %"
+        now = time.monotonic()
+        p.seconds, self.clock = p.seconds + now - self.clock, now
+        seconds = round(p.seconds, 3)
+        self.records.write("train_epoch", self.done, p.epochs, loss=p.train_loss, error=train_error, seconds=seconds)
+        if validation:
+            self.records.write("validation", self.done, p.epochs, **validation, seconds=seconds)
+        self._save(validation)
+        display.line(f"{line}  {duration(p.seconds)}")
+
+    def _compare(self, validation):
+        p = self.progress
+        rank = validation["error"], validation["loss"]
+        if p.best is None or rank < (p.best["error"], p.best["loss"]):
+            p.best = {"step": self.done, "epoch": p.epochs, **validation}
+        if p.lowest_loss is None or validation["loss"] < p.lowest_loss:
+            p.lowest_loss, p.stale = validation["loss"], 0
+        else:
+            p.stale += 1
+
+    def _save(self, validation=None):
+        self.checkpoints.save(self.state, asdict(self.progress), validation)
+
+    def _stop(self, number):
+        self._draw_curves()
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name} at step {self.done} of {self.total}, saved in {self.folder}; "
+            f"the same command continues",
+            number,
+        )
+
+    def _draw_curves(self):
+        plots.curves(records.read(self.folder / "metrics.jsonl")).savefig(self.folder / "curves.png", dpi=150)
+
+    def _summarize(self):
+        """Test the best state (or the newest, without validation), draw, and write summary.json last."""
+        p, dataset = self.progress, self.exp.dataset
+        state, best_epoch = self.state, p.epochs
+        if p.best is not None and p.best["step"] != self.done:
+            state, _ = self.checkpoints.restore(p.best["step"], self.state)
+            best_epoch = p.best["epoch"]
+        test = self.exp.evaluator(dataset.test)(state.eval_variables)
+        self._draw_curves()
+        title = f"{self.config.model} on {dataset.name}: test error {100 * test.error:.2f} %"
+        figure = plots.confusion(test.confusion(len(dataset.classes)), dataset.classes, title)
+        figure.savefig(self.folder / "confusion.png", dpi=150)
+        summary = {
+            "test_error": test.error,
+            "test_loss": test.loss,
+            "train_loss": p.train_loss,
+            "steps": self.done,
+            "epochs": p.epochs,
+            "seconds": round(p.seconds, 2),
+            "compile_seconds": round(self.compile_seconds, 2),
+            "images_per_second": round(p.images / max(p.seconds, 1e-9), 1),
+            "parameters": self.parameters,
+            "best_epoch": best_epoch,
+        }
+        workdir.write_json(self.folder / "summary.json", summary)
+        self.console.print(
+            f"test error {100 * test.error:.2f} %, loss {test.loss:.4f} (epoch {best_epoch}, {len(dataset.test):,} examples)"
+            f" after {duration(p.seconds)}; see {self.folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return summary
+
+
+class Signals:
+    """While active, SIGINT and SIGTERM are noted in `received`; a second SIGINT interrupts at once."""
+
+    def __init__(self):
+        self.received = 0
+        self.before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _):
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number

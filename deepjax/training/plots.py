@@ -1,0 +1,49 @@
+"""The two pictures of a run. Numbers come from metrics.jsonl and the confusion counts; here they are only drawn."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def curves(records):
+    """Loss and error over epochs, from the records of metrics.jsonl, as a matplotlib Figure."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, error_axes = figure.subplots(1, 2)
+    for kind, style in (("train", {"linewidth": 1}), ("train_epoch", {"marker": "."}), ("validation", {"marker": "."})):
+        rows = [record for record in records if record["kind"] == kind]
+        if not rows:
+            continue
+        epochs = [row["epoch"] for row in rows]
+        if kind == "train":  # single batches, behind the epochs' means
+            loss_axes.plot(epochs, [row["loss"] for row in rows], color="0.8", label="training batches", **style)
+            continue
+        label = "training, mean of the epoch" if kind == "train_epoch" else "validation"
+        loss_axes.plot(epochs, [row["loss"] for row in rows], label=label, **style)
+        error_axes.plot(epochs, [100 * row["error"] for row in rows], label=label, **style)
+    loss_axes.set(xlabel="epoch", ylabel="cross entropy (nats)", yscale="log")
+    error_axes.set(xlabel="epoch", ylabel="error (%)")
+    for axes in (loss_axes, error_axes):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend()
+    return figure
+
+
+def confusion(counts, classes, title):
+    """Counts [true, predicted] as a coloured table, as a matplotlib Figure. Colours are shares of the true class."""
+    n = len(classes)
+    size = min(4 + 0.35 * n, 16)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    if n <= 30:
+        axes.set_xticks(range(n), classes, rotation=45, ha="right")
+        axes.set_yticks(range(n), classes)
+        for row, column in np.argwhere(counts):
+            dark = shares[row, column] > 0.5
+            axes.text(
+                column, row, counts[row, column], ha="center", va="center", fontsize=8, color="w" if dark else "k"
+            )
+    return figure

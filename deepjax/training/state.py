@@ -1,0 +1,61 @@
+"""Everything that training carries from step to step, as one tree of arrays."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from deepjax.errors import InputError
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a checkpoint holds."""
+
+    step: jax.Array  # i32[]: batches done
+    params: Any
+    batch_stats: Any  # {} where the model has none
+    opt_state: Any
+    ema: Any  # the parameters' moving average; {} where it is off
+
+    @property
+    def eval_variables(self):
+        """The variables to evaluate: the moving average in the parameters' place, where there is one."""
+        return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
+
+
+def init_state(model, optimizer, key, shape, *, ema=False):
+    """A fresh state for a Linen model.
+
+    Args:
+      model: called as `model(x, train=...)`.
+      optimizer: an Optax transformation.
+      key: for the parameters.
+      shape: of one example, such as (32, 32, 3).
+      ema: keep a moving average of the parameters.
+
+    Raises:
+      InputError: the model keeps collections other than params and batch_stats.
+    """
+
+    def init(key):
+        variables = model.init(key, jnp.zeros((1, *shape)), train=False)
+        if other := set(variables) - {"params", "batch_stats"}:
+            raise InputError(f"the model keeps {sorted(other)}; training knows params and batch_stats only")
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(params),
+            # A copy: the state is donated to the step, and one buffer cannot be donated twice.
+            ema=jax.tree.map(jnp.copy, params) if ema else {},
+        )
+
+    return jax.jit(init)(key)
+
+
+def parameter_count(params):
+    """How many numbers are in a tree of arrays (or of their shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,48 @@
+"""Networks by name. `MODELS` is a dict to read: name -> function of the network's options."""
+
+import functools
+import inspect
+
+from deepjax.errors import InputError, choices
+from deepjax.zoo import plain, residual
+
+MODELS = residual.MODELS | plain.MODELS
+
+
+def create(name, *, num_classes=None, **options):
+    """The network called `name`, as a Linen module.
+
+        model = create("cifar_resnet20", num_classes=10)
+        variables = model.init(key, x, train=False)
+        logits = model.apply(variables, x, train=False)
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: number of logits; None: the network's usual number.
+      **options: what `options_of(name)` lists, such as depth, width, dtype.
+
+    Raises:
+      InputError: an unknown name or option, or a value that the network cannot have.
+    """
+    if name not in MODELS:
+        raise InputError(f"model {name!r} is unknown; {choices(name, MODELS)}")
+    valid = options_of(name)
+    for option, value in options.items():
+        if option not in valid:
+            raise InputError(f"model {name} has no option {option!r}; {choices(option, valid)}")
+        usual = valid[option]
+        if usual is not None and type(value) is not type(usual):
+            raise InputError(
+                f"option {option} of model {name} is {value!r}; it must be {type(usual).__name__}, such as {usual!r}"
+            )
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    return MODELS[name](**options)
+
+
+def options_of(name):
+    """The options of a network and their defaults. What its name fixes (resnet18's depths) is not among them."""
+    function = MODELS[name]
+    fixed = {"num_classes", *(function.keywords if isinstance(function, functools.partial) else ())}
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in fixed}

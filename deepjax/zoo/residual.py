@@ -1,0 +1,206 @@
+"""Residual networks, and the plain networks that they are compared with.
+
+He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385): table 1 for ImageNet, section 4.2 for
+CIFAR. He et al. 2016, "Identity mappings in deep residual networks" (arXiv 1603.05027): pre-activation.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepjax import functional, initializers
+from deepjax.errors import InputError
+from deepjax.layers import BatchNorm, Conv
+from deepjax.units import Add, Branch, NormActivation, Plain, Projection, Unit, ZeroPad, stack
+
+BASIC = (3, 3)
+BOTTLENECK = (1, 3, 1)
+
+
+class ResNet(nn.Module):
+    """Stem, stages of equal units, global average pool, linear head.
+
+    Every stage is its first unit, which may change the shape, and a scan over the rest.
+    """
+
+    depths: Sequence[int]  # units of each stage
+    features: Sequence[Sequence[int]]  # of each convolution in a unit, for each stage
+    windows: Sequence[int] = BASIC  # of each convolution in a unit
+    num_classes: int = 10
+    stem: str = "cifar"  # "cifar": 3x3; "imagenet": 7x7 with stride 2, then a 3x3 max pool with stride 2
+    stem_features: int = 16
+    stem_stride: int = 1  # of the cifar stem
+    order: str = "post"  # "post" or "pre" activation
+    shortcut: str = "A"  # where the shape changes; "A": zeros, "B": projection, "C": projection in every unit
+    join: Callable = Add
+    scan: bool = True
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, H, W, channels] -> logits [batch, num_classes]."""
+        if x.ndim != 4:
+            raise InputError(f"images must be [batch, height, width, channels]; x has shape {x.shape}")
+        x = self._stem(x, train, mask)
+        for i, depth in enumerate(self.depths):
+            stride = 1 if i == 0 else 2
+            x = self._unit(i, x.shape[-1], stride, name=f"stage{i + 1}_first")(x, train=train, mask=mask)
+            if depth > 1:
+                unit = self._unit(i, x.shape[-1], 1, name=None)
+                x = stack(unit, depth - 1, scan=self.scan, name=f"stage{i + 1}_rest")(x, train=train, mask=mask)
+        if self.order == "pre":
+            x = NormActivation(name="final")(x, train=train, mask=mask)
+        x = functional.global_avg_pool(x)
+        return nn.Dense(
+            self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head"
+        )(x)
+
+    def _stem(self, x, train, mask):
+        window, stride = (7, 2) if self.stem == "imagenet" else (3, self.stem_stride)
+        conv = Conv(
+            self.stem_features, (window, window), stride, window // 2, dtype=self.dtype, name="stem_conv"
+        )
+        x = conv(x)
+        # A CIFAR pre-activation net leaves this to its first unit.
+        if self.order == "post" or self.stem == "imagenet":
+            x = functional.relu(BatchNorm(name="stem_norm")(x, train=train, mask=mask))
+        return functional.max_pool(x, 3, stride=2, padding=1) if self.stem == "imagenet" else x
+
+    def _unit(self, stage, features_in, stride, name):
+        features = self.features[stage]
+        changes = stride != 1 or features_in != features[-1]
+        # The stride sits on the first 3x3: torchvision's choice for bottlenecks ("ResNet v1.5"), the paper's for basic.
+        strides = [1] * len(features)
+        strides[self.windows.index(3)] = stride
+        pre = self.order == "pre"
+        shared = pre and changes  # He et al. 2016: a changing unit's shortcut starts after norm and activation
+        shortcut = None
+        if self.join is not Plain and (changes or self.shortcut == "C"):
+            if self.shortcut == "A":
+                shortcut = ZeroPad(features[-1], stride)
+            else:
+                shortcut = Projection(features[-1], stride, norm=not pre, dtype=self.dtype)
+        return Unit(
+            Branch(features, self.windows, strides, self.order, activated=shared, dtype=self.dtype),
+            self.join(),
+            shortcut,
+            before=NormActivation() if shared else None,
+            activation=None if pre else functional.relu,
+            name=name,
+        )
+
+
+def cifar(depth=32, num_classes=10, *, join, width=16, shortcut="A", stem_stride=1, scan=True, dtype=None):
+    """The CIFAR network of He et al. 2015, section 4.2: depth 6n + 2, features 16, 32, 64 (times width / 16).
+
+    Args:
+      depth: convolutional and fully connected layers: 20, 32, 44, 56, 110, 1202, or any other 6n + 2.
+      num_classes: logits.
+      join: `Add` for the residual network, `Plain` for its plain twin.
+      width: features of the first stage; the second has twice, the third four times as many.
+      shortcut: "A", "B" or "C" (section 4.1).
+      stem_stride: 2 halves the resolution at once, for a quarter of the cost.
+      scan: equal units as one scan; False unrolls them.
+      dtype: of the computation.
+
+    Raises:
+      InputError: a depth that is not 6n + 2, an unknown shortcut, a width below 1.
+    """
+    units = _units_per_stage(depth, 6)
+    _check(num_classes=num_classes, width=width, stem_stride=stem_stride, shortcut=shortcut)
+    return ResNet(
+        depths=(units,) * 3,
+        features=tuple((width * scale,) * 2 for scale in (1, 2, 4)),
+        num_classes=num_classes,
+        stem_features=width,
+        stem_stride=stem_stride,
+        shortcut=shortcut,
+        join=join,
+        scan=scan,
+        dtype=dtype,
+    )
+
+
+def cifar_preact(depth=164, num_classes=10, *, width=16, shortcut="B", stem_stride=1, scan=True, dtype=None):
+    """The pre-activation bottleneck network of He et al. 2016, section 3: depth 9n + 2. Arguments as `cifar`."""
+    units = _units_per_stage(depth, 9)
+    _check(num_classes=num_classes, width=width, stem_stride=stem_stride, shortcut=shortcut)
+    return ResNet(
+        depths=(units,) * 3,
+        features=tuple((width * scale, width * scale, 4 * width * scale) for scale in (1, 2, 4)),
+        windows=BOTTLENECK,
+        num_classes=num_classes,
+        stem_features=width,
+        stem_stride=stem_stride,
+        order="pre",
+        shortcut=shortcut,
+        scan=scan,
+        dtype=dtype,
+    )
+
+
+def imagenet(depths, num_classes=1000, *, join, bottleneck=False, width=64, shortcut="B", scan=True, dtype=None):
+    """The ImageNet network of He et al. 2015, table 1, with torchvision's stride on the 3x3 of bottlenecks.
+
+    Args:
+      depths: units of each stage, whose features are width times 1, 2, 4, 8, ...
+      num_classes: logits.
+      join: `Add` for the residual network, `Plain` for its plain twin.
+      bottleneck: units of 1x1, 3x3, 1x1 whose output has four times the features, in place of two 3x3.
+      width: features of the stem and the first stage.
+      shortcut: "A", "B" or "C" (section 4.1).
+      scan: equal units as one scan; False unrolls them.
+      dtype: of the computation.
+
+    Raises:
+      InputError: an empty stage, an unknown shortcut, a width below 1.
+    """
+    _check(num_classes=num_classes, width=width, units_per_stage=min(depths, default=0), shortcut=shortcut)
+    scales = [width * 2**i for i in range(len(depths))]
+    return ResNet(
+        depths=tuple(depths),
+        features=tuple((s, s, 4 * s) if bottleneck else (s, s) for s in scales),
+        windows=BOTTLENECK if bottleneck else BASIC,
+        num_classes=num_classes,
+        stem="imagenet",
+        stem_features=width,
+        shortcut=shortcut,
+        join=join,
+        scan=scan,
+        dtype=dtype,
+    )
+
+
+def _units_per_stage(depth, layers):
+    units, rest = divmod(depth - 2, layers)
+    if rest or units < 1:
+        low = max(units, 1) * layers + 2
+        raise InputError(f"depth {depth} is not {layers}n + 2; the nearest are {low} and {low + layers}")
+    return units
+
+
+def _check(shortcut, **at_least_one):
+    if shortcut not in ("A", "B", "C"):
+        raise InputError(f"shortcut {shortcut!r} is not one of A (zeros), B (projection), C (always projection)")
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise InputError(f"{name} {value} must be at least 1")
+
+
+cifar_resnet = partial(cifar, join=Add)
+resnet = partial(imagenet, join=Add)
+
+MODELS = {
+    "cifar_resnet": cifar_resnet,
+    **{f"cifar_resnet{depth}": partial(cifar_resnet, depth) for depth in (20, 32, 44, 56, 110, 1202)},
+    "cifar_preact": cifar_preact,
+    **{f"cifar_preact{depth}": partial(cifar_preact, depth) for depth in (164, 1001)},
+    "resnet18": partial(resnet, (2, 2, 2, 2), bottleneck=False),
+    "resnet34": partial(resnet, (3, 4, 6, 3), bottleneck=False),
+    "resnet50": partial(resnet, (3, 4, 6, 3), bottleneck=True),
+    "resnet101": partial(resnet, (3, 4, 23, 3), bottleneck=True),
+    "resnet152": partial(resnet, (3, 8, 36, 3), bottleneck=True),
+}
