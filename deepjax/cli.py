@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import io
 import json
+import os
 import re
 import runpy
 import signal
@@ -43,9 +44,14 @@ def main(argv=None):
     try:
         if argv[0] not in COMMANDS:
             raise InputError(f"command {argv[0]!r} is unknown; {choices(argv[0], COMMANDS)}")
-        return COMMANDS[argv[0]](argv[1:])
+        code = COMMANDS[argv[0]](argv[1:])
+        sys.stdout.flush()  # while a closed pipe can still be caught
+        return code
     except InputError as error:
         return _complain(error, 2)
+    except BrokenPipeError:  # `deepjax models | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         return _complain(_describe(error), 2)
     except TrainingFailed as error:

@@ -20,7 +20,8 @@ def make_schedule(optimizer, schedule, *, epochs, steps_per_epoch):
       steps_per_epoch: batches in an epoch.
 
     Raises:
-      InputError: times outside the run, or a field that does not belong to the schedule.
+      InputError: a warmup that does not end within the run, milestones out of order, a factor or final rate out of
+        its range, or a field that does not belong to the schedule. Milestones after the run's end are allowed.
     """
     _check_schedule(schedule, epochs)
     peak = optimizer.learning_rate
@@ -35,14 +36,19 @@ def make_schedule(optimizer, schedule, *, epochs, steps_per_epoch):
         return optax.cosine_onecycle_schedule(total, peak, pct_start=share, div_factor=25.0, final_div_factor=1e4)
     after_warmup = {
         "constant": lambda: optax.constant_schedule(peak),
-        "step": lambda: optax.piecewise_constant_schedule(
-            peak, {updates(epoch) - warmup: schedule.factor for epoch in schedule.milestones}
+        "step": lambda: _steps(
+            peak, [updates(epoch) - warmup for epoch in schedule.milestones], schedule.factor
         ),
         "cosine": lambda: optax.cosine_decay_schedule(peak, max(total - warmup, 1), alpha=schedule.final),
     }[schedule.name]()
     if not warmup:
         return after_warmup
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after_warmup], [warmup])
+
+
+def _steps(peak, boundaries, factor):
+    # Milestones closer than one update fall on one boundary, and multiply there.
+    return optax.piecewise_constant_schedule(peak, {b: factor ** boundaries.count(b) for b in boundaries})
 
 
 def _check_schedule(schedule, epochs):
@@ -57,6 +63,10 @@ def _check_schedule(schedule, epochs):
                 f"schedule.{field} {getattr(schedule, field)} belongs to the schedule {owner}, not {schedule.name}; "
                 f"set schedule.name {owner}"
             )
+    if not schedule.factor > 0:
+        raise InputError(f"schedule.factor {schedule.factor} must be greater than 0")
+    if not 0 <= schedule.final <= 1:
+        raise InputError(f"schedule.final {schedule.final} must be in [0, 1]")
     times = schedule.milestones
     if schedule.name == "step" and (list(times) != sorted(set(times)) or not times or times[0] <= schedule.warmup):
         raise InputError(
@@ -72,7 +82,8 @@ def make_optimizer(optimizer, learning_rate):
       learning_rate: a schedule, or a number.
 
     Definitions are PyTorch's where they differ: momentum is g + momentum * buffer, weight decay joins the gradient
-    before momentum (adamw: decoupled, times the learning rate), rmsprop's epsilon stands outside the root.
+    before momentum (adamw: decoupled, times the learning rate), rmsprop's epsilon stands outside the root and its
+    momentum before the learning rate.
 
     Raises:
       InputError: a number out of its range, or an unknown name.
@@ -92,8 +103,11 @@ def make_optimizer(optimizer, learning_rate):
             "nesterov": lambda: optax.sgd(learning_rate, o.momentum, nesterov=True),
             "adam": lambda: optax.adam(learning_rate, **adam),
             "adamw": lambda: optax.adamw(learning_rate, **adam, weight_decay=o.weight_decay, mask=kernels),
-            "rmsprop": lambda: optax.rmsprop(
-                learning_rate, o.second_moment, o.epsilon, momentum=o.momentum or None, eps_in_sqrt=False
+            # optax.rmsprop puts the learning rate inside the momentum, where a schedule reaches past updates too.
+            "rmsprop": lambda: optax.chain(
+                optax.scale_by_rms(o.second_moment, o.epsilon, eps_in_sqrt=False),
+                optax.trace(o.momentum),
+                optax.scale_by_learning_rate(learning_rate),
             ),
         }[o.name]()
     )
@@ -105,7 +119,7 @@ def make_optimizer(optimizer, learning_rate):
 
 def kernels(params):
     """A tree like params, True at the kernels: what weight decay applies to."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
 
 
 def _check_optimizer(o: config.Optimizer):

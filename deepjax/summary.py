@@ -16,7 +16,7 @@ class Layer(NamedTuple):
 
     path: str  # "stage1_rest/unit/branch/conv1"
     kind: str  # the class's name
-    output: tuple[int, ...]  # shape of one example's output
+    output: tuple[int, ...]  # shape of one example's output (of the last array, where there are several)
     repeats: int  # how often a scan runs it, each time with parameters of its own
     parameters: int  # over all repeats
 
@@ -42,13 +42,16 @@ def summarize(model, input_shape, **call):
     calls = {}  # path -> (kind, output shape, parameters that the module itself owns, once)
 
     def note(next_method, args, kwargs, context):
-        output = next_method(*args, **kwargs)
         module = context.module
-        if context.method_name == "__call__" and hasattr(output, "shape"):
+        first = context.method_name == "__call__" and module.path not in calls
+        if first:
+            calls[module.path] = None  # a call ends after those that it makes: this keeps their order
+        output = next_method(*args, **kwargs)
+        if first:
+            shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(output) if hasattr(leaf, "shape")]
             own = [leaf for leaf in module.variables.get("params", {}).values() if hasattr(leaf, "size")]
-            calls.setdefault(
-                module.path, (type(module).__name__, output.shape[1:], sum(leaf.size for leaf in own))
-            )
+            size = sum(leaf.size for leaf in own)
+            calls[module.path] = (type(module).__name__, shapes[-1] if shapes else (), size)
         return output
 
     def init():
@@ -70,7 +73,6 @@ def _table(calls, params):
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
         totals[path[:-1]] = totals.get(path[:-1], 0) + leaf.size
     callers = {path[:i] for path in calls for i in range(len(path))}
-    # Calls end innermost first, so sort by where each module's first descendant was called.
     return [
         Layer("/".join(path), kind, tuple(output), totals[path] // own if own else 1, totals.get(path, 0))
         for path, (kind, output, own) in calls.items()

@@ -199,4 +199,5 @@ def stack(unit, depth, *, scan=True, unroll=1, name=None):
     """
     if depth < 1 or unroll < 1:
         raise InputError(f"stack: depth {depth} and unroll {unroll} must be at least 1")
-    return Stack(unit, depth, scan, unroll, name=name)
+    # A unit made inside another module's __call__ is bound there; its variables belong to the stack.
+    return Stack(unit.copy(parent=None, name=None), depth, scan, unroll, name=name)

@@ -26,7 +26,8 @@ def digits() -> Dataset:
     rest, test = train_test_split(np.arange(len(whole)), test_size=300, stratify=labels, random_state=0)
     train, validation = train_test_split(rest, test_size=200, stratify=labels[rest], random_state=0)
     classes = tuple(str(digit) for digit in range(10))
-    return Dataset("digits", classes, (8, 8, 1), *(whole.take(np.sort(i)) for i in (train, validation, test)))
+    train, validation, test = (whole.take(np.sort(indices)) for indices in (train, validation, test))
+    return Dataset("digits", classes, (8, 8, 1), train, validation, test)
 
 
 def toy(name: str) -> Dataset:
@@ -39,11 +40,8 @@ def toy(name: str) -> Dataset:
     }[name]
     points, labels = make(rng, 1400)
     whole = Arrays(points.astype(np.float32), labels.astype(np.int32))
-    parts = (whole.take(part) for part in np.split(rng.permutation(1400), (1000, 1200)))
-    classes = {"spirals": ("first", "second"), "disc": ("outside", "inside"), "xor": ("equal", "different")}[
-        name
-    ]
-    return Dataset(name, classes, (2,), *parts)
+    train, validation, test = (whole.take(part) for part in np.split(rng.permutation(1400), (1000, 1200)))
+    return Dataset(name, classes, (2,), train, validation, test)
 
 
 def _spirals(rng, n):

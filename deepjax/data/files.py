@@ -95,18 +95,22 @@ def _mnist(name: str, folder: Path) -> Dataset:
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
     """uint8 array with so many axes from an IDX file, plain or gzip. Raises InputError for other content."""
-    data = path.read_bytes()
+    data, whole = path.read_bytes(), True
     if data[:2] == b"\x1f\x8b":
+        # Unlike gzip.decompress, this gives what a truncated file still holds, for the message below.
+        unpacker = zlib.decompressobj(wbits=31)
         try:
-            # Unlike gzip.decompress, this gives what a truncated file still holds, for the message below.
-            data = zlib.decompressobj(wbits=31).decompress(data)
+            data = unpacker.decompress(data)
         except zlib.error as error:
             raise InputError(f"{path}: broken gzip file ({error}); download it again") from error
+        whole = unpacker.eof
     header = 4 + 4 * axes
     if len(data) < header or data[:4] != bytes((0, 0, 8, axes)):
         raise InputError(f"{path}: not an IDX file of bytes with {axes} axes; download it again")
     shape = struct.unpack(f">{axes}I", data[4:header])
     _check_size(path, len(data), header + math.prod(shape))
+    if not whole:
+        raise InputError(f"{path}: the last bytes of the gzip file are missing; download it again")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
@@ -148,7 +152,8 @@ def npz(path: str) -> Dataset:
     Images are uint8 [N, H, W] or [N, H, W, C], features float [N, features], labels integers [N] or [N, 1].
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because np.load leaves a file that it cannot read open.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             stored = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         raise InputError(

@@ -2,8 +2,8 @@
 
 import io
 import math
-from pathlib import Path
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +59,13 @@ def centre(image: "Image.Image", height: int, width: int) -> "Image.Image":
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
+def to_shape(image: "Image.Image", height: int, width: int, fit: str) -> "Image.Image":
+    """As Records.fit says: "photograph" by `centre`, else resized whole; left alone if it has this size."""
+    if image.size == (width, height):
+        return image
+    return (centre if fit == "photograph" else resize)(image, height, width)
+
+
 def random_area(
     image: "Image.Image", height: int, width: int, area: tuple[float, float], rng: np.random.Generator
 ) -> "Image.Image":
@@ -86,7 +93,7 @@ def random_area(
 
 
 def read_image(path: Path, shape: tuple[int, int, int], fit: str) -> np.ndarray:
-    """An image file as uint8 of `shape` (H, W, C), brought to it as `fit` says (Records.fit; "stored" as "whole").
+    """An image file as uint8 of shape (H, W, C), brought to it as `fit` says (see Records.fit).
 
     Raises InputError for a file that cannot be read.
     """
@@ -96,5 +103,5 @@ def read_image(path: Path, shape: tuple[int, int, int], fit: str) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); replace or remove it") from error
     image = decode(encoded, str(path), channels)
-    image = (centre if fit == "photograph" else resize)(image, height, width)
+    image = to_shape(image, height, width, fit)
     return np.asarray(image, np.uint8).reshape(shape)

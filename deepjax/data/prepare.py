@@ -7,7 +7,10 @@ import importlib.util
 import os
 import subprocess
 import sys
+from typing import NoReturn
 
+from deepjax.data.files import ORIGINAL
+from deepjax.data.prepared import nearest
 from deepjax.errors import InputError
 
 # Not `python -m deepjax.data.prepare`: the package imports this module first, and runpy warns of that.
@@ -18,8 +21,8 @@ FAILED = "deepjax-prepare-failed: "
 def prepare(name: str, data_dir: str) -> None:
     """Download and prepare a set in data_dir (empty: TFDS's own folder), showing TFDS's progress.
 
-    Raises InputError where TensorFlow is missing or TFDS fails: an unknown name, no network, a set whose files
-    one must fetch by hand.
+    Raises InputError where TensorFlow is missing or TFDS fails: an unknown name, no network, a set whose
+    files one must fetch by hand.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
@@ -45,9 +48,12 @@ def child() -> None:
     try:
         builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
         builder.download_and_prepare()
-    except (
-        Exception
-    ) as error:  # anything from a download, a parser or the disk: the parent shows it as one line
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        print(FAILED + reason, flush=True)
-        sys.exit(1)
+    except tfds.core.DatasetNotFoundError:
+        _fail(f"no such TFDS set; {nearest(name.split('/')[0].split(':')[0], ORIGINAL)}")
+    except Exception as error:  # of a download, a parser, the disk: the parent shows it as one line
+        _fail(" ".join(f"{type(error).__name__}: {error}".split())[:500])
+
+
+def _fail(reason: str) -> NoReturn:
+    print(FAILED + reason, flush=True)
+    sys.exit(1)

@@ -26,8 +26,12 @@ class TfdsFiles:
         from tensorflow_datasets.proto import tf_example_pb2
 
         parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
-        for record in self.source.__getitems__(indices):
-            yield parse(record).features.feature
+        try:
+            for record in self.source.__getitems__(indices):
+                yield parse(record).features.feature
+        # What the reader in C++ raises for damaged files.
+        except (RuntimeError, ValueError, OSError) as error:
+            raise _unreadable(self.split, error) from error
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """The encoded images with these numbers."""
@@ -70,7 +74,7 @@ def load(name: str, data_dir: str, image_size: int, others: Iterable[str]) -> Da
     if "train" not in splits or not {"test", "validation"} & set(splits):
         found = ", ".join(builder.info.splits) or "nothing"
         raise InputError(f"data.name {name!r}: needs the splits train and test or validation, it has {found}")
-    test = splits.get("test") or splits.pop("validation")
+    test = splits["test"] if "test" in splits else splits.pop("validation")
     validation = splits.get("validation") or splits["train"].take(np.arange(0))
     return Dataset(name, tuple(label.names), shape, splits["train"], validation, test)
 
@@ -91,12 +95,20 @@ def _builder(name: str, data_dir: str, others: Iterable[str]) -> Any:
             raise InputError(
                 f"data.name {name!r}: not prepared in {where}; run: deepjax datasets prepare {name}{option}"
             ) from error
-        near = {*others, *on_disk(data_dir)}
-        # TFDS's hundreds of names are offered only where one is close.
-        valid = [*near, *public] if difflib.get_close_matches(base, [*near, *public], cutoff=0.5) else near
+        hint = nearest(base, {*others, *on_disk(data_dir)})
         raise InputError(
-            f"data.name {name!r}: no such set, folder with train/, or .npz file; {choices(base, valid)}"
+            f"data.name {name!r}: no such set, folder with train/, or .npz file; {hint}"
         ) from error
+
+
+def nearest(name: str, near: Iterable[str]) -> str:
+    """The closest name among `near` and TFDS's own; where none is close, the list of `near`."""
+    import tensorflow_datasets as tfds
+
+    near = set(near)
+    everything = near.union(tfds.list_builders(with_community_datasets=False))
+    # TFDS's hundreds of names are offered only where one is close.
+    return choices(name, everything if difflib.get_close_matches(name, everything, cutoff=0.5) else near)
 
 
 def _features(name: str, builder: Any, image_key: str, label_key: str) -> tuple[Any, Any]:
@@ -142,13 +154,13 @@ def _files(builder: Any, split: str, image_key: str) -> TfdsFiles:
         )
     try:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        source = builder.as_data_source(split, deserialize_method=raw)
-        return TfdsFiles(source, f"{name} {split}", image_key)
-    except Exception as error:  # whatever the reader in C++ says of a missing or damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{builder.data_path}: {split} cannot be read ({reason}); prepare it again"
-        ) from error
+        return TfdsFiles(builder.as_data_source(split, deserialize_method=raw), f"{name} {split}", image_key)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise _unreadable(f"{name} {split}", error) from error
+
+
+def _unreadable(split: str, error: Exception) -> InputError:
+    return InputError(f"{split}: cannot be read ({' '.join(str(error).split())[:300]}); prepare it again")
 
 
 def _default_dir() -> Path:

@@ -124,11 +124,11 @@ class Records:
         image = images.decode(encoded, where, channels)
         if area is not None:
             image = images.random_area(image, height, width, area, generator)
-        elif image.size != (width, height):
-            if self.fit == "stored":
-                size = f"{image.height}x{image.width} pixels, others have {height}x{width}"
-                raise InputError(f"{where}: {size}; give data.image_size to resize all")
-            image = (images.resize if self.fit == "whole" else images.centre)(image, height, width)
+        elif self.fit == "stored" and image.size != (width, height):
+            size = f"{image.height}x{image.width} pixels, others have {height}x{width}"
+            raise InputError(f"{where}: {size}; give data.image_size to resize all")
+        else:
+            image = images.to_shape(image, height, width, self.fit)
         return np.asarray(image, np.uint8).reshape(self.shape)
 
 

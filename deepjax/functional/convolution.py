@@ -59,12 +59,12 @@ def conv(x, kernel, bias=None, *, stride=1, padding="SAME", dilation=1, groups=1
     geometry = _geometry(spatial, kernel.shape[:-2], stride, padding, dilation)
     x, kernel = _vary_alike(x, kernel)
     images = x.reshape(math.prod(x.shape[: 1 - kernel.ndim]), *x.shape[1 - kernel.ndim :])
-    y = _conv(images, kernel, geometry) if groups == 1 else _forward(images, kernel, geometry, groups)
+    y = _conv(images, kernel, geometry) if groups == 1 else _grouped(images, kernel, geometry, groups)
     y = y.reshape(*x.shape[: 1 - kernel.ndim], *y.shape[1:])
     return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
 
 
-def _forward(x, kernel, geometry, groups=1):
+def _grouped(x, kernel, geometry, groups):
     stride, padding, dilation = geometry
     return _canonical(x, kernel, stride, padding, rhs_dilation=dilation, feature_group_count=groups)
 
@@ -84,12 +84,11 @@ def _vary_alike(x, kernel):
     return [lax.pcast(a, m, to="varying") if m else a for a, m in zip((x, kernel), missing, strict=True)]
 
 
-# Gradients. One axis: y[o] = sum_k x[o * stride + k * dilation - low] kernel[k].
+# Gradients of y[o] = sum_k x[o * stride + k * dilation - low] @ kernel[k]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv_vjp(x, kernel, geometry):
-    return _forward(x, kernel, geometry)
+def _forward(x, kernel, geometry):
+    return _grouped(x, kernel, geometry, 1)
 
 
 def _save(x, kernel, geometry):
@@ -97,12 +96,15 @@ def _save(x, kernel, geometry):
 
 
 def _gradients(geometry, saved, dy):
+    x, kernel = saved
     ours, derived = partial(_canonical_gradients, geometry), partial(_derived_gradients, geometry)
-    return lax.platform_dependent(*saved, dy, cpu=ours, default=derived)
+    if jax.typeof(dy).sharding.mesh.explicit_axes:  # there, our transposes and reshapes would need shardings
+        return derived(x, kernel, dy)
+    return lax.platform_dependent(x, kernel, dy, cpu=ours, default=derived)
 
 
-_conv_vjp.defvjp(_save, _gradients)
-_conv = jax.jit(_conv_vjp, static_argnums=2)  # outside of a jit, the choice would be compiled at every call
+_conv = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+_conv.defvjp(_save, _gradients)
 
 
 def _derived_gradients(geometry, x, kernel, dy):
@@ -133,8 +135,7 @@ def _input_gradient(geometry, x, kernel, dy):
 
 
 def _kernel_gradient(geometry, x, kernel, dy):
-    """dkernel[k] = sum_o x[o * stride + k * dilation - low].T @ dy[o]: dy is the window, the images
-    its features."""
+    """dkernel[k] = sum_o x[o * stride + k * dilation - low].T @ dy[o]: dy as kernel, images as features."""
     padding, used = [], []
     for size, out, window, stride, (low, _), dilation in zip(
         x.shape[1:-1], dy.shape[1:-1], kernel.shape[:-2], *geometry, strict=True
@@ -175,9 +176,8 @@ def _pointwise_gradients(geometry, x, kernel, dy):
     ]
     dx = lax.pad(dy @ matrix.T, jnp.zeros((), dy.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
     x = x[(slice(None), *(slice(None, None, s) for s in geometry.stride))]
-    halves = (
-        2 if math.prod(x.shape[:-1]) % 2 == 0 else 1
-    )  # a batched product uses two cores, a plain one uses one
+    # a product batched over two halves of the rows runs on two cores, a plain one with few columns on one
+    halves = 2 if math.prod(x.shape[:-1]) % 2 == 0 else 1
     x, dy = (a.reshape(halves, math.prod(a.shape[:-1]) // halves, a.shape[-1]) for a in (x, dy))
     return dx, jnp.einsum("hri,hro->hio", x, dy).sum(0).reshape(kernel.shape)
 
@@ -245,7 +245,7 @@ def _low_high(padding, spatial, extent, stride):
         isinstance(p, int) and p >= 0 for p in pixels
     ):
         raise InputError(
-            f"conv: padding {padding!r} must be 'SAME', 'VALID', an int of at least 0, or {len(spatial)} ints or "
-            "(low, high) pairs"
+            f"conv: padding {padding!r} must be 'SAME', 'VALID', an int of at least 0, or {len(spatial)} "
+            "ints or (low, high) pairs"
         )
     return tuple((low, high) for low, high in pairs)

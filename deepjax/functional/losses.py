@@ -23,11 +23,11 @@ def cross_entropy(logits, labels, *, smoothing=0.0):
     Computed in at least float32 from log-sum-exp, so that it is finite for logits of any finite size.
 
     Raises:
-      InputError: shapes that do not match, or smoothing outside [0, 1].
+      InputError: shapes that do not match, labels that are not integers, or smoothing outside [0, 1].
     """
-    if logits.shape[:-1] != labels.shape:
+    if logits.shape[:-1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise InputError(
-            f"cross_entropy: logits {logits.shape} and labels {labels.shape} do not match; "
+            f"cross_entropy: logits {logits.shape} and labels {labels.dtype}{labels.shape} do not match; "
             f"labels must be integers of shape {logits.shape[:-1]}"
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

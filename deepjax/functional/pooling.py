@@ -22,14 +22,14 @@ def max_pool(x, window, *, stride=None, padding=0):
     Raises:
       InputError: a window larger than the padded input, or padding of more than half the window.
     """
-    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    return lax.reduce_window(x, jnp.asarray(lowest, x.dtype), lax.max, *_windows("max_pool", x, window, stride, padding))
+    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    return lax.reduce_window(x, np.asarray(lowest, x.dtype), lax.max, *_windows("max_pool", x, window, stride, padding))
 
 
 def avg_pool(x, window, *, stride=None, padding=0):
     """Mean of each window; padding counts as zeros, as in PyTorch. Arguments as in `max_pool`."""
     dimensions, strides, pads = _windows("avg_pool", x, window, stride, padding)
-    return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, dimensions, strides, pads) / np.prod(dimensions)
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, dimensions, strides, pads) / np.prod(dimensions)
 
 
 def global_avg_pool(x):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from deepjax import data
 from deepjax.config import Config
@@ -47,7 +48,7 @@ def load_run(folder, warn=print):
         raise InputError(f"workdir {folder} has no checkpoint yet; `deepjax train` with --workdir {folder} makes one")
     state = init_state(
         model,
-        make_optimizer(config.optimizer, config.optimizer.learning_rate),
+        make_optimizer(config.optimizer, optax.constant_schedule(0.0)),  # only the shape of its state matters
         workdir.key_of(config),
         record["shape"],
         ema=config.ema > 0,

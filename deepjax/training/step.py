@@ -64,7 +64,7 @@ def train_step(
         "loss": loss,
         "accuracy": _sum(mask & (logits.argmax(-1) == label), axis_name) / count,
         "count": count,
-        "grad_norm": optax.global_norm(gradients),
+        "grad_norm": optax.tree.norm(gradients),
         "learning_rate": jnp.asarray(schedule(state.step // accumulate), jnp.float32),
     }
     if ema:

@@ -2,6 +2,9 @@
 
 import functools
 import inspect
+import operator
+
+import jax.numpy as jnp
 
 from deepjax.errors import InputError, choices
 from deepjax.zoo import plain, residual
@@ -35,8 +38,16 @@ def create(name, *, num_classes=None, **options):
             raise InputError(
                 f"option {option} of model {name} is {value!r}; it must be {type(usual).__name__}, such as {usual!r}"
             )
+    if options.get("dtype") is not None:
+        try:
+            jnp.dtype(options["dtype"])
+        except TypeError:
+            raise InputError(f"option dtype of model {name} is {options['dtype']!r}; try bfloat16") from None
     if num_classes is not None:
-        options["num_classes"] = num_classes
+        try:
+            options["num_classes"] = operator.index(num_classes)
+        except TypeError:
+            raise InputError(f"num_classes {num_classes!r} must be an int") from None
     return MODELS[name](**options)
 
 

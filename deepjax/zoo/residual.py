@@ -77,19 +77,24 @@ class ResNet(nn.Module):
         strides[self.windows.index(3)] = stride
         pre = self.order == "pre"
         shared = pre and changes  # He et al. 2016: a changing unit's shortcut starts after norm and activation
+        # parent=None: each part belongs to the unit that it is given to, and gets its name there.
         shortcut = None
         if self.join is not Plain and (changes or self.shortcut == "C"):
             if self.shortcut == "A":
-                shortcut = ZeroPad(features[-1], stride)
+                shortcut = ZeroPad(features[-1], stride, parent=None)
             else:
-                shortcut = Projection(features[-1], stride, norm=not pre, dtype=self.dtype)
+                shortcut = Projection(features[-1], stride, norm=not pre, dtype=self.dtype, parent=None)
+        branch = Branch(
+            features, self.windows, strides, self.order, activated=shared, dtype=self.dtype, parent=None
+        )
         return Unit(
-            Branch(features, self.windows, strides, self.order, activated=shared, dtype=self.dtype),
-            self.join(),
+            branch,
+            self.join(parent=None),
             shortcut,
-            before=NormActivation() if shared else None,
+            before=NormActivation(parent=None) if shared else None,
             activation=None if pre else functional.relu,
             name=name,
+            parent=self if name else None,
         )
 
 

@@ -1,0 +1,12 @@
+"""Eight CPU devices for the sharding tests, exact products, no silent broadcasting, and short compiles."""
+
+import os
+
+# Most of the time of these tests is compilation, so XLA's optimizer is off. Processes started by tests do without it.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")
