@@ -26,7 +26,7 @@ FANS = {  # kernel shape -> fan in, fan out
 
 
 def assert_moments(sample, variance):
-    """Mean 0 and the variance, at four sigma: a normal's variance scatters by sqrt(2 / n), a uniform's less."""
+    """Mean 0 and the variance, at four sigma: a normal's variance scatters by sqrt(2 / n)."""
     sample = np.asarray(sample, np.float64)
     assert abs(sample.mean()) < 4 * np.sqrt(variance / sample.size)
     assert abs(np.mean(sample**2) / variance - 1) * np.sqrt(sample.size / 2) < 4

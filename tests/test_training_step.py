@@ -63,7 +63,7 @@ def batch_of(size, shape, valid=None, seed=0):
     }
 
 
-SMALL = partial(zoo.create, "cifar_resnet", depth=8, width=4, num_classes=10)
+SMALL = partial(zoo.create, "cifar_resnet", depth=14, width=4, num_classes=10)
 SHAPE = (8, 8, 3)
 
 
@@ -241,7 +241,7 @@ def test_evaluation_of_a_row_does_not_depend_on_the_others():
 
 
 def test_half_precision_keeps_parameters_and_statistics_in_float32():
-    model = zoo.create("cifar_resnet", depth=8, width=4, dtype=jnp.bfloat16)
+    model = SMALL(dtype=jnp.bfloat16)
     state, metrics = jitted(model)(fresh(model, SHAPE), batch_of(16, SHAPE), KEY)
     chex.assert_type(jax.tree.leaves((state.params, state.batch_stats)), jnp.float32)
     chex.assert_type(metrics["loss"], jnp.float32)

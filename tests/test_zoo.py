@@ -262,7 +262,7 @@ def unstack(tree):
 
 
 def draw(model, x):
-    """Variables of the model, drawn with NumPy: compiles nothing, and no scale is 1, no bias 0, no variance large."""
+    """Variables of the model, by NumPy: nothing compiles, no scale is 1, no bias 0, no variance large."""
     rng = np.random.default_rng(0)
 
     def one(path, leaf):

@@ -1,0 +1,296 @@
+"""The loop: stopping, resuming, choosing, failing. On the digits and toys, with tiny networks."""
+
+import dataclasses
+import json
+import shutil
+import signal
+
+import chex
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from deepjax import training
+from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
+from deepjax.errors import InputError, Stopped, TrainingFailed
+from deepjax.training import Checkpoints, inference, loop
+
+QUIET = Console(quiet=True)
+DIGITS = Config(
+    data=Data(augment=Augment(translate=1.0, flip=True)),
+    model="cifar_resnet",
+    model_options={"depth": 8, "width": 4},
+    optimizer=Optimizer(name="momentum", learning_rate=0.05, weight_decay=1e-4),
+    schedule=Schedule(name="cosine", warmup=0.5),
+    devices=Devices(count=1),
+    epochs=2,
+    batch_size=128,
+    ema=0.9,
+    log_every=1,
+    checkpoint_every=4,
+)
+SPIRALS = Config(
+    data=Data(name="spirals"),
+    model="mlp",
+    model_options={"width": 32},
+    optimizer=Optimizer(name="adam", learning_rate=0.01),
+    devices=Devices(count=1),
+    epochs=3,
+    batch_size=100,
+)
+
+
+def train(config, folder, **changes):
+    config = dataclasses.replace(config, workdir=str(folder), **changes)
+    return training.train(config, console=QUIET)
+
+
+def rows(folder):
+    """metrics.jsonl without its times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def newest_state(folder):
+    manager = Checkpoints(folder / "checkpoints")
+    step = manager.steps[-1]
+    state = manager.manager.restore(step)["state"]
+    manager.close()
+    return jax.tree.map(np.asarray, state)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of DIGITS that was never stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(DIGITS, folder)
+    return folder
+
+
+class StopAt:
+    """In the loop's Signals' place: as if a signal came during step `at` of this process."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def received(self):
+        self.left -= 1
+        return signal.SIGTERM if self.left < 0 else 0
+
+
+@pytest.mark.parametrize("stops", [(3,), (1, 5), (11,)])  # 11 steps an epoch: within it, and at its end
+def test_a_stopped_and_resumed_run_is_bit_identical(tmp_path, whole, monkeypatch, stops):
+    folder = tmp_path / "run"
+    for at in stops:
+        monkeypatch.setattr(loop, "Signals", lambda at=at: StopAt(at - 1))
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM at step \d+ of 22, saved") as stop:
+            train(DIGITS, folder)
+        assert stop.value.number == signal.SIGTERM
+        assert (folder / "curves.png").exists()
+    monkeypatch.undo()
+    summary = train(DIGITS, folder)
+    chex.assert_trees_all_equal(newest_state(folder), newest_state(whole))
+    assert rows(folder) == rows(whole)
+    other = json.loads((whole / "summary.json").read_text())
+    for field in ("test_error", "test_loss", "train_loss", "steps", "epochs", "parameters", "best_epoch"):
+        assert summary[field] == other[field]
+
+
+def test_records_after_the_last_checkpoint_of_a_killed_run_come_again(tmp_path, whole):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    manager = Checkpoints(folder / "checkpoints")
+    manager.manager.delete(22)  # as if killed between step 20's checkpoint and the end
+    left = manager.steps[-1]
+    manager.close()
+    assert left == 20
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 22, "lo')  # cut short by the kill
+    train(DIGITS, folder)
+    assert rows(folder) == rows(whole)
+    chex.assert_trees_all_equal(newest_state(folder), newest_state(whole))
+
+
+def test_what_a_run_leaves(whole):
+    config = json.loads((whole / "config.json").read_text())
+    assert config["config"]["optimizer"]["learning_rate"] == 0.05
+    assert config["versions"]["jax"] == jax.__version__
+    assert config["seed"] == 0
+    assert config["device_kind"] == "cpu"
+    records = rows(whole)
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 23))
+    assert [r["epoch"] for r in records if r["kind"] == "validation"] == [1, 2]
+    assert set(json.loads((whole / "summary.json").read_text())) == {
+        "test_error", "test_loss", "train_loss", "steps", "epochs", "seconds", "compile_seconds", "images_per_second",
+        "parameters", "best_epoch",
+    }  # fmt: skip
+    for picture in ("curves.png", "confusion.png"):
+        assert (whole / picture).read_bytes().startswith(b"\x89PNG")
+    assert list((whole / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_finished_run_says_so_and_stays(tmp_path, whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    console = Console(force_terminal=False)
+    training.train(dataclasses.replace(DIGITS, workdir=str(whole)), console=console)
+    assert "finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+
+
+def test_another_config_is_refused_with_both_values(whole):
+    with pytest.raises(InputError, match=r"epochs 2 there, 3 here.*--workdir"):
+        train(DIGITS, whole, epochs=3)
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="holds no deepjax run"):
+        train(DIGITS, tmp_path)
+
+
+def test_evaluation_of_the_run_gives_the_summarys_numbers(whole):
+    run = inference.load_run(whole)
+    result = inference.evaluate_run(run)
+    summary = json.loads((whole / "summary.json").read_text())
+    assert result.error == summary["test_error"]
+    np.testing.assert_allclose(result.loss, summary["test_loss"], rtol=1e-6)
+    counts = result.confusion(10)
+    assert counts.sum() == 300
+    np.testing.assert_allclose(1 - np.trace(counts) / 300, result.error)
+    assert result.top5_error <= result.error
+
+
+def damage(folder, step):
+    """Cut the largest file of a checkpoint in half."""
+    files = [path for path in (folder / "checkpoints" / str(step)).rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+
+
+def test_a_truncated_checkpoint_is_passed_over_and_named(tmp_path, whole):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    damage(folder, 22)
+    with Console(quiet=False, file=(tmp_path / "said").open("w")) as console:
+        training.train(dataclasses.replace(DIGITS, workdir=str(folder)), console=console)
+        console.file.close()
+    said = (tmp_path / "said").read_text()
+    assert "checkpoints/22 is damaged" in said
+    assert "continuing at step 20" in said
+    chex.assert_trees_all_equal(newest_state(folder), newest_state(whole))
+
+
+def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(tmp_path, whole):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    for path in (folder / "checkpoints").iterdir():
+        damage(folder, path.name)
+    before = rows(folder)
+    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+        train(DIGITS, folder)
+    assert rows(folder) == before
+    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+        inference.load_run(folder, warn=lambda text: None)
+
+
+def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
+    folder = tmp_path / "run"
+    summary = train(SPIRALS, folder, epochs=6, keep=1)
+    errors = [(r["error"], r["loss"], r["epoch"]) for r in rows(folder) if r["kind"] == "validation"]
+    assert summary["best_epoch"] == min(errors)[2]
+    manager = Checkpoints(folder / "checkpoints", 1)
+    steps_per_epoch = summary["steps"] // 6
+    assert manager.steps == sorted({min(errors)[2] * steps_per_epoch, summary["steps"]})
+    manager.close()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rate_and_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    config = dataclasses.replace(
+        SPIRALS,
+        optimizer=Optimizer(name="sgd", learning_rate=1e25),
+        schedule=Schedule(name="constant", warmup=0.0),
+        checkpoint_every=1,
+    )
+    with pytest.raises(TrainingFailed, match=r"at step \d+ .*learning rate 1e\+25.*(checkpoint)") as error:
+        train(config, folder)
+    step = int(str(error.value).split()[2])
+    kept = [int(path.name) for path in (folder / "checkpoints").iterdir()]
+    assert max(kept, default=0) < step
+    assert max((r["step"] for r in rows(folder)), default=0) < step
+    assert not (folder / "summary.json").exists()
+
+
+def test_early_stopping_stops_after_patience_epochs_without_improvement(tmp_path):
+    config = dataclasses.replace(SPIRALS, optimizer=Optimizer(name="sgd", learning_rate=1e-30))
+    summary = train(config, tmp_path / "run", epochs=50, patience=3)
+    assert summary["epochs"] == 4
+    assert summary["best_epoch"] == 1
+
+
+def test_without_validation_the_newest_state_is_tested(tmp_path):
+    summary = train(dataclasses.replace(SPIRALS, data=Data(name="xor", validation=0.0)), tmp_path / "run")
+    assert summary["best_epoch"] == 3
+    assert not [r for r in rows(tmp_path / "run") if r["kind"] == "validation"]
+
+
+def test_images_on_the_device_and_from_the_host_train_alike(tmp_path):
+    states = []
+    for placement in ("device", "host"):
+        config = dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, placement=placement))
+        train(config, tmp_path / placement, epochs=1)
+        states.append(newest_state(tmp_path / placement))
+    chex.assert_trees_all_close(*states, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_eight_devices_train_the_digits(tmp_path, strategy):
+    summary = train(DIGITS, tmp_path / "run", devices=Devices(strategy=strategy), batch_size=64, epochs=1)
+    assert summary["steps"] == 21
+    assert summary["train_loss"] < 2.3
+
+
+def test_accumulation_in_half_precision(tmp_path):
+    optimizer = dataclasses.replace(DIGITS.optimizer, accumulate=4, clip_norm=1.0)
+    summary = train(DIGITS, tmp_path / "run", optimizer=optimizer, dtype="bfloat16", batch_size=32, label_smoothing=0.1)
+    assert np.isfinite(summary["test_loss"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": -1}, "epochs -1"),
+        ({"batch_size": 5000}, "batch_size 5000 is larger than the training set of 1297"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"keep": 0}, "keep 0"),
+        ({"ema": 1.5}, "ema 1.5"),
+        ({"model": "cifar_resnt"}, "did you mean 'cifar_resnet'"),
+        ({"model_options": {"dpth": 8}}, "did you mean 'depth'"),
+        ({"model_options": {"num_classes": 7}}, "7 differs from the 10 classes"),
+        ({"model_options": {"dtype": "float16"}}, "set by --dtype"),
+        ({"data": Data(name="digit")}, "did you mean 'digits'"),
+        ({"data": Data(mean=(0.5,))}, "each have 1 values"),
+        ({"data": Data(name="xor")}, r"images must be \[batch, height, width, channels\]"),
+        ({"optimizer": Optimizer(learning_rate=-1.0)}, "learning_rate -1.0"),
+        ({"schedule": Schedule(name="step", milestones=(3.0, 2.0))}, "increasing"),
+        ({"devices": Devices(count=3)}, "batch_size 128 cannot be split over 3 devices"),
+        ({"devices": Devices(count=9)}, "devices.count 9"),
+    ],
+)
+def test_bad_input_names_itself_and_leaves_nothing(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        train(DIGITS, tmp_path / "run", **changes)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
