@@ -17,7 +17,7 @@ from typing import Literal
 import tyro
 
 import deepjax
-from deepjax.config import Config
+from deepjax.config import Config, Options
 from deepjax.errors import InputError, Stopped, TrainingFailed, choices
 
 USAGE = """usage: deepjax COMMAND ...
@@ -74,7 +74,8 @@ def train(arguments):
     path = _configs().get(name) or Path(name)
     if path.suffix != ".py" or not path.is_file():
         raise InputError(f"config {name!r} is unknown and no file; {choices(name, _configs())}")
-    parsed = _parse(Config, rest, f"deepjax train {name}", description=_docstring(path), default=_load_config(path))
+    config = _load_config(path)
+    parsed = _parse(Config, rest, f"deepjax train {name}", description=_docstring(path), default=config)
     from deepjax.training import loop
 
     loop.train(parsed, path.stem)
@@ -92,7 +93,7 @@ def _load_config(path):
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:  # whatever a user's file raises is a user's error
-        raise InputError(f"config {path} cannot be run: {type(error).__name__}: {error}") from error
+        raise InputError(f"config {path} cannot be run ({type(error).__name__}: {error})") from error
     if not isinstance(config, Config):
         raise InputError(f"config {path} must define `config = deepjax.config.Config(...)`")
     return config
@@ -274,8 +275,8 @@ class Summary:
     """Shape of one example: height,width,channels. Empty: 224,224,3 for ImageNet's networks, else 32,32,3."""
     num_classes: int | None = None
     """Logits. Unset: the network's usual number."""
-    options: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Options of the model as name value pairs: --options depth 38."""
+    options: Options = field(default_factory=dict)
+    """Options of the model: --options depth=38 shortcut=B."""
     json: bool = False
     """Print JSON."""
 
@@ -293,7 +294,11 @@ def summary(arguments):
     layers = summarize(model, tuple(map(int, text.split(","))))
     total = sum(layer.parameters for layer in layers)
     if options.json:
-        record = {"model": options.model, "parameters": total, "layers": [layer._asdict() for layer in layers]}
+        record = {
+            "model": options.model,
+            "parameters": total,
+            "layers": [layer._asdict() for layer in layers],
+        }
         print(json.dumps(record, indent=2))
         return 0
     rows = [
@@ -339,6 +344,7 @@ def _one_line(box):
     lines = [line for line in lines if line and not set(line) <= set("-─╭╮╰╯")]
     text = " ".join(lines[1:]).partition("For full helptext")[0]
     text = text.partition("Argument helptext:")[0]
+    text = re.sub(r"^Missing from .*?: \S+ ", "missing argument: ", text)
     text = re.sub(r"\s*Perhaps you meant:\s*(\S+).*", r"; did you mean \1?", text)
     return text.strip()
 

@@ -4,10 +4,42 @@ Every field is an option of `deepjax train`: `optimizer.learning_rate` is `--opt
 Lengths of time are in epochs; `deepjax.optimizers` turns them into update counts.
 """
 
+import json
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from deepjax.errors import InputError, choices
+
+
+def parse_options(words):
+    """["depth=38", "shortcut=B", "scan=false"] -> {"depth": 38, "shortcut": "B", "scan": False}."""
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r} is not NAME=VALUE, such as depth=38")
+        try:
+            options[name] = json.loads(value.lower())
+        except ValueError:
+            options[name] = value
+    return options
+
+
+# tyro's own reading of a dict would turn the names in a config's default into flags, and refuse all others.
+Options = Annotated[
+    dict[str, int | float | bool | str],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE ...",
+        instance_from_str=parse_options,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda options: [
+            f"{name}={json.dumps(value).strip(chr(34))}" for name, value in options.items()
+        ],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -102,8 +134,8 @@ class Config:
     data: Data = Data()
     model: str = "cifar_resnet32"
     """A name that `deepjax models` lists."""
-    model_options: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Options of the model as name value pairs: --model-options depth 38 shortcut B."""
+    model_options: Options = field(default_factory=dict)
+    """Options of the model: --model-options depth=38 shortcut=B."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     devices: Devices = Devices()

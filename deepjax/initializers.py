@@ -6,8 +6,8 @@ window x features_out.
 
 from functools import partial
 
-from jax.nn.initializers import constant, normal, ones, variance_scaling, zeros
 import jax
+from jax.nn.initializers import constant, normal, ones, variance_scaling, zeros
 
 from deepjax.errors import InputError
 

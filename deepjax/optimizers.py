@@ -20,8 +20,8 @@ def make_schedule(optimizer, schedule, *, epochs, steps_per_epoch):
       steps_per_epoch: batches in an epoch.
 
     Raises:
-      InputError: a warmup that does not end within the run, milestones out of order, a factor or final rate out of
-        its range, or a field that does not belong to the schedule. Milestones after the run's end are allowed.
+      InputError: a warmup that does not end within the run, milestones out of order, a factor or final rate out
+        of its range, or a field that does not belong to the schedule. Milestones after the run's end are fine.
     """
     _check_schedule(schedule, epochs)
     peak = optimizer.learning_rate
@@ -36,9 +36,7 @@ def make_schedule(optimizer, schedule, *, epochs, steps_per_epoch):
         return optax.cosine_onecycle_schedule(total, peak, pct_start=share, div_factor=25.0, final_div_factor=1e4)
     after_warmup = {
         "constant": lambda: optax.constant_schedule(peak),
-        "step": lambda: _steps(
-            peak, [updates(epoch) - warmup for epoch in schedule.milestones], schedule.factor
-        ),
+        "step": lambda: _steps(peak, [updates(epoch) - warmup for epoch in schedule.milestones], schedule.factor),
         "cosine": lambda: optax.cosine_decay_schedule(peak, max(total - warmup, 1), alpha=schedule.final),
     }[schedule.name]()
     if not warmup:
@@ -81,9 +79,9 @@ def make_optimizer(optimizer, learning_rate):
       optimizer: `config.Optimizer`.
       learning_rate: a schedule, or a number.
 
-    Definitions are PyTorch's where they differ: momentum is g + momentum * buffer, weight decay joins the gradient
-    before momentum (adamw: decoupled, times the learning rate), rmsprop's epsilon stands outside the root and its
-    momentum before the learning rate.
+    Definitions are PyTorch's where they differ: momentum is g + momentum * buffer, weight decay joins the
+    gradient before momentum (adamw: decoupled, times the learning rate), rmsprop's epsilon stands outside the
+    root and its momentum before the learning rate.
 
     Raises:
       InputError: a number out of its range, or an unknown name.
@@ -103,7 +101,7 @@ def make_optimizer(optimizer, learning_rate):
             "nesterov": lambda: optax.sgd(learning_rate, o.momentum, nesterov=True),
             "adam": lambda: optax.adam(learning_rate, **adam),
             "adamw": lambda: optax.adamw(learning_rate, **adam, weight_decay=o.weight_decay, mask=kernels),
-            # optax.rmsprop puts the learning rate inside the momentum, where a schedule reaches past updates too.
+            # optax.rmsprop takes the learning rate before momentum, which then remembers the schedule.
             "rmsprop": lambda: optax.chain(
                 optax.scale_by_rms(o.second_moment, o.epsilon, eps_in_sqrt=False),
                 optax.trace(o.momentum),

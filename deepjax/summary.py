@@ -1,7 +1,7 @@
 """The layers of any Linen model: output shapes and parameters, without computing anything."""
 
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
@@ -17,7 +17,7 @@ class Layer(NamedTuple):
     path: str  # "stage1_rest/unit/branch/conv1"
     kind: str  # the class's name
     output: tuple[int, ...]  # shape of one example's output (of the last array, where there are several)
-    repeats: int  # how often a scan runs it, each time with parameters of its own
+    repeats: int  # how often a scan runs it
     parameters: int  # over all repeats
 
 
@@ -70,11 +70,23 @@ def summarize(model, input_shape, **call):
 
 def _table(calls, params):
     totals = {}  # path -> parameters that the module itself owns, over all repeats
-    for path, leaf in flax.traverse_util.flatten_dict(params).items():
+    leaves: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(params)
+    for path, leaf in leaves.items():
         totals[path[:-1]] = totals.get(path[:-1], 0) + leaf.size
     callers = {path[:i] for path in calls for i in range(len(path))}
+    repeats = {path: totals[path] // own for path, (_, _, own) in calls.items() if own}
     return [
-        Layer("/".join(path), kind, tuple(output), totals[path] // own if own else 1, totals.get(path, 0))
+        Layer("/".join(path), kind, tuple(output), _repeats(path, repeats), totals.get(path, 0))
         for path, (kind, output, own) in calls.items()
         if own or path not in callers
     ]
+
+
+def _repeats(path, known):
+    """Repeats of a module; without parameters of its own, those of the modules that stand nearest to it."""
+    if path in known:
+        return known[path]
+    for length in range(len(path) - 1, -1, -1):
+        if near := [count for other, count in known.items() if other[:length] == path[:length]]:
+            return min(near)
+    return 1

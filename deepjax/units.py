@@ -38,10 +38,15 @@ class Branch(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features_in] -> [batch, H / strides, W / strides, features[-1]]."""
+        if self.order not in ("post", "pre"):
+            raise InputError(f"Branch: order {self.order!r} is not post or pre")
+        if not len(self.features) == len(self.windows) == len(self.strides) or any(w % 2 == 0 for w in self.windows):
+            raise InputError(
+                f"Branch: features {self.features}, windows {self.windows} and strides {self.strides} must be equally "
+                f"many, windows odd"
+            )
         last = len(self.features) - 1
-        for i, (features, window, stride) in enumerate(
-            zip(self.features, self.windows, self.strides, strict=True)
-        ):
+        for i, (features, window, stride) in enumerate(zip(self.features, self.windows, self.strides, strict=True)):
             conv = Conv(
                 features,
                 (window, window),
@@ -85,9 +90,7 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features_in] -> [batch, H / stride, W / stride, features]."""
-        x = Conv(
-            self.features, (1, 1), self.stride, 0, kernel_init=self.kernel_init, dtype=self.dtype, name="conv"
-        )(x)
+        x = Conv(self.features, (1, 1), self.stride, 0, kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)
         return BatchNorm(name="norm")(x, train=train, mask=mask) if self.norm else x
 
 

@@ -148,9 +148,7 @@ def test_numpy_loop():
 )
 def test_torch(options):
     torch = pytest.importorskip("torch")
-    x, kernel, bias, weights = arrays(
-        3, (2, 10, 9, 4), (3, 3, 4 // options.get("groups", 1), 8), (8,), (997,)
-    )
+    x, kernel, bias, weights = arrays(3, (2, 10, 9, 4), (3, 3, 4 // options.get("groups", 1), 8), (8,), (997,))
     tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     tk = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
     tb = torch.tensor(bias, requires_grad=True)
@@ -211,9 +209,7 @@ def test_vmap(axes, window):
 
         return jax.jit(jax.vmap(single, axes))(x, kernel)
 
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), gradients(conv), gradients(lax_conv)
-    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), gradients(conv), gradients(lax_conv))
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -227,9 +223,7 @@ def test_second_order(window):
 
         return jax.jit(jax.grad(slope, argnums=(0, 1)))(x, kernel)
 
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), curvature(conv), curvature(lax_conv)
-    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), curvature(conv), curvature(lax_conv))
 
 
 def many_devices(axis_type=AxisType.Auto):

@@ -347,9 +347,7 @@ def test_draws_of_flip_and_crop_are_independent():
     out = jax.jit(lambda x: data.augment(jax.random.key(3), x, Augment(flip=True, crop=1)))(x)
     both = jnp.concatenate([image, image[:, :, ::-1]])
     padded = jnp.pad(both, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    candidates = jnp.stack(
-        [padded[f, i : i + 6, j : j + 5] for f in range(2) for i in range(3) for j in range(3)]
-    )
+    candidates = jnp.stack([padded[f, i : i + 6, j : j + 5] for f in range(2) for i in range(3) for j in range(3)])
     counts = matches(out, candidates).sum(0)
     assert counts.sum() == 4000
     assert abs(((counts - 4000 / 18) ** 2 / (4000 / 18)).sum() - 17) < 4 * np.sqrt(34)

@@ -390,10 +390,7 @@ def test_random_area_crop_statistics():
 
 def test_random_area_of_an_image_too_thin():
     thin = Image.new("L", (400, 10), 9)
-    assert (
-        np.asarray(images.random_area(thin, 8, 8, (0.9, 1.0), np.random.default_rng(0))).tolist()
-        == [[9] * 8] * 8
-    )
+    assert np.asarray(images.random_area(thin, 8, 8, (0.9, 1.0), np.random.default_rng(0))).tolist() == [[9] * 8] * 8
 
 
 def test_area_needs_images_one_by_one(tmp_path, npz):
@@ -440,9 +437,7 @@ def test_unprepared_name_says_how_to_prepare(tmp_path):
     fails(f"data_dir {tmp_path}/no: no such folder", "cifar10", tmp_path / "no")
 
 
-@pytest.mark.parametrize(
-    ("fields", "match"), [({"seed": -1}, "seed -1"), ({"image_size": -1}, "image_size -1")]
-)
+@pytest.mark.parametrize(("fields", "match"), [({"seed": -1}, "seed -1"), ({"image_size": -1}, "image_size -1")])
 def test_numbers_out_of_range(fields, match):
     fails(match, "digits", **fields)
 
@@ -482,9 +477,7 @@ def test_tfds_set_in_memory(name, shape, mean):
     counts = np.bincount(found.train.labels, minlength=10) / sizes[0]
     assert len(found.classes) == len(counts) == 10
     assert np.abs(counts - 0.1).max() < 0.015
-    np.testing.assert_allclose(
-        data.channel_statistics(found.train)[0], mean, atol=2e-3
-    )  # as everybody quotes them
+    np.testing.assert_allclose(data.channel_statistics(found.train)[0], mean, atol=2e-3)  # as everybody quotes them
     assert "tensorflow" not in sys.modules
 
 
@@ -503,9 +496,7 @@ def test_tfds_set_resized():
     lazy = load("mnist", SHARED, placement="host", image_size=32)
     stored = load("mnist", SHARED, placement="host")
     assert lazy.shape == (32, 32, 1)
-    whole = np.asarray(
-        Image.fromarray(stored.test.read([0])[0, ..., 0]).resize((32, 32), Image.Resampling.BILINEAR)
-    )
+    whole = np.asarray(Image.fromarray(stored.test.read([0])[0, ..., 0]).resize((32, 32), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(lazy.test.read([0])[0, ..., 0], whole)
 
 
@@ -519,9 +510,7 @@ def test_tfds_available():
 FORMAT = "array_record"
 
 
-def write_tfds(
-    data_dir, splits, sides=(20, 30), image_class="image_feature.Image", file_format="array_record"
-):
+def write_tfds(data_dir, splits, sides=(20, 30), image_class="image_feature.Image", file_format="array_record"):
     """A prepared set "shapes": splits: name -> labels; sides: of each image, or (-1, -1) for several."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
@@ -657,9 +646,7 @@ def test_tfds_files_missing(tmp_path):
 
 def test_prepare_without_tensorflow(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        InputError, match=r"mnist: needs TensorFlow to prepare; pip install 'deepjax\[prepare\]'"
-    ):
+    with pytest.raises(InputError, match=r"mnist: needs TensorFlow to prepare; pip install 'deepjax\[prepare\]'"):
         data.prepare("mnist", "")
 
 

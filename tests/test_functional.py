@@ -50,9 +50,7 @@ def batch_norm_reference(x, scale, bias, running, *, train, momentum=0.9, epsilo
     if train:
         rows = x.reshape(-1, x.shape[-1])
         mean, var = rows.mean(0), ((rows - rows.mean(0)) ** 2).mean(0)
-        running = Moments(
-            *(momentum * np.float64(o) + (1 - momentum) * n for o, n in zip(running, (mean, var)))
-        )
+        running = Moments(*(momentum * np.float64(o) + (1 - momentum) * n for o, n in zip(running, (mean, var))))
     return scale * (x - mean) / np.sqrt(var + epsilon) + bias, running
 
 
@@ -100,9 +98,7 @@ def test_batch_norm_is_torchs(shape, train):
 
     tx, tscale, tbias = to_torch(torch, x), *(torch.tensor(a, requires_grad=True) for a in (scale, bias))
     tmean, tvar = (torch.tensor(np.array(a)) for a in running)
-    ty = torch.nn.functional.batch_norm(
-        tx, tmean, tvar, tscale, tbias, training=train, momentum=0.1, eps=1e-5
-    )
+    ty = torch.nn.functional.batch_norm(tx, tmean, tvar, tscale, tbias, training=train, momentum=0.1, eps=1e-5)
     (ty * to_torch(torch, weights)).sum().backward()
 
     assert_allclose(y, from_torch(ty), rtol=1e-5, atol=3e-5)
@@ -193,9 +189,9 @@ def test_axis_name_gives_the_whole_batchs_gradients():
 
     def loss(x, scale, bias, shards):
         def one(x):
-            return functional.batch_norm(
-                x, scale, bias, running, train=True, axis_name="data" if shards > 1 else None
-            )[0]
+            return functional.batch_norm(x, scale, bias, running, train=True, axis_name="data" if shards > 1 else None)[
+                0
+            ]
 
         y = jax.vmap(one, axis_name="data")(x.reshape(shards, -1, 3))
         return (y.reshape(x.shape) * weights).sum()
@@ -212,9 +208,7 @@ def test_half_precision_with_a_large_mean(dtype, masked):
     x = jnp.asarray(500 + 4 * noise, dtype)
     running = Moments(jnp.zeros(4), jnp.ones(4))
     mask = np.ones(64, bool) if masked else None
-    y, moments = functional.batch_norm(
-        x, jnp.ones(4), jnp.zeros(4), running, train=True, mask=mask, momentum=0.0
-    )
+    y, moments = functional.batch_norm(x, jnp.ones(4), jnp.zeros(4), running, train=True, mask=mask, momentum=0.0)
     assert y.dtype == dtype
     assert moments.mean.dtype == moments.var.dtype == jnp.float32
     wide = np.asarray(x, np.float64)
@@ -236,9 +230,7 @@ def test_variance_is_never_negative(mean):
 def test_float64_stays_float64():
     with jax.enable_x64(True):
         x = np.random.default_rng(0).standard_normal((16, 3))
-        y, moments = functional.batch_norm(
-            jnp.asarray(x), None, None, Moments(jnp.zeros(3), jnp.ones(3)), train=True
-        )
+        y, moments = functional.batch_norm(jnp.asarray(x), None, None, Moments(jnp.zeros(3), jnp.ones(3)), train=True)
         assert y.dtype == moments.var.dtype == jnp.float64
         assert_allclose(y, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), rtol=1e-12, atol=1e-12)
 
@@ -287,9 +279,7 @@ def test_pooling_is_the_definition(spatial, window, stride, padding):
     assert_allclose(y, pool_reference(x, window, stride, padding, np.mean, 0), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("window", "stride", "padding"), [(2, None, 0), (3, 2, 1), (3, 1, 1), (5, 3, 2), (3, 2, 0)]
-)
+@pytest.mark.parametrize(("window", "stride", "padding"), [(2, None, 0), (3, 2, 1), (3, 1, 1), (5, 3, 2), (3, 2, 0)])
 @pytest.mark.parametrize("kind", ["max", "avg"])
 def test_pooling_is_torchs(kind, window, stride, padding):
     torch = pytest.importorskip("torch")
@@ -298,9 +288,7 @@ def test_pooling_is_torchs(kind, window, stride, padding):
     pool = jax.jit(lambda x: ours(x, window, stride=stride, padding=padding))
     y = pool(x - 5)
     (weights,) = arrays(2, y.shape)
-    gradient = jax.jit(jax.grad(lambda x: (pool(x) * weights).sum()))(
-        x - 5
-    )  # in jit, where training takes it
+    gradient = jax.jit(jax.grad(lambda x: (pool(x) * weights).sum()))(x - 5)  # in jit, where training takes it
 
     tx = to_torch(torch, x - 5)
     theirs = {"max": torch.nn.functional.max_pool2d, "avg": torch.nn.functional.avg_pool2d}[kind]
@@ -373,9 +361,7 @@ def test_cross_entropy_is_torchs(smoothing):
         lambda z: functional.cross_entropy(z, jnp.asarray(labels), smoothing=smoothing).sum()
     )(logits)
     z = torch.tensor(logits, requires_grad=True)
-    theirs = torch.nn.functional.cross_entropy(
-        z, torch.tensor(labels), label_smoothing=smoothing, reduction="sum"
-    )
+    theirs = torch.nn.functional.cross_entropy(z, torch.tensor(labels), label_smoothing=smoothing, reduction="sum")
     theirs.backward()
     assert_allclose(loss, theirs.detach(), rtol=1e-5)
     assert_allclose(gradient, z.grad, rtol=1e-4, atol=1e-6)

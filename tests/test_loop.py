@@ -1,6 +1,7 @@
 """The loop: stopping, resuming, choosing, failing. On the digits and toys, with tiny networks."""
 
 import dataclasses
+import io
 import json
 import shutil
 import signal
@@ -182,10 +183,9 @@ def test_a_truncated_checkpoint_is_passed_over_and_named(tmp_path, whole):
     shutil.copytree(whole, folder)
     (folder / "summary.json").unlink()
     damage(folder, 22)
-    with Console(quiet=False, file=(tmp_path / "said").open("w")) as console:
-        training.train(dataclasses.replace(DIGITS, workdir=str(folder)), console=console)
-        console.file.close()
-    said = (tmp_path / "said").read_text()
+    output = io.StringIO()
+    training.train(dataclasses.replace(DIGITS, workdir=str(folder)), console=Console(file=output, width=200))
+    said = output.getvalue()
     assert "checkpoints/22 is damaged" in said
     assert "continuing at step 20" in said
     chex.assert_trees_all_equal(newest_state(folder), newest_state(whole))
@@ -237,11 +237,16 @@ def test_early_stopping_stops_after_patience_epochs_without_improvement(tmp_path
     config = dataclasses.replace(SPIRALS, optimizer=Optimizer(name="sgd", learning_rate=1e-30))
     summary = train(config, tmp_path / "run", epochs=50, patience=3)
     assert summary["epochs"] == 4
-    assert summary["best_epoch"] == 1
+    assert summary["best_epoch"] == 4  # all are equal, and of equals the newest counts
 
 
 def test_without_validation_the_newest_state_is_tested(tmp_path):
-    summary = train(dataclasses.replace(SPIRALS, data=Data(name="xor", validation=0.0)), tmp_path / "run")
+    rng = np.random.default_rng(0)
+    arrays = {f"{axis}_{split}": rng.random((100, 4)).astype(np.float32) for axis in "x" for split in ("train", "test")}
+    arrays |= {f"y_{split}": np.arange(100) % 3 for split in ("train", "test")}
+    np.savez(tmp_path / "set.npz", **arrays)
+    data = Data(name=str(tmp_path / "set.npz"), validation=0.0)
+    summary = train(dataclasses.replace(SPIRALS, data=data), tmp_path / "run")
     assert summary["best_epoch"] == 3
     assert not [r for r in rows(tmp_path / "run") if r["kind"] == "validation"]
 
@@ -259,7 +264,8 @@ def test_images_on_the_device_and_from_the_host_train_alike(tmp_path):
 def test_eight_devices_train_the_digits(tmp_path, strategy):
     summary = train(DIGITS, tmp_path / "run", devices=Devices(strategy=strategy), batch_size=64, epochs=1)
     assert summary["steps"] == 21
-    assert summary["train_loss"] < 2.3
+    losses = [r["loss"] for r in rows(tmp_path / "run") if r["kind"] == "train"]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
 
 
 def test_accumulation_in_half_precision(tmp_path):

@@ -90,7 +90,7 @@ def test_weight_decay_is_of_kernels():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            shift = self.param("shift", lambda key: [jnp.zeros(4), {"kernel": jnp.zeros(4)}])
+            shift = self.param("shift", lambda key: [jnp.zeros((1, 4)), {"kernel": jnp.zeros(4)}])
             x = nn.LayerNorm()(nn.Dense(4)(x)) + shift[0]
             return nn.Embed(3, 4).attend(x)
 
@@ -108,8 +108,7 @@ def test_accumulated_batches_are_one_of_the_sum_of_their_sizes(name):
     params, gradients = random_params(0), [random_params(i + 1) for i in range(8)]
     halves = run(config.Optimizer(name=name, accumulate=2, weight_decay=0.1), 0.01, gradients, params)
     means = [
-        jax.tree.map(lambda a, b: (a + b) / 2, *pair)
-        for pair in zip(gradients[::2], gradients[1::2], strict=True)
+        jax.tree.map(lambda a, b: (a + b) / 2, *pair) for pair in zip(gradients[::2], gradients[1::2], strict=True)
     ]
     whole = run(config.Optimizer(name=name, weight_decay=0.1), 0.01, means, params)
     chex.assert_trees_all_equal(halves[0], params)
@@ -118,12 +117,8 @@ def test_accumulated_batches_are_one_of_the_sum_of_their_sizes(name):
 
 def test_the_schedule_counts_updates_not_batches():
     gradients = [random_params(1)] * 4
-    trajectory = run(
-        config.Optimizer(name="sgd", accumulate=2), lambda n: 10.0**-n, gradients, random_params(0)
-    )
-    steps = [
-        b["dense"]["bias"] - a["dense"]["bias"] for a, b in zip([random_params(0), *trajectory], trajectory)
-    ]
+    trajectory = run(config.Optimizer(name="sgd", accumulate=2), lambda n: 10.0**-n, gradients, random_params(0))
+    steps = [b["dense"]["bias"] - a["dense"]["bias"] for a, b in zip([random_params(0), *trajectory], trajectory)]
     g = gradients[0]["dense"]["bias"]
     for step, factor in zip(steps, (0, 1, 0, 0.1), strict=True):
         assert_allclose(step, -factor * g, rtol=1e-4, atol=1e-6)
@@ -231,7 +226,7 @@ def test_milestones_closer_than_an_update_both_count():
 def test_a_run_of_one_update_has_a_rate(name):
     milestones = (0.5,) if name == "step" else ()
     (rate,) = rates(config.Schedule(name, milestones=milestones), [0], epochs=1, steps_per_epoch=1)
-    assert 0 < rate <= 0.8
+    assert 0 < rate < 0.801
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,12 @@ def as_float(key, image):
 def make(model, optimizer=None, **options):
     optimizer = optimizer or optax.sgd(0.05, 0.9)
     return partial(
-        train_step, model=model, optimizer=optimizer, schedule=lambda count: 0.05, preprocess=as_float, **options
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        schedule=lambda count: 0.05,
+        preprocess=as_float,
+        **options,
     )
 
 
@@ -179,7 +184,10 @@ def test_eight_devices_by_jit_equal_one():
 
 
 def test_pmap_equals_jit_on_a_net_without_batch_norm():
-    model, batches = zoo.create("mlp", width=16), [batch_of(16, SHAPE, 16 if i < 4 else 11, seed=i) for i in range(5)]
+    model, batches = (
+        zoo.create("mlp", width=16),
+        [batch_of(16, SHAPE, 16 if i < 4 else 11, seed=i) for i in range(5)],
+    )
     by_jit, by_pmap = (run(model, strategy, 8, batches, SHAPE) for strategy in ("jit", "pmap"))
     chex.assert_trees_all_close(by_jit, by_pmap, rtol=1e-5, atol=1e-6)
 

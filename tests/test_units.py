@@ -38,9 +38,7 @@ def restack(variables, depth):
     """Variables of an unrolled stack (unit1, unit2, ...) -> those of a scanned one (leading axis)."""
     return {
         collection: {
-            "unit": jax.tree.map(
-                lambda *leaves: jnp.stack(leaves), *(tree[f"unit{i + 1}"] for i in range(depth))
-            )
+            "unit": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[f"unit{i + 1}"] for i in range(depth)))
         }
         for collection, tree in variables.items()
     }
@@ -86,9 +84,7 @@ def test_batch_norm_layer_is_flaxs_with_the_same_variables():
     chex.assert_trees_all_equal_shapes_and_dtypes(theirs.init(KEY, x, use_running_average=True), variables)
     for train in (True, False):
         y, new = ours.apply(variables, x, train=train, mutable=["batch_stats"])
-        expected, expected_new = theirs.apply(
-            variables, x, use_running_average=not train, mutable=["batch_stats"]
-        )
+        expected, expected_new = theirs.apply(variables, x, use_running_average=not train, mutable=["batch_stats"])
         assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
         chex.assert_trees_all_close(new, expected_new, rtol=1e-5)
 
@@ -160,13 +156,10 @@ def test_pre_activation_branch_starts_with_the_norm_unless_activated():
 
 def test_before_is_shared_by_shortcut_and_branch():
     x = images(2, 4, 4, 3)
-    unit = Unit(
-        Branch((5,), (1,), (1,), "pre", activated=True), Add(), Projection(5, norm=False), NormActivation()
-    )
+    unit = Unit(Branch((5,), (1,), (1,), "pre", activated=True), Add(), Projection(5, norm=False), NormActivation())
     variables = unit.init(KEY, x, train=False)
     kernels = [
-        variables["params"][part][conv]["kernel"][0, 0]
-        for part, conv in (("branch", "conv1"), ("shortcut", "conv"))
+        variables["params"][part][conv]["kernel"][0, 0] for part, conv in (("branch", "conv1"), ("shortcut", "conv"))
     ]
     expected = nn.relu(x / np.sqrt(1 + 1e-5)) @ (kernels[0] + kernels[1])
     assert_allclose(unit.apply(variables, x, train=False), expected, rtol=1e-4, atol=1e-5)

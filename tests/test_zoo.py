@@ -69,9 +69,7 @@ def cifar_count(depth, width, shortcut, classes, projections=True):
 @pytest.mark.parametrize(("depth", "width", "classes"), [(8, 16, 10), (14, 5, 3), (332, 24, 100)])
 def test_cifar_counts_in_closed_form(depth, width, classes, shortcut):
     options = {"num_classes": classes, "depth": depth, "width": width, "shortcut": shortcut}
-    assert parameter_count(zoo.create("cifar_resnet", **options)) == cifar_count(
-        depth, width, shortcut, classes
-    )
+    assert parameter_count(zoo.create("cifar_resnet", **options)) == cifar_count(depth, width, shortcut, classes)
     plain = cifar_count(depth, width, shortcut, classes, projections=False)
     assert parameter_count(zoo.create("cifar_plain", **options)) == plain
 
@@ -104,19 +102,14 @@ def test_imagenet_counts_in_closed_form(depths, width, shortcut, bottleneck):
             else:
                 count += conv_norm(3, features_in, w) + conv_norm(3, w, w)
             changes = unit == 0 and (stage > 0 or features_in != features)
-            count += (
-                conv_norm(1, features_in, features) if shortcut == "C" or (shortcut == "B" and changes) else 0
-            )
+            count += conv_norm(1, features_in, features) if shortcut == "C" or (shortcut == "B" and changes) else 0
             features_in = features
     count += (features_in + 1) * 7
     assert parameter_count(resnet(depths, 7, bottleneck=bottleneck, width=width, shortcut=shortcut)) == count
 
 
 def test_mlp_count():
-    assert (
-        parameter_count(zoo.create("mlp", num_classes=7, depth=5, width=11))
-        == 3073 * 11 + 3 * 12 * 11 + 12 * 7
-    )
+    assert parameter_count(zoo.create("mlp", num_classes=7, depth=5, width=11)) == 3073 * 11 + 3 * 12 * 11 + 12 * 7
 
 
 # The dictionary
@@ -296,7 +289,10 @@ CASES = {  # test -> name, options, kind, depths, shortcut
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"cifar_resnet C", "cifar_preact A", "cifar_preact C", "plain18", "resnet50"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES])
 def test_network_is_torchs(case):
     torch = pytest.importorskip("torch")
     name, options, kind, depths, shortcut = CASES[case]
@@ -364,9 +360,7 @@ def test_unrolled_equals_scanned(name):
         return flax.traverse_util.unflatten_dict(flat, sep="/")
 
     separate = {collection: unit_by_unit(tree) for collection, tree in variables.items()}
-    chex.assert_trees_all_equal_shapes_and_dtypes(
-        separate, jax.eval_shape(lambda: unrolled.init(KEY, x, train=False))
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(separate, jax.eval_shape(lambda: unrolled.init(KEY, x, train=False)))
     logits = jax.jit(lambda v: scanned.apply(v, x, train=True, mutable=["batch_stats"]))(variables)[0]
     expected = jax.jit(lambda v: unrolled.apply(v, x, train=True, mutable=["batch_stats"]))(separate)[0]
     assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
@@ -378,9 +372,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name):
     x = np.random.default_rng(0).standard_normal((8, 32, 32, 3)).astype(np.float32)
     wide, half = (zoo.create(name, num_classes=5, width=8, dtype=d, **options) for d in (None, jnp.bfloat16))
     variables = draw(wide, x)
-    chex.assert_trees_all_equal_shapes_and_dtypes(
-        variables, jax.eval_shape(lambda: half.init(KEY, x, train=False))
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, jax.eval_shape(lambda: half.init(KEY, x, train=False)))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits, new = jax.jit(lambda v: half.apply(v, x, train=True, mutable=["batch_stats"]))(variables)
     assert logits.dtype == jnp.bfloat16
@@ -406,9 +398,7 @@ def test_mlp_is_a_chain_of_products():
 def test_stem_stride_halves_the_resolution():
     model = zoo.create("cifar_resnet", depth=8, stem_stride=2)
     _, state = jax.eval_shape(
-        lambda: model.init_with_output(
-            KEY, jnp.zeros((1, 32, 32, 3)), train=False, capture_intermediates=True
-        )
+        lambda: model.init_with_output(KEY, jnp.zeros((1, 32, 32, 3)), train=False, capture_intermediates=True)
     )
     assert state["intermediates"]["stage3_first"]["__call__"][0].shape == (1, 4, 4, 64)
 

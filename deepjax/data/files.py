@@ -122,9 +122,7 @@ def _check_size(path: Path, found: int, expected: int) -> None:
 def _cifar10(name: str, folder: Path) -> Dataset:
     batches = [*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]
     parts = [_read_cifar(folder / batch, CIFAR10_BATCH, label_bytes=1) for batch in batches]
-    train = Arrays(
-        np.concatenate([p.images for p in parts[:5]]), np.concatenate([p.labels for p in parts[:5]])
-    )
+    train = Arrays(np.concatenate([p.images for p in parts[:5]]), np.concatenate([p.labels for p in parts[:5]]))
     return Dataset(name, CIFAR10, (32, 32, 3), train, _nothing(train), parts[5])
 
 
@@ -156,9 +154,7 @@ def npz(path: str) -> Dataset:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             stored = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise InputError(
-            f"data.name {path}: cannot be read as .npz ({_line(error)}); save it again"
-        ) from error
+        raise InputError(f"data.name {path}: cannot be read as .npz ({_line(error)}); save it again") from error
     splits = {}
     for split in ("train", "validation", "test"):
         keys = (f"x_{split}", f"y_{split}")
@@ -193,9 +189,7 @@ def _arrays(images: np.ndarray, labels: np.ndarray, what: str) -> Arrays:
             raise InputError(f"{what}: has values that are not finite numbers; remove those rows")
     else:
         found = f"{images.dtype} with {images.ndim} axes"
-        raise InputError(
-            f"{what}: is {found}; give uint8 [N, H, W], uint8 [N, H, W, C] or float [N, features]"
-        )
+        raise InputError(f"{what}: is {found}; give uint8 [N, H, W], uint8 [N, H, W, C] or float [N, features]")
     if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras stores CIFAR's
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(images):
@@ -215,9 +209,7 @@ class FolderFiles:
         try:
             return [self.paths[index].read_bytes() for index in indices]
         except OSError as error:
-            raise InputError(
-                f"{error.filename}: cannot be read ({error.strerror}); check the file"
-            ) from error
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check the file") from error
 
     def where(self, index: int) -> str:
         """The path."""
@@ -235,9 +227,7 @@ def folder(path: str, image_size: int) -> Dataset:
     tests = [root / "test"] if (root / "test").is_dir() else held_out[:1]
     if not (root / "train").is_dir() or not tests:
         missing = "test/ and no val/" if (root / "train").is_dir() else "train/"
-        raise InputError(
-            f"data.name {path}: has no {missing}; put images into train/CLASS and test/CLASS or val/CLASS"
-        )
+        raise InputError(f"data.name {path}: has no {missing}; put images into train/CLASS and test/CLASS or val/CLASS")
     classes = tuple(sorted(entry.name for entry in _subfolders(root / "train")))
     listed = {"train": _listed(root / "train", classes), "test": _listed(tests[0], classes)}
     if held_out and tests != held_out[:1]:
@@ -248,9 +238,7 @@ def folder(path: str, image_size: int) -> Dataset:
 
     def records(split_paths: list[Path], labels: list[int]) -> Records:
         numbers = np.array(labels, np.int32)
-        return Records(
-            FolderFiles(tuple(split_paths)), np.arange(len(labels)), numbers, (height, width, 3), fit
-        )
+        return Records(FolderFiles(tuple(split_paths)), np.arange(len(labels)), numbers, (height, width, 3), fit)
 
     splits = {split: records(*parts) for split, parts in listed.items()}
     validation = splits.get("validation") or splits["train"].take(np.arange(0))
@@ -266,14 +254,10 @@ def _listed(split: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]
     paths, labels = [], []
     for folder in _subfolders(split):
         if folder.name not in classes:
-            raise InputError(
-                f"{folder}: class {folder.name!r} is not in train/; add it there or remove it here"
-            )
+            raise InputError(f"{folder}: class {folder.name!r} is not in train/; add it there or remove it here")
         found = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != ".")
         if not found:
-            raise InputError(
-                f"{folder}: has no {', '.join(IMAGE_SUFFIXES)} files; add images or remove the folder"
-            )
+            raise InputError(f"{folder}: has no {', '.join(IMAGE_SUFFIXES)} files; add images or remove the folder")
         paths += found
         labels += [classes.index(folder.name)] * len(found)
     return paths, labels
@@ -288,16 +272,12 @@ def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
             with Image.open(path) as image:
                 return image.height, image.width
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"{path}: cannot be read as an image ({_line(error)}); replace or remove it"
-            ) from error
+            raise InputError(f"{path}: cannot be read as an image ({_line(error)}); replace or remove it") from error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sizes = list(pool.map(size, paths))
     for path, (height, width) in zip(paths, sizes):
         if (height, width) != sizes[0]:
             first = f"{paths[0]} has {sizes[0][0]}x{sizes[0][1]} pixels"
-            raise InputError(
-                f"data.image_size 0: {first}, {path} {height}x{width}; give data.image_size to resize all"
-            )
+            raise InputError(f"data.image_size 0: {first}, {path} {height}x{width}; give data.image_size to resize all")
     return sizes[0] if sizes else (0, 0)

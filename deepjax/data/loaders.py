@@ -19,9 +19,7 @@ from deepjax.data.records import MEMORY_LIMIT, Arrays, Records, Split
 from deepjax.errors import InputError
 
 
-def epoch_order(
-    seed: int, epoch: int, size: int, batch_size: int, *, shuffle: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def epoch_order(seed: int, epoch: int, size: int, batch_size: int, *, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
     """Indices int32 [steps, batch_size] of one epoch and their mask, bool, of the same shape.
 
     Every index below `size` appears once with mask True. The order depends on seed and epoch alone. The last
@@ -157,9 +155,7 @@ def _prefetched(batches: _Batches, workers: int):
     dataset = grain.MapDataset.source(batches)
     if workers == 0:
         threads = images.threads(batches.source.shape) if isinstance(batches.source, Records) else 1
-        return dataset.to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-        )
+        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
     # Grain reads absl's flags before it starts workers, and outside of absl.app nobody has parsed them.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()

@@ -25,9 +25,7 @@ def prepare(name: str, data_dir: str) -> None:
     files one must fetch by hand.
     """
     if importlib.util.find_spec("tensorflow") is None:
-        raise InputError(
-            f"datasets prepare {name}: needs TensorFlow to prepare; pip install 'deepjax[prepare]'"
-        )
+        raise InputError(f"datasets prepare {name}: needs TensorFlow to prepare; pip install 'deepjax[prepare]'")
     command = [sys.executable, "-c", CHILD, name, data_dir]
     quiet = {
         "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -66,9 +66,7 @@ def load(name: str, data_dir: str, image_size: int, others: Iterable[str]) -> Da
         labels = files.labels(label_key)
         return Records(files, np.arange(len(labels)), labels, shape, fit)
 
-    splits = {
-        split: records(split) for split in ("train", "validation", "test") if split in builder.info.splits
-    }
+    splits = {split: records(split) for split in ("train", "validation", "test") if split in builder.info.splits}
     if "test" in splits and (splits["test"].labels < 0).all():  # ImageNet's test labels are secret
         del splits["test"]
     if "train" not in splits or not {"test", "validation"} & set(splits):
@@ -96,9 +94,7 @@ def _builder(name: str, data_dir: str, others: Iterable[str]) -> Any:
                 f"data.name {name!r}: not prepared in {where}; run: deepjax datasets prepare {name}{option}"
             ) from error
         hint = nearest(base, {*others, *on_disk(data_dir)})
-        raise InputError(
-            f"data.name {name!r}: no such set, folder with train/, or .npz file; {hint}"
-        ) from error
+        raise InputError(f"data.name {name!r}: no such set, folder with train/, or .npz file; {hint}") from error
 
 
 def nearest(name: str, near: Iterable[str]) -> str:
@@ -118,15 +114,11 @@ def _features(name: str, builder: Any, image_key: str, label_key: str) -> tuple[
     features = dict(builder.info.features)
     image, label = features.get(image_key), features.get(label_key)
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        raise InputError(
-            f"data.name {name!r}: has no image with a class label; choose an image classification set"
-        )
+        raise InputError(f"data.name {name!r}: has no image with a class label; choose an image classification set")
     dtype, channels = image.np_dtype, list(image.shape)[-1]  # pyright: ignore[reportArgumentType]
     if dtype != np.uint8 or channels not in (1, 3):
         found = f"{dtype} with {channels} channels"
-        raise InputError(
-            f"data.name {name!r}: its images are {found}; choose a set of 8-bit grey or RGB images"
-        )
+        raise InputError(f"data.name {name!r}: its images are {found}; choose a set of 8-bit grey or RGB images")
     return image, label
 
 
@@ -136,9 +128,7 @@ def _fit(name: str, stored: tuple, image_size: int) -> tuple[tuple[int, int, int
         shape = (image_size, image_size, stored[-1]) if image_size else stored
         return shape, "whole" if image_size else "stored"
     if not image_size:
-        raise InputError(
-            f"data.image_size 0: {name}'s images differ in size; give data.image_size, for example 224"
-        )
+        raise InputError(f"data.image_size 0: {name}'s images differ in size; give data.image_size, for example 224")
     return (image_size, image_size, stored[-1]), "photograph"
 
 
@@ -149,9 +139,7 @@ def _files(builder: Any, split: str, image_key: str) -> TfdsFiles:
     form = builder.info.file_format
     if form is None or form.value != "array_record":
         found = form.value if form else "an unknown format"
-        raise InputError(
-            f"data.name {name!r}: is prepared as {found}; prepare it as array_record in another folder"
-        )
+        raise InputError(f"data.name {name!r}: is prepared as {found}; prepare it as array_record in another folder")
     try:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         return TfdsFiles(builder.as_data_source(split, deserialize_method=raw), f"{name} {split}", image_key)

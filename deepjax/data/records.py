@@ -10,9 +10,7 @@ import numpy as np
 from deepjax.data import images
 from deepjax.errors import InputError
 
-MEMORY_LIMIT = (
-    2**30
-)  # bytes of images: data.placement auto keeps sets up to this size in memory, on the device
+MEMORY_LIMIT = 2**30  # bytes of images: data.placement auto keeps sets up to this size in memory, on the device
 
 T = TypeVar("T")
 Fit = Literal["stored", "whole", "photograph"]

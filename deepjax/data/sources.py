@@ -88,9 +88,7 @@ def _place(found: Dataset, data: config.Data) -> Dataset:
     """Records read into memory where data.placement is device, or is auto and they fit."""
     area = data.augment.area
     if area is not None and isinstance(found.train, Arrays):
-        raise InputError(
-            f"data.augment.area {area}: {found.name} is not read image by image; leave area unset"
-        )
+        raise InputError(f"data.augment.area {area}: {found.name} is not read image by image; leave area unset")
     if area is not None and data.placement == "device":
         raise InputError(f"data.augment.area {area}: needs data.placement host, not device")
     if isinstance(found.train, Arrays) or area is not None or data.placement == "host":
@@ -111,9 +109,7 @@ def _split(found: Dataset, fraction: float | None, seed: int) -> Dataset:
 
     if len(found.validation):
         if fraction is not None:
-            raise InputError(
-                f"data.validation {fraction}: {found.name} has its own validation split; leave it unset"
-            )
+            raise InputError(f"data.validation {fraction}: {found.name} has its own validation split; leave it unset")
         return found
     fraction = VALIDATION if fraction is None else fraction
     if fraction == 0:

@@ -30,7 +30,16 @@ class Geometry(NamedTuple):
     dilation: tuple[int, ...]
 
 
-def conv(x, kernel, bias=None, *, stride=1, padding="SAME", dilation=1, groups=1):
+def conv(
+    x,
+    kernel,
+    bias=None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence = "SAME",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+):
     """y[o] = bias + sum over k of x[o * stride + k * dilation - low] @ kernel[k]: the kernel is not flipped.
 
     Args:
@@ -188,33 +197,25 @@ def _pointwise_gradients(geometry, x, kernel, dy):
 def _check_shapes(x, kernel, bias, groups):
     spatial = kernel.ndim - 2
     if not 1 <= spatial <= 3:
-        raise InputError(
-            f"conv: kernel of shape {kernel.shape} needs 3, 4 or 5 axes: [*window, features_in, out]"
-        )
+        raise InputError(f"conv: kernel of shape {kernel.shape} needs 3, 4 or 5 axes: [*window, features_in, out]")
     if x.ndim < spatial + 2:
         raise InputError(
             f"conv: x of shape {x.shape} needs a batch axis, {spatial} spatial axes and features, "
             f"to match a kernel of shape {kernel.shape}"
         )
     if not isinstance(groups, int) or groups < 1 or kernel.shape[-1] % groups:
-        raise InputError(
-            f"conv: groups {groups!r} must be at least 1 and divide the {kernel.shape[-1]} features_out"
-        )
+        raise InputError(f"conv: groups {groups!r} must be at least 1 and divide the {kernel.shape[-1]} features_out")
     if x.shape[-1] != kernel.shape[-2] * groups:
         raise InputError(
             f"conv: x has {x.shape[-1]} features, but a kernel of shape {kernel.shape} in {groups} "
             f"groups takes {kernel.shape[-2] * groups}"
         )
     if bias is not None and bias.shape != kernel.shape[-1:]:
-        raise InputError(
-            f"conv: bias of shape {bias.shape} must be {kernel.shape[-1:]}, one per feature of y"
-        )
+        raise InputError(f"conv: bias of shape {bias.shape} must be {kernel.shape[-1:]}, one per feature of y")
 
 
 def _geometry(spatial, window, stride, padding, dilation):
-    stride, dilation = (
-        _per_axis(n, v, len(spatial)) for n, v in (("stride", stride), ("dilation", dilation))
-    )
+    stride, dilation = (_per_axis(n, v, len(spatial)) for n, v in (("stride", stride), ("dilation", dilation)))
     extent = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
     padding = _low_high(padding, spatial, extent, stride)
     for size, (low, high), pixels in zip(spatial, padding, extent, strict=True):
@@ -241,9 +242,7 @@ def _low_high(padding, spatial, extent, stride):
     sides = tuple(padding) if isinstance(padding, Sequence) else (padding,) * len(spatial)
     pairs = [tuple(p) if isinstance(p, Sequence) else (p, p) for p in sides]
     pixels = [p for pair in pairs for p in pair]
-    if [len(pair) for pair in pairs] != [2] * len(spatial) or not all(
-        isinstance(p, int) and p >= 0 for p in pixels
-    ):
+    if [len(pair) for pair in pairs] != [2] * len(spatial) or not all(isinstance(p, int) and p >= 0 for p in pixels):
         raise InputError(
             f"conv: padding {padding!r} must be 'SAME', 'VALID', an int of at least 0, or {len(spatial)} "
             "ints or (low, high) pairs"

@@ -23,8 +23,8 @@ def batch_norm(x, scale, bias, running, *, train, mask=None, momentum=0.9, epsil
       scale, bias: [features], or None to leave that step out.
       running: `Moments`, used when not training.
       train: normalize by this batch's moments, and move the running ones towards them.
-      mask: bool [batch], False for rows that are padding: in training they are taken as zeros, whatever they hold,
-        and do not enter the moments.
+      mask: bool [batch], False for rows that are padding: in training they are taken as zeros, whatever they
+        hold, and do not enter the moments.
       momentum: share of the old running moments that is kept (PyTorch's momentum is one minus this).
       epsilon: added to the variance.
       axis_name: name of a mapped axis over which the moments are averaged too, row count for row count.
@@ -47,19 +47,17 @@ def batch_norm(x, scale, bias, running, *, train, mask=None, momentum=0.9, epsil
     used = running
     if train:
         if mask is not None:
-            # Nothing normalizes padding, so that in a deep net it could grow to infinity, and infinity times 0 is NaN.
+            # Nothing normalizes padding: in a deep net it could grow to infinity, and infinity times 0 is NaN.
             x = jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
         used = batch_moments(x, mask=mask, axis_name=axis_name)
         running = Moments(*(momentum * old + (1 - momentum) * new for old, new in zip(running, used, strict=True)))
-    # One multiply and one add per element: everything per-feature is folded before it meets x.
     factor = jax.lax.rsqrt(used.var + epsilon)
     if scale is not None:
         factor = factor * scale
-    offset = -used.mean * factor
-    if bias is not None:
-        offset = offset + bias
     wide = _at_least_float32(x)
-    y = wide * _to_rank(factor.astype(wide.dtype), x.ndim) + _to_rank(offset.astype(wide.dtype), x.ndim)
+    y = (wide - _to_rank(used.mean, x.ndim)) * _to_rank(factor, x.ndim)
+    if bias is not None:
+        y = y + _to_rank(bias, x.ndim)
     return y.astype(x.dtype), running
 
 

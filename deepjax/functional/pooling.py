@@ -1,8 +1,8 @@
 """Pooling over windows of x [batch, *spatial, features], for any number of spatial axes."""
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
-import jax.numpy as jnp
 
 from deepjax.errors import InputError
 

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import logging
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,7 +28,7 @@ class Checkpoints:
     def __init__(self, folder, keep=2):
         if keep < 1:
             raise InputError(f"keep {keep} must be at least 1")
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates; damage is reported by `newest`
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates; what goes wrong is raised anyway
         self.folder = Path(folder).absolute()
         best = BestN(get_metric_fn=_rank, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         self.manager = ocp.CheckpointManager(
@@ -48,20 +51,28 @@ class Checkpoints:
         A second save at the same step replaces the first. Raises OSError where the disk refuses.
         """
         step = int(state.step)
+        self._check_space(state)
         if step in self.manager.all_steps():
             self.manager.delete(step)
         try:
             self.manager.save(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
                 metrics=metrics,
                 force=True,
             )
-        except ValueError as error:  # TensorStore reports a full disk as a ValueError of its own wording
-            raise OSError(f"cannot write checkpoint {self.folder / str(step)}: {_first_line(error)}") from error
+        except ValueError as error:  # TensorStore reports a full disk as a ValueError, in many words
+            reason = re.search(r": ([^:\[]+?) \[os_error_code", str(error))
+            reason = reason[1] if reason else _first_line(error)
+            raise OSError(f"cannot write checkpoint {self.folder / str(step)}: {reason}") from error
         (self.folder / str(step) / DIGESTS).write_text(json.dumps(_digests(self.folder / str(step))))
+
+    def _check_space(self, state):
+        """Raises OSError for a full disk: TensorStore's threads would say it late, and in pages."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18  # and a little for the rest
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(f"no space left for a checkpoint in {self.folder}: {free:,} of {needed:,} bytes are free")
 
     def restore(self, step, like):
         """(state, progress) of a step. `like` gives the tree, shapes, dtypes and placement.
@@ -77,13 +88,11 @@ class Checkpoints:
         try:
             restored = self.manager.restore(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()),
             )
         except Exception as error:  # Orbax raises bare Exception for unreadable arrays
             raise InputError(f"checkpoint {folder} cannot be read: {_first_line(error)}") from error
-        return restored.state, restored.progress
+        return restored["state"], restored["progress"]
 
     def newest(self, like, warn):
         """(state, progress) of the newest whole checkpoint, or None where there is none at all.
@@ -110,8 +119,11 @@ class Checkpoints:
 
         None where there is no checkpoint. Changes nothing on disk.
         """
-        ranked = [(_rank(metrics), step) for step in self.steps if (metrics := self.manager.metrics(step))]
-        order = [step for _, step in sorted(ranked)[:1]] + self.steps[::-1]
+        newest_first = self.steps[::-1]
+        metrics = {step: self.manager.metrics(step) for step in newest_first}
+        validated = [step for step in newest_first if metrics[step]]
+        best = min(validated, key=lambda step: _rank(metrics[step]), default=None)
+        order = newest_first if best is None else [best, *newest_first]
         for step in dict.fromkeys(order):
             try:
                 return self.restore(step, like)[0]
@@ -126,7 +138,7 @@ class Checkpoints:
         self.manager.close()
 
 
-def _rank(metrics):
+def _rank(metrics) -> Any:
     return metrics["error"], metrics["loss"]
 
 

@@ -64,5 +64,7 @@ def evaluate(step, variables, loader, place):
         raise InputError("the set to evaluate has no examples")
     done.append(jax.device_get(pending))
     keep = np.concatenate([value["mask"] for value in done])
-    label, loss, classes = (np.concatenate([value[name] for value in done])[keep] for name in ("label", "loss", "classes"))
+    label, loss, classes = (
+        np.concatenate([value[name] for value in done])[keep] for name in ("label", "loss", "classes")
+    )
     return Evaluation(label, loss, classes)

@@ -29,7 +29,10 @@ def check(config):
         raise InputError(f"ema {config.ema} must be in [0, 1)")
     if not 0 <= config.label_smoothing <= 1:
         raise InputError(f"label_smoothing {config.label_smoothing} must be in [0, 1]")
-    make_optimizer(config.optimizer, make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=1000))
+    make_optimizer(
+        config.optimizer,
+        make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=1000),
+    )
 
 
 def make_model(config, num_classes):
@@ -40,7 +43,8 @@ def make_model(config, num_classes):
     wanted = options.pop("num_classes", num_classes)
     if wanted != num_classes:
         raise InputError(
-            f"model_options num_classes {wanted} differs from the {num_classes} classes of {config.data.name}; leave it out"
+            f"model_options num_classes {wanted} differs from the {num_classes} classes of {config.data.name}; "
+            f"leave it out"
         )
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
     return zoo.create(config.model, num_classes=num_classes, dtype=dtype, **options)
@@ -68,14 +72,13 @@ class Experiment(NamedTuple):
 def make_evaluator(config, model, split, devices, mean, std):
     """A function variables -> Evaluation on a split, over devices."""
     put = partial(sharding.replicate, devices=devices)
-    batch_size = config.eval_batch_size or config.batch_size
+    # Rounded up to what the devices can share: unlike in training, the result does not depend on it.
+    batch_size = -(-(config.eval_batch_size or config.batch_size) // len(devices)) * len(devices)
     loader = data.make_loader(split, config.data, batch_size, config.seed, train=False, put=put)
 
     def step(variables, whole, rows):
         batch = loader.fetch(whole, rows)
-        return eval_step(
-            variables, batch, model=model, preprocess=lambda _, image: data.standardize(image, mean, std)
-        )
+        return eval_step(variables, batch, model=model, preprocess=lambda _, image: data.standardize(image, mean, std))
 
     compiled = sharding.parallel_eval(step, devices)
     place = partial(sharding.split_rows, devices=devices)
@@ -94,9 +97,7 @@ def build(config, dataset, model, devices, mean, std):
     strategy = config.devices.strategy
     put = partial(sharding.replicate, devices=devices)
     loader = data.make_loader(dataset.train, config.data, config.batch_size, config.seed, train=True, put=put)
-    schedule = make_schedule(
-        config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=loader.steps
-    )
+    schedule = make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=loader.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
 
     def augmented(key, image):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from deepjax import data
 from deepjax.config import Config
-from deepjax.errors import Stopped, TrainingFailed
+from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.training import experiment, plots, records, sharding, workdir
 from deepjax.training.checkpoint import Checkpoints
 from deepjax.training.progress import ProgressDisplay, duration
@@ -41,10 +41,8 @@ def train(config: Config, name: str = "run", *, console: Console | None = None) 
         summary = workdir.read_json(folder / "summary.json")
         console.print(f"{folder}: finished, test error {100 * summary['test_error']:.2f} %", highlight=False)
         return summary
-    for size in (config.eval_batch_size or config.batch_size, config.batch_size):
-        devices = sharding.select_devices(config.devices.count, size)
     dataset = data.load(config.data, config.data_dir, config.seed)
-    data.check_augment(config.data.augment, dataset.shape)
+    devices = sharding.select_devices(config.devices.count, config.batch_size)
     model = experiment.make_model(config, len(dataset.classes))
     mean, std = workdir.read_statistics(folder) or experiment.statistics(config, dataset)
     exp = experiment.build(config, dataset, model, devices, mean, std)
@@ -182,7 +180,9 @@ class Trainer:
 
     def _fail(self, what, step, values):
         steps = self.checkpoints.steps
-        good = f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
+        good = (
+            f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
+        )
         rate = values["learning_rate"] if values else float("nan")
         raise TrainingFailed(
             f"at step {step} {what} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "
@@ -195,7 +195,9 @@ class Trainer:
         p.epochs = self.done // steps
         p.train_loss = p.loss_sum / p.count
         train_error = 1 - p.correct / p.count
-        line = f"epoch {p.epochs}/{self.config.epochs}  training loss {p.train_loss:.4f} error {100 * train_error:.2f} %"
+        line = (
+            f"epoch {p.epochs}/{self.config.epochs}  training loss {p.train_loss:.4f} error {100 * train_error:.2f} %"
+        )
         validation = None
         if self.validate is not None:
             result = self.validate(self.state.eval_variables)
@@ -216,7 +218,8 @@ class Trainer:
     def _compare(self, validation):
         p = self.progress
         rank = validation["error"], validation["loss"]
-        if p.best is None or rank < (p.best["error"], p.best["loss"]):
+        # Of equals the newest, as Orbax keeps it.
+        if p.best is None or rank <= (p.best["error"], p.best["loss"]):
             p.best = {"step": self.done, "epoch": p.epochs, **validation}
         if p.lowest_loss is None or validation["loss"] < p.lowest_loss:
             p.lowest_loss, p.stale = validation["loss"], 0
@@ -242,8 +245,10 @@ class Trainer:
         p, dataset = self.progress, self.exp.dataset
         state, best_epoch = self.state, p.epochs
         if p.best is not None and p.best["step"] != self.done:
-            state, _ = self.checkpoints.restore(p.best["step"], self.state)
-            best_epoch = p.best["epoch"]
+            try:
+                state, best_epoch = self.checkpoints.restore(p.best["step"], self.state)[0], p.best["epoch"]
+            except InputError as error:
+                self._warn(f"{error}; testing the newest state instead of the best")
         test = self.exp.evaluator(dataset.test)(state.eval_variables)
         self._draw_curves()
         title = f"{self.config.model} on {dataset.name}: test error {100 * test.error:.2f} %"
@@ -263,8 +268,8 @@ class Trainer:
         }
         workdir.write_json(self.folder / "summary.json", summary)
         self.console.print(
-            f"test error {100 * test.error:.2f} %, loss {test.loss:.4f} (epoch {best_epoch}, {len(dataset.test):,} examples)"
-            f" after {duration(p.seconds)}; see {self.folder}",
+            f"test error {100 * test.error:.2f} %, loss {test.loss:.4f} (epoch {best_epoch}, {len(dataset.test):,} "
+            f"examples) after {duration(p.seconds)}; see {self.folder}",
             highlight=False,
             soft_wrap=True,
         )

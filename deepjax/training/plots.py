@@ -8,7 +8,11 @@ def curves(records):
     """Loss and error over epochs, from the records of metrics.jsonl, as a matplotlib Figure."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, error_axes = figure.subplots(1, 2)
-    for kind, style in (("train", {"linewidth": 1}), ("train_epoch", {"marker": "."}), ("validation", {"marker": "."})):
+    for kind, style in (
+        ("train", {"linewidth": 1}),
+        ("train_epoch", {"marker": "."}),
+        ("validation", {"marker": "."}),
+    ):
         rows = [record for record in records if record["kind"] == kind]
         if not rows:
             continue
@@ -44,6 +48,12 @@ def confusion(counts, classes, title):
         for row, column in np.argwhere(counts):
             dark = shares[row, column] > 0.5
             axes.text(
-                column, row, counts[row, column], ha="center", va="center", fontsize=8, color="w" if dark else "k"
+                column,
+                row,
+                counts[row, column],
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="w" if dark else "k",
             )
     return figure

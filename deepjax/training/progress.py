@@ -52,9 +52,7 @@ class ProgressDisplay:
         elif now - self.last_line >= PLAIN_SECONDS:
             self.last_line = now
             left = (now - self.started) / max(step - self.first_step, 1) * (self.total - step)
-            self.line(
-                f"step {step}/{self.total}  epoch {epoch + 1}/{self.epochs}  {numbers}  {duration(left)} left"
-            )
+            self.line(f"step {step}/{self.total}  epoch {epoch + 1}/{self.epochs}  {numbers}  {duration(left)} left")
 
     def line(self, text):
         """A line that stays, above the bar if there is one."""

@@ -1,8 +1,13 @@
 """What a run writes as it goes: metrics.jsonl, and the same as TensorBoard events."""
 
 import json
+import socket
+import time
 
-from tensorboardX import SummaryWriter
+# These modules make their classes at run time, unseen by a type checker.
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class Records:
@@ -22,19 +27,43 @@ class Records:
         beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
         beside.replace(path)
         self.file = path.open("a")
-        self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if kept else None)
+        self.events = _Events(workdir / "tensorboard", step + 1)
 
     def write(self, kind, step, epoch, **values):
         """One record: kind "train" or "validation", the step it was taken at, numbers by name."""
         self.file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **values}) + "\n")
         self.file.flush()
-        for name, value in values.items():
-            self.events.add_scalar(f"{kind}/{name}", value, step)
+        self.events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def close(self):
         """Flush and close both files."""
         self.file.close()
         self.events.close()
+
+
+class _Events:
+    """One TensorBoard event file: records of protocol buffers. (TensorBoard's own writer would import TensorFlow.)"""
+
+    def __init__(self, folder, first_step):
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self.records = RecordWriter((folder / name).open("wb"))
+        self._add(file_version="brain.Event:2")
+        # What an earlier process wrote from this step on does not count: it comes again.
+        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step, scalars):
+        self._add(
+            step=step,
+            summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]),
+        )
+        self.records.flush()
+
+    def close(self):
+        self.records.close()
+
+    def _add(self, **fields):
+        self.records.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def read(path):

@@ -10,7 +10,18 @@ from deepjax import functional
 
 
 def train_step(
-    state, batch, key, *, model, optimizer, schedule, preprocess, smoothing=0.0, ema=0.0, accumulate=1, axis_name=None
+    state,
+    batch,
+    key,
+    *,
+    model,
+    optimizer,
+    schedule,
+    preprocess,
+    smoothing=0.0,
+    ema=0.0,
+    accumulate=1,
+    axis_name=None,
 ):
     """Loss, gradients, update.
 
@@ -73,15 +84,14 @@ def train_step(
         averaged = optax.incremental_update(params, state.ema, rate)
     else:
         averaged = state.ema
-    return state.replace(
-        step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged
-    ), metrics
+    return state.replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged), metrics
 
 
 def eval_step(variables, batch, *, model, preprocess):
-    """What evaluation needs of each row of a batch: loss (nats), the likeliest classes (up to five), their probabilities.
+    """What evaluation needs of each row of a batch.
 
-    Rows whose mask is False are padding; their values mean nothing.
+    Its loss (nats), its likeliest classes (up to five, best first) and their probabilities, its label and mask. Rows
+    whose mask is False are padding; their values mean nothing.
     """
     image = preprocess(None, batch["image"])
     logits = apply_model(model, variables, image, batch["mask"], train=False).astype(jnp.float32)

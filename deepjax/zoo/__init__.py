@@ -16,7 +16,7 @@ def create(name, *, num_classes=None, **options):
     """The network called `name`, as a Linen module.
 
         model = create("cifar_resnet20", num_classes=10)
-        variables = model.init(key, x, train=False)
+        variables = jax.jit(model.init, static_argnames="train")(key, x, train=False)  # without jit: slower
         logits = model.apply(variables, x, train=False)
 
     Args:

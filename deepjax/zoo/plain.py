@@ -45,9 +45,7 @@ class MLP(nn.Module):
         if self.depth > 2:
             hidden = stack(DenseUnit(dtype=self.dtype), self.depth - 2, scan=self.scan, name="hidden")
             x = hidden(x, train=train, mask=mask)
-        return nn.Dense(
-            self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head"
-        )(x)
+        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head")(x)
 
 
 def mlp(depth=3, num_classes=10, *, width=256, scan=True, dtype=None):

@@ -54,15 +54,11 @@ class ResNet(nn.Module):
         if self.order == "pre":
             x = NormActivation(name="final")(x, train=train, mask=mask)
         x = functional.global_avg_pool(x)
-        return nn.Dense(
-            self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head"
-        )(x)
+        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head")(x)
 
     def _stem(self, x, train, mask):
         window, stride = (7, 2) if self.stem == "imagenet" else (3, self.stem_stride)
-        conv = Conv(
-            self.stem_features, (window, window), stride, window // 2, dtype=self.dtype, name="stem_conv"
-        )
+        conv = Conv(self.stem_features, (window, window), stride, window // 2, dtype=self.dtype, name="stem_conv")
         x = conv(x)
         # A CIFAR pre-activation net leaves this to its first unit.
         if self.order == "post" or self.stem == "imagenet":
@@ -84,9 +80,7 @@ class ResNet(nn.Module):
                 shortcut = ZeroPad(features[-1], stride, parent=None)
             else:
                 shortcut = Projection(features[-1], stride, norm=not pre, dtype=self.dtype, parent=None)
-        branch = Branch(
-            features, self.windows, strides, self.order, activated=shared, dtype=self.dtype, parent=None
-        )
+        branch = Branch(features, self.windows, strides, self.order, activated=shared, dtype=self.dtype, parent=None)
         return Unit(
             branch,
             self.join(parent=None),
