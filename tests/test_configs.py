@@ -1,0 +1,106 @@
+"""The configs that come with deepjax."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepjax import cli, zoo
+from deepjax.config import Config, flatten, from_dict
+from deepjax.errors import InputError
+from deepjax.optimizers import make_optimizer, make_schedule
+
+CONFIGS = cli._configs()
+CASES = {  # what each is for: classes, and the shape of an image
+    "digits": (10, (8, 8, 1)),
+    "mnist_resnet": (10, (28, 28, 1)),
+    "cifar10_resnet20": (10, (32, 32, 3)),
+    "imagenet_resnet50": (1000, (224, 224, 3)),
+}
+
+
+def load(name):
+    return runpy.run_path(str(CONFIGS[name]))["config"]
+
+
+def test_every_config_is_known_here():
+    assert set(CONFIGS) == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_config_says_what_it_is_and_fits_together(name):
+    config, (classes, shape) = load(name), CASES[name]
+    assert isinstance(config, Config)
+    doc = cli._docstring(CONFIGS[name])
+    assert f"deepjax train {name}" in doc
+    model = zoo.create(config.model, num_classes=classes, **config.model_options)
+    logits = jax.eval_shape(
+        lambda: model.apply(
+            model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False), jnp.zeros((2, *shape)), train=False
+        )
+    )
+    assert logits.shape == (2, classes)
+    schedule = make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=100)
+    make_optimizer(config.optimizer, schedule)
+
+
+def test_cifar_schedule_is_the_papers():
+    config = load("cifar10_resnet20")
+    steps = -(-45_000 // config.batch_size)
+    schedule = make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=steps)
+    assert abs(steps * config.epochs - 64_000) < steps
+    for updates, rate in ((0, 0.1), (31_500, 0.1), (32_500, 0.01), (47_500, 0.01), (48_500, 0.001)):
+        np.testing.assert_allclose(schedule(updates), rate, rtol=1e-6)
+
+
+def test_a_config_file_does_not_import_jax():
+    script = "import runpy, sys; runpy.run_path(sys.argv[1]); sys.exit('jax' in sys.modules)"
+    for path in CONFIGS.values():
+        assert subprocess.run([sys.executable, "-c", script, str(path)]).returncode == 0
+
+
+def test_a_config_survives_json(tmp_path):
+    import dataclasses
+    import json
+
+    for name in CASES:
+        config = load(name)
+        assert from_dict(Config, json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    with pytest.raises(InputError, match="did you mean 'epochs'"):
+        from_dict(Config, {"epoch": 3})
+    assert flatten({"a": {"b": 1}, "c": 2}) == {"a.b": 1, "c": 2}
+
+
+def make_images(folder, count, seed):
+    """Three classes of noise around different colours, in different sizes."""
+    rng = np.random.default_rng(seed)
+    for label, colour in (("red", 0), ("green", 1), ("blue", 2)):
+        (folder / label).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 120, (*rng.integers(40, 90, 2), 3), dtype=np.uint8)
+            pixels[..., colour] += 120
+            Image.fromarray(pixels).save(folder / label / f"{i}.{'jpg' if i % 2 else 'png'}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_imagenets_settings_learn_a_small_folder(tmp_path, workers, capfd):
+    make_images(tmp_path / "set" / "train", 20, 0)
+    make_images(tmp_path / "set" / "val", 6, 1)
+    command = f"""train imagenet_resnet50 --data.name {tmp_path / "set"} --data.validation 0.2 --data.image-size 32
+        --data.workers {workers} --model-options width=4 --batch-size 8 --epochs 4 --schedule.warmup 0 --log-every 1
+        --workdir {tmp_path / "run"}"""
+    done = subprocess.run([sys.executable, "-m", "deepjax.cli", *command.split()], cwd=tmp_path, text=True)
+    assert done.returncode == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "48 training, 12 validation, 18 test examples of 32x32x3, 3 classes" in out
+    code = cli.main(["predict", str(tmp_path / "run"), str(tmp_path / "set" / "val" / "red")])
+    assert code == 0
+    assert Path(tmp_path / "run" / "confusion.png").exists()

@@ -1,0 +1,48 @@
+"""What the README and the notebook show is run here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readmes_lines_of_library_use_run(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_commands_are_the_two():
+    text = (ROOT / "README.md").read_text()
+    assert "pip install . && deepjax train digits\n" in text
+    assert "pip install '.[test]' && pytest\n" in text
+
+
+def test_links_within_the_repository_lead_somewhere():
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "colab").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_notebook_runs_with_a_reduced_budget(path, tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # the notebook's own process is not a test's
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "strip the outputs"
+    assert "assert" in code[-1].source
+    budget = [cell for cell in code if "EPOCHS = 15" in cell.source]
+    assert len(budget) == 1
+    budget[0].source = budget[0].source.replace("EPOCHS = 15", "EPOCHS = 6")
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
