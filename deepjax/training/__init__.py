@@ -1,7 +1,7 @@
 """Training: state, step (pure), sharding (all device placement), loop (all input and output), checkpoints."""
 
 from deepjax.training.checkpoint import Checkpoints
-from deepjax.training.evaluate import Evaluation, evaluate
+from deepjax.training.evaluate import Evaluation, Evaluator
 from deepjax.training.loop import train
 from deepjax.training.sharding import parallel_eval, parallel_step, replicate, select_devices, split_rows
 from deepjax.training.state import TrainState, init_state, parameter_count
@@ -10,9 +10,9 @@ from deepjax.training.step import eval_step, train_step
 __all__ = [
     "Checkpoints",
     "Evaluation",
+    "Evaluator",
     "TrainState",
     "eval_step",
-    "evaluate",
     "init_state",
     "parallel_eval",
     "parallel_step",

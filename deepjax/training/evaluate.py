@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from deepjax.errors import InputError
+from deepjax.training.compiled import Compiled
 
 
 class Evaluation(NamedTuple):
@@ -43,28 +43,34 @@ class Evaluation(NamedTuple):
         return np.where(totals > 0, 1 - np.diag(counts) / np.maximum(totals, 1), np.nan)
 
 
-def evaluate(step, variables, loader, place):
-    """Run an evaluation step over a loader.
+class Evaluator:
+    """A function variables -> Evaluation on one set; compiled at its first call, which takes `seconds`.
 
     Args:
-      step: (variables, data, rows) -> {"loss", "classes", ...} per row, from `sharding.parallel_eval`.
-      variables: of the model.
+      step: jitted (variables, data, rows) -> what `eval_step` gives, from `sharding.parallel_eval`.
       loader: in order, from `deepjax.data.make_loader`.
       place: puts rows where the step wants them.
-
-    Raises InputError for a set without examples.
     """
-    pending, done = None, []
-    for rows in loader.epoch(0):
-        values = step(variables, loader.data, place(rows))
-        if pending is not None:  # fetched a step late, so that the device never waits for the host
-            done.append(jax.device_get(pending))
-        pending = values
-    if pending is None:
-        raise InputError("the set to evaluate has no examples")
-    done.append(jax.device_get(pending))
-    keep = np.concatenate([value["mask"] for value in done])
-    label, loss, classes = (
-        np.concatenate([value[name] for value in done])[keep] for name in ("label", "loss", "classes")
-    )
-    return Evaluation(label, loss, classes)
+
+    def __init__(self, step, loader, place):
+        self.step, self.loader, self.place = Compiled(step), loader, place
+
+    @property
+    def seconds(self):
+        """What compiling took."""
+        return self.step.seconds
+
+    def __call__(self, variables):
+        """Evaluate; the variables must lie where the step wants them."""
+        pending, done = None, []
+        for rows in map(self.place, self.loader.epoch(0)):
+            values = self.step(variables, self.loader.data, rows)
+            if pending is not None:  # fetched a step late, so that the device never waits for the host
+                done.append(jax.device_get(pending))
+            pending = values
+        done.append(jax.device_get(pending))
+        keep = np.concatenate([value["mask"] for value in done])
+        label, loss, classes = (
+            np.concatenate([value[name] for value in done])[keep] for name in ("label", "loss", "classes")
+        )
+        return Evaluation(label, loss, classes)

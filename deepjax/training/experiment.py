@@ -11,7 +11,7 @@ from deepjax import data, zoo
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer, make_schedule
 from deepjax.training import sharding
-from deepjax.training.evaluate import evaluate
+from deepjax.training.evaluate import Evaluator
 from deepjax.training.state import init_state
 from deepjax.training.step import eval_step, train_step
 from deepjax.training.workdir import key_of
@@ -70,7 +70,7 @@ class Experiment(NamedTuple):
 
 
 def make_evaluator(config, model, split, devices, mean, std):
-    """A function variables -> Evaluation on a split, over devices."""
+    """The Evaluator of a split, over devices, on which the variables must lie."""
     put = partial(sharding.replicate, devices=devices)
     # Rounded up to what the devices can share: unlike in training, the result does not depend on it.
     batch_size = -(-(config.eval_batch_size or config.batch_size) // len(devices)) * len(devices)
@@ -80,9 +80,7 @@ def make_evaluator(config, model, split, devices, mean, std):
         batch = loader.fetch(whole, rows)
         return eval_step(variables, batch, model=model, preprocess=lambda _, image: data.standardize(image, mean, std))
 
-    compiled = sharding.parallel_eval(step, devices)
-    place = partial(sharding.split_rows, devices=devices)
-    return lambda variables: evaluate(compiled, put(variables), loader, place)
+    return Evaluator(sharding.parallel_eval(step, devices), loader, partial(sharding.split_rows, devices=devices))
 
 
 def build(config, dataset, model, devices, mean, std):
@@ -90,6 +88,8 @@ def build(config, dataset, model, devices, mean, std):
 
     Raises InputError where the batch is larger than the set or cannot be split, or the input does not fit the model.
     """
+    if config.patience and not len(dataset.validation):
+        raise InputError(f"patience {config.patience} needs a validation set; give data.validation a fraction above 0")
     if config.batch_size > len(dataset.train):
         raise InputError(
             f"batch_size {config.batch_size} is larger than the training set of {len(dataset.train)} examples"

@@ -89,7 +89,8 @@ def evaluate_run(run, *, split="test", data_dir="") -> Evaluation:
     if not len(rows):
         raise InputError(f"split {split}: {dataset.name} has none in this run")
     devices = sharding.select_devices(1)
-    return experiment.make_evaluator(config, run.model, rows, devices, run.mean, run.std)(run.variables)
+    evaluator = experiment.make_evaluator(config, run.model, rows, devices, run.mean, run.std)
+    return evaluator(sharding.replicate(run.variables, devices))
 
 
 class Prediction(NamedTuple):

@@ -14,6 +14,7 @@ from deepjax.config import Config
 from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.training import experiment, plots, records, sharding, workdir
 from deepjax.training.checkpoint import Checkpoints
+from deepjax.training.compiled import Compiled
 from deepjax.training.progress import ProgressDisplay, duration
 from deepjax.training.state import parameter_count
 
@@ -60,7 +61,7 @@ class Progress:
 
     epochs: int = 0  # finished, validation included
     loss_sum: float = 0.0  # over the examples of the current epoch
-    correct: float = 0.0
+    correct: int = 0
     count: float = 0.0
     train_loss: float | None = None  # mean of the last whole epoch
     best: dict | None = None  # {"step", "epoch", "error", "loss"} of the best validation
@@ -85,7 +86,8 @@ class Trainer:
         self.records = records.Records(folder, self.done)
         self.total = exp.loader.steps * self.config.epochs
         self.validate = exp.evaluator(exp.dataset.validation) if len(exp.dataset.validation) else None
-        self.compile_seconds = 0.0
+        self.step = Compiled(exp.step)
+        self.clock, self.compiling = time.monotonic(), 0.0
 
     def __enter__(self):
         return self
@@ -98,8 +100,6 @@ class Trainer:
         """Train the epochs that are left, then test. Returns the summary."""
         self._introduce()
         with Signals() as signals, ProgressDisplay(self.total, self.config.epochs, self.console) as display:
-            self._compile()
-            display.line(f"compiled in {self.compile_seconds:.1f} s")
             self.clock = time.monotonic()
             while not self._finished():
                 self._train_epoch(signals, display)
@@ -127,23 +127,23 @@ class Trainer:
     def _warn(self, text):
         self.console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
 
-    def _compile(self):
-        """Compile the training step ahead, so that its time is known and the first epoch's is not spoilt."""
-        if self._finished():
-            return
-        started = time.monotonic()
-        rows = self.exp.place(next(iter(self.exp.loader.epoch(0))))
-        self.step = self.exp.step.lower(self.state, self.exp.loader.data, rows, self.key).compile()
-        self.compile_seconds = time.monotonic() - started
+    def _tick(self):
+        """Add the time since the last tick to the run's, what compiling took left out."""
+        compiling = self.step.seconds + (self.validate.seconds if self.validate else 0.0)
+        now = time.monotonic()
+        self.progress.seconds += now - self.clock - (compiling - self.compiling)
+        self.clock, self.compiling = now, compiling
 
     def _train_epoch(self, signals, display):
         p, config, loader = self.progress, self.config, self.exp.loader
         first = self.done - p.epochs * loader.steps
         if first == 0:
-            p.loss_sum = p.correct = p.count = 0.0
+            p.loss_sum, p.correct, p.count = 0.0, 0, 0.0
         pending = None
-        for rows in loader.epoch(p.epochs, first):
-            self.state, metrics = self.step(self.state, loader.data, self.exp.place(rows), self.key)
+        for rows in map(self.exp.place, loader.epoch(p.epochs, first)):
+            if self.step.seconds == 0:
+                display.line(f"compiled in {self.step.compile(self.state, loader.data, rows, self.key):.1f} s")
+            self.state, metrics = self.step(self.state, loader.data, rows, self.key)
             if pending is not None:  # fetched a step late, so that the device never waits for the host
                 self._account(self.done, pending, display)
             self.done += 1
@@ -167,12 +167,10 @@ class Trainer:
         p = self.progress
         count = values.pop("count")
         p.loss_sum += values["loss"] * count
-        p.correct += values["accuracy"] * count
+        p.correct += round(values["accuracy"] * count)
         p.count += count
         p.images += int(count)
-        now = time.monotonic()
-        p.seconds += now - self.clock
-        self.clock = now
+        self._tick()
         if step % self.config.log_every == 0:
             epoch = step / self.exp.loader.steps
             self.records.write("train", step, epoch, **values, seconds=round(p.seconds, 3))
@@ -206,8 +204,7 @@ class Trainer:
                 self._fail(f"the validation loss is {result.loss}", self.done, None)
             self._compare(validation)
             line += f"  validation loss {result.loss:.4f} error {100 * result.error:.2f} %"
-        now = time.monotonic()
-        p.seconds, self.clock = p.seconds + now - self.clock, now
+        self._tick()
         seconds = round(p.seconds, 3)
         self.records.write("train_epoch", self.done, p.epochs, loss=p.train_loss, error=train_error, seconds=seconds)
         if validation:
@@ -261,7 +258,7 @@ class Trainer:
             "steps": self.done,
             "epochs": p.epochs,
             "seconds": round(p.seconds, 2),
-            "compile_seconds": round(self.compile_seconds, 2),
+            "compile_seconds": round(self.compiling, 2),
             "images_per_second": round(p.images / max(p.seconds, 1e-9), 1),
             "parameters": self.parameters,
             "best_epoch": best_epoch,
