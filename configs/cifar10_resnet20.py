@@ -1,8 +1,8 @@
 """CIFAR-10 with the residual network of 20 layers and the settings of He et al. 2015, section 4.2.
 
 64,000 updates with batches of 128 on 45,000 images, the rate divided by ten after 32,000 and 48,000; images padded by 4
-pixels, cropped at random and mirrored. The paper's table 6 gives 8.75 % test error. The full run is one for a GPU: on two
-CPU cores an epoch takes minutes. Data: TFDS `cifar10`, or the original binary files in --data-dir.
+pixels, cropped at random and mirrored. The paper's table 6 gives 8.75 % test error. The full run is one for a GPU: on
+two CPU cores an epoch takes minutes. Data: TFDS `cifar10`, or the original binary files in --data-dir.
 
     deepjax train cifar10_resnet20 --data-dir FOLDER
 """

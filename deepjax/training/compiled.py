@@ -20,6 +20,6 @@ class Compiled:
 
     def __call__(self, *arguments):
         """Call it, compiled for the first call's shapes."""
-        if self.compiled is None:
+        if not self.seconds:
             self.compile(*arguments)
         return self.compiled(*arguments)
