@@ -5,12 +5,13 @@ import contextlib
 import inspect
 import io
 import json
+import logging
 import os
 import re
 import runpy
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,11 +42,13 @@ def main(argv=None):
     if argv[0] == "--version":
         print(f"deepjax {deepjax.__version__}")
         return 0
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # libraries narrate there; what goes wrong is raised anyway
     try:
         if argv[0] not in COMMANDS:
             raise InputError(f"command {argv[0]!r} is unknown; {choices(argv[0], COMMANDS)}")
         code = COMMANDS[argv[0]](argv[1:])
-        sys.stdout.flush()  # while a closed pipe can still be caught
+        if sys.stdout:  # None where it was closed from the start
+            sys.stdout.flush()  # while a closed pipe can still be caught
         return code
     except InputError as error:
         return _complain(error, 2)
@@ -59,7 +62,7 @@ def main(argv=None):
     except Stopped as stop:
         return _complain(stop, 128 + stop.number)
     except KeyboardInterrupt:
-        return _complain("interrupted before anything was to save", 128 + signal.SIGINT)
+        return _complain("interrupted; what was saved before stays", 128 + signal.SIGINT)
 
 
 def train(arguments):
@@ -76,10 +79,25 @@ def train(arguments):
         raise InputError(f"config {name!r} is unknown and no file; {choices(name, _configs())}")
     config = _load_config(path)
     parsed = _parse(Config, rest, f"deepjax train {name}", description=_docstring(path), default=config)
+    if parsed.model == config.model:
+        parsed = replace(parsed, model_options=config.model_options | parsed.model_options)
     from deepjax.training import loop
 
-    loop.train(parsed, path.stem)
+    loop.train(parsed, path.stem, console=_console())
     return 0
+
+
+def _console():
+    from rich.console import Console
+
+    class Unheard(Console):
+        """Goes on in silence when its reader has gone: a run is worth more than its lines."""
+
+        def on_broken_pipe(self):
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return Unheard()
 
 
 def _configs():
@@ -288,7 +306,7 @@ def summary(arguments):
     from deepjax.summary import summarize
 
     model = zoo.create(options.model, num_classes=options.num_classes, **options.options)
-    text = options.input or ("224,224,3" if options.model.startswith(("resnet", "plain")) else "32,32,3")
+    text = options.input or ",".join(map(str, zoo.usual_input(options.model)))
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise InputError(f"--input {text!r} must be numbers with commas between, such as 32,32,3")
     layers = summarize(model, tuple(map(int, text.split(","))))

@@ -15,6 +15,8 @@ from deepjax.errors import InputError, choices
 
 def parse_options(words):
     """["depth=38", "shortcut=B", "scan=false"] -> {"depth": 38, "shortcut": "B", "scan": False}."""
+    if not words:
+        raise ValueError("NAME=VALUE is missing, such as depth=38")
     options = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -78,7 +80,7 @@ class Data:
     """device: the whole set lies on the device as uint8. host: read batch by batch with Grain.
     auto: device up to 1 GiB."""
     workers: int = 0
-    """Worker processes of the host loader. 0: threads of this process."""
+    """Processes that decode images, for sets that are read from disk batch by batch. 0: threads of this process."""
     augment: Augment = Augment()
 
 
@@ -135,7 +137,7 @@ class Config:
     model: str = "cifar_resnet32"
     """A name that `deepjax models` lists."""
     model_options: Options = field(default_factory=dict)
-    """Options of the model: --model-options depth=38 shortcut=B."""
+    """Options of the model, added to the config's: --model-options depth=38 shortcut=B."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     devices: Devices = Devices()

@@ -54,9 +54,9 @@ def _check_schedule(schedule, epochs):
         raise InputError(f"schedule.name {schedule.name!r} is not one of constant, step, cosine, one_cycle")
     if not 0 <= schedule.warmup < epochs:
         raise InputError(f"schedule.warmup {schedule.warmup} must be at least 0 and less than epochs {epochs}")
-    belongs = {"milestones": "step", "final": "cosine"}
+    belongs = {"milestones": "step", "factor": "step", "final": "cosine"}
     for field, owner in belongs.items():
-        if getattr(schedule, field) and schedule.name != owner:
+        if getattr(schedule, field) != getattr(config.Schedule(), field) and schedule.name != owner:
             raise InputError(
                 f"schedule.{field} {getattr(schedule, field)} belongs to the schedule {owner}, not {schedule.name}; "
                 f"set schedule.name {owner}"
@@ -124,6 +124,11 @@ def _check_optimizer(o: config.Optimizer):
     names = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
     if o.name not in names:
         raise InputError(f"optimizer.name {o.name!r} is not one of {', '.join(names)}")
+    unused = {"sgd": ("momentum", "second_moment", "epsilon")}
+    unused |= dict.fromkeys(("momentum", "nesterov"), ("second_moment", "epsilon"))
+    for field in unused.get(o.name, ()):
+        if getattr(o, field) != getattr(config.Optimizer(), field):
+            raise InputError(f"optimizer.{field} {getattr(o, field)} does nothing for {o.name}; leave it out")
     if not o.learning_rate > 0:
         raise InputError(f"optimizer.learning_rate {o.learning_rate} must be greater than 0")
     for field in ("momentum", "second_moment"):

@@ -2,17 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import chex
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from deepjax import cli
+from deepjax.training import Checkpoints
 
 DEEPJAX = [sys.executable, "-m", "deepjax.cli"]
 TINY = [
@@ -76,6 +80,13 @@ def wait_for_records(folder, count):
         time.sleep(0.01)
 
 
+def newest_state(folder):
+    manager = Checkpoints(folder / "checkpoints")
+    state = manager.manager.restore(manager.steps[-1])["state"]
+    manager.close()
+    return jax.tree.map(np.asarray, state)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_a_signalled_run_resumes_to_the_same_numbers(tmp_path, number):
@@ -104,9 +115,12 @@ def test_a_signalled_run_resumes_to_the_same_numbers(tmp_path, number):
         assert "the same command continues" in err
     code, out, _ = run(*command, "stopped", folder=tmp_path)
     assert code == 0
-    assert "continuing at step" in out
+    resumed = int(re.search(r"continuing at step (\d+)", out)[1])
+    assert resumed >= (15 if number == signal.SIGKILL else 17)  # 17 records were there, a checkpoint every 5 steps
     assert run(*command, "whole", folder=tmp_path)[0] == 0
     assert without_times(tmp_path / "stopped") == without_times(tmp_path / "whole")
+    states = [newest_state(tmp_path / name) for name in ("stopped", "whole")]
+    chex.assert_trees_all_equal(*states)
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("stopped", "whole")]
     assert summaries[0]["test_loss"] == summaries[1]["test_loss"]
 
@@ -171,6 +185,10 @@ def test_predict_reads_files_and_folders_and_goes_on_past_broken_ones(digits_run
     assert "broken.png" in err
     assert err.count("\n") == 1
     assert "zero.png" in out
+    code, out, err = here(capsys, "predict", folder, tmp_path / "zero.png", tmp_path / "missing.png")
+    assert code == 1
+    assert "missing.png" in err
+    assert "zero.png" in out
 
 
 def test_models_datasets_and_summary(capsys, tmp_path):
@@ -205,6 +223,8 @@ def test_models_datasets_and_summary(capsys, tmp_path):
         (["train", "digits", "--data.name", "mnits"], "did you mean 'mnist'"),
         (["train", "mnist_resnet", "--data-dir", "EMPTY"], "deepjax datasets prepare mnist"),
         (["train", "digits", "--model-options", "depth"], "'depth' is not NAME=VALUE"),
+        (["train", "digits", "--model-options"], "NAME=VALUE is missing"),
+        (["train", "digits", "--schedule.factor", "0.5"], "belongs to the schedule step"),
         (["train", "digits", "--batch-size", "5000"], "batch_size 5000"),
         (["eval", "nowhere"], "nowhere holds no run"),
         (["predict", "nowhere", "x.png"], "nowhere holds no run"),
@@ -226,6 +246,15 @@ def test_bad_input_is_one_line_and_exit_code_2(command, message, capsys, tmp_pat
     assert err.count("\n") == 1, err
     assert message in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
+    process = start("train", "digits", "--epochs", 1, *TINY, folder=tmp_path)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait(timeout=300)
+    assert (tmp_path / "runs" / "digits" / "summary.json").exists()
 
 
 def test_help_and_version(capsys):
@@ -298,10 +327,12 @@ def test_a_config_and_help_do_not_wait_for_jax(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason=f"needs prepared MNIST in {SHARED}")
 def test_mnist_without_tensorflow(tmp_path):
-    command = ["train", "mnist_resnet", "--data-dir", SHARED, "--model-options", "stem_stride=2", "width=2"]
+    command = ["train", "mnist_resnet", "--data-dir", SHARED, "--model-options", "width=2"]
     code, out, err = run(*command, "--epochs", 1, "--batch-size", 1000, "--workdir", "run", folder=tmp_path)
     assert code == 0, err
     assert "57,000 training, 3,000 validation, 10,000 test" in out
+    options = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["model_options"]
+    assert options == {"stem_stride": 2, "width": 2}
 
 
 @pytest.mark.skipif(not os.path.ismount("/dev/shm") or os.geteuid() != 0, reason="needs root, to mount a small disk")

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from tensorboard.compat.proto.event_pb2 import Event
 
 from deepjax import training
 from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
 from deepjax.errors import InputError, Stopped, TrainingFailed
-from deepjax.training import Checkpoints, inference, loop
+from deepjax.training import Checkpoints, inference, loop, workdir
 
 QUIET = Console(quiet=True)
 DIGITS = Config(
@@ -121,6 +122,15 @@ def test_records_after_the_last_checkpoint_of_a_killed_run_come_again(tmp_path, 
     chex.assert_trees_all_equal(newest_state(folder), newest_state(whole))
 
 
+def read_events(path):
+    """TFRecords: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    data = path.read_bytes()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
 def test_what_a_run_leaves(whole):
     config = json.loads((whole / "config.json").read_text())
     assert config["config"]["optimizer"]["learning_rate"] == 0.05
@@ -136,7 +146,17 @@ def test_what_a_run_leaves(whole):
     }  # fmt: skip
     for picture in ("curves.png", "confusion.png"):
         assert (whole / picture).read_bytes().startswith(b"\x89PNG")
-    assert list((whole / "tensorboard").glob("events.out.tfevents.*"))
+    (events,) = (whole / "tensorboard").glob("events.out.tfevents.*")
+    scalars = [
+        (event.step, value.tag, value.simple_value) for event in read_events(events) for value in event.summary.value
+    ]
+    written = [
+        (record["step"], f"{record['kind']}/{name}", np.float32(value))
+        for record in records
+        for name, value in record.items()
+        if name not in ("kind", "step", "epoch")
+    ]
+    assert [scalar for scalar in scalars if not scalar[1].endswith("seconds")] == written
 
 
 def test_a_finished_run_says_so_and_stays(tmp_path, whole, capsys):
@@ -188,6 +208,7 @@ def test_a_truncated_checkpoint_is_passed_over_and_named(tmp_path, whole):
     said = output.getvalue()
     assert "checkpoints/22 is damaged" in said
     assert "continuing at step 20" in said
+    assert (folder / "damaged" / "22").exists()
     chex.assert_trees_all_equal(newest_state(folder), newest_state(whole))
 
 
@@ -203,6 +224,76 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(tmp_path, whole):
     assert rows(folder) == before
     with pytest.raises(InputError, match="no checkpoint in .* is whole"):
         inference.load_run(folder, warn=lambda text: None)
+
+
+def test_any_damaged_file_of_a_checkpoint_is_noticed_or_does_not_matter(tmp_path, whole):
+    state = newest_state(whole)
+    for path in sorted((whole / "checkpoints" / "22").rglob("*")):
+        if path.is_dir():
+            continue
+        for size in (0, path.stat().st_size // 2):
+            folder = tmp_path / "run"
+            shutil.copytree(whole, folder)
+            copy = folder / path.relative_to(whole)
+            with copy.open("r+b") as file:
+                file.truncate(size)
+            said = []
+            run = inference.load_run(folder, said.append)
+            if path.name == "sha256.json" or path.stat().st_size == size:
+                assert not said
+            else:
+                assert any("22 is damaged" in text for text in said), path
+                assert run.step < 22
+            shutil.rmtree(folder)
+    chex.assert_trees_all_equal(newest_state(whole), state)
+
+
+def write_npz(path, count, classes=3):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((count, 4)).astype(np.float32), np.arange(count) % classes
+    np.savez(path, x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
+
+
+@pytest.mark.parametrize(("count", "classes"), [(1100, 3), (2000, 3), (1000, 5)])
+def test_data_that_changed_since_are_refused_and_nothing_is_lost(tmp_path, count, classes, monkeypatch):
+    write_npz(tmp_path / "set.npz", 1000)
+    config = dataclasses.replace(SPIRALS, data=Data(name=str(tmp_path / "set.npz")))
+    monkeypatch.setattr(loop, "Signals", lambda: StopAt(11))
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    before = (tmp_path / "run" / "data.json").read_text()
+    write_npz(tmp_path / "set.npz", count, classes)
+    with pytest.raises(InputError, match="has changed since"):
+        train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "data.json").read_text() == before
+
+
+def test_one_workdir_has_one_process(tmp_path):
+    with workdir.locked(tmp_path / "run"), pytest.raises(InputError, match="in use by another process"):
+        train(SPIRALS, tmp_path / "run")
+    train(SPIRALS, tmp_path / "run", epochs=1)
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "bert"}', "[1]", "{"])
+def test_a_config_json_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+        train(SPIRALS, tmp_path)
+    with pytest.raises(InputError, match=r"config\.json"):
+        inference.load_run(tmp_path)
+
+
+def test_pmap_does_not_go_on_with_other_devices(tmp_path, monkeypatch):
+    config = dataclasses.replace(SPIRALS, devices=Devices("pmap"), batch_size=80)
+    monkeypatch.setattr(loop, "Signals", lambda: StopAt(2))
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record | {"device_count": 4}))
+    with pytest.raises(InputError, match="was run on 4 devices, here are 8"):
+        train(config, tmp_path / "run")
 
 
 def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
@@ -272,6 +363,8 @@ def test_accumulation_in_half_precision(tmp_path):
     optimizer = dataclasses.replace(DIGITS.optimizer, accumulate=4, clip_norm=1.0)
     summary = train(DIGITS, tmp_path / "run", optimizer=optimizer, dtype="bfloat16", batch_size=32, label_smoothing=0.1)
     assert np.isfinite(summary["test_loss"])
+    losses = [r["loss"] for r in rows(tmp_path / "run") if r["kind"] == "train_epoch"]
+    assert losses[1] < losses[0]
 
 
 @pytest.mark.parametrize(

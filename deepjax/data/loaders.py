@@ -5,6 +5,7 @@ and calls `fetch` on it inside jit, which gives the batch: {"image": [batch, ...
 "mask": bool [batch]}. The mask is False for the padding of the last batch.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -161,7 +162,12 @@ def _prefetched(batches: _Batches, workers: int):
         flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    return dataset.to_iter_dataset(options).mp_prefetch(processes)
+    return dataset.to_iter_dataset(options).mp_prefetch(processes, worker_init_fn=_ignore_interrupt)
+
+
+def _ignore_interrupt(*_):
+    """Ctrl-C reaches every process of the terminal; the main one ends its workers when it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_loader(

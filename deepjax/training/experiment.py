@@ -63,6 +63,7 @@ class Experiment(NamedTuple):
     std: np.ndarray
     place: Any  # rows -> rows on the devices, for step
     init: Any  # () -> a fresh TrainState on the devices
+    schedule: Any  # updates -> learning rate
 
     def evaluator(self, split):
         """variables -> Evaluation on one of the dataset's splits; compiled once."""
@@ -121,6 +122,9 @@ def build(config, dataset, model, devices, mean, std):
         key = jax.random.fold_in(key_of(config), 2**31)  # apart from the steps' keys, folded from step numbers
         return put(init_state(model, optimizer, key, dataset.shape, ema=config.ema > 0))
 
+    # Refuses an input that the model does not take.
+    jax.eval_shape(lambda: model.init(key_of(config), jnp.zeros((1, *dataset.shape)), train=False))
+
     return Experiment(
         config=config,
         dataset=dataset,
@@ -132,6 +136,7 @@ def build(config, dataset, model, devices, mean, std):
         std=std,
         place=partial(sharding.split_rows, devices=devices, strategy=strategy),
         init=init,
+        schedule=schedule,
     )
 
 

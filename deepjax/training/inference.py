@@ -107,7 +107,7 @@ def predict(run, paths, *, top=5, batch_size=64):
 
     An image that cannot be read gives a Prediction with `problem`; the others are predicted all the same.
 
-    Raises InputError for a path that does not exist, a folder without images, or a run that was not trained on images.
+    Raises InputError for a folder without images, or a run that was not trained on images.
     """
     if len(run.shape) != 3:
         raise InputError(f"the run was trained on {run.shape[0]} features, not on images; it cannot read image files")
@@ -147,6 +147,4 @@ def _image_files(path):
         if not files:
             raise InputError(f"folder {path} has no images ({', '.join(SUFFIXES)})")
         return files
-    if not path.exists():
-        raise InputError(f"image {path} does not exist")
     return [path]

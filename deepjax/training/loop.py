@@ -1,12 +1,15 @@
 """Training with all its input and output: progress, records, checkpoints, signals, and the summary."""
 
 import math
+import shutil
 import signal
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import jax
+import optax
 from rich.console import Console
 
 from deepjax import data
@@ -36,23 +39,36 @@ def train(config: Config, name: str = "run", *, console: Console | None = None) 
       Stopped: SIGINT or SIGTERM came; everything is saved, and the same call continues.
     """
     console = console or Console()
+    config = _with_absolute_paths(config)
     experiment.check(config)
     folder = workdir.check_workdir(config, name)
     if (folder / "summary.json").exists():
         summary = workdir.read_json(folder / "summary.json")
-        console.print(f"{folder}: finished, test error {100 * summary['test_error']:.2f} %", highlight=False)
+        _say(console, f"{folder}: finished, test error {100 * summary['test_error']:.2f} %")
         return summary
     dataset = data.load(config.data, config.data_dir, config.seed)
     devices = sharding.select_devices(config.devices.count, config.batch_size)
     model = experiment.make_model(config, len(dataset.classes))
     mean, std = workdir.read_statistics(folder) or experiment.statistics(config, dataset)
     exp = experiment.build(config, dataset, model, devices, mean, std)
-    state = exp.init()
     # Only now, when all has proved to fit, is anything written.
-    workdir.write_config(folder, config, name, devices)
-    workdir.write_data(folder, dataset, mean, std)
-    with Trainer(exp, state, folder, console) as trainer:
-        return trainer.run()
+    with workdir.locked(folder):
+        workdir.write_config(folder, config, name, devices)
+        workdir.write_data(folder, dataset, mean, std)
+        with Trainer(exp, folder, console) as trainer:
+            return trainer.run()
+
+
+def _with_absolute_paths(config):
+    """So that `deepjax eval` finds the data from any folder."""
+    name, data_dir = config.data.name, config.data_dir
+    if "/" in name or name.endswith(".npz"):
+        config = replace(config, data=replace(config.data, name=str(Path(name).expanduser().absolute())))
+    return replace(config, data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else "")
+
+
+def _say(console, text):
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -68,19 +84,22 @@ class Progress:
     lowest_loss: float | None = None  # on validation
     stale: int = 0  # epochs since then
     seconds: float = 0.0  # of training and validation, compilation left out
+    compile_seconds: float = 0.0
     images: int = 0
 
 
 class Trainer:
     """One process's share of a run. `run` goes from the newest checkpoint to the summary."""
 
-    def __init__(self, exp, state, folder, console):
+    def __init__(self, exp, folder, console):
         self.exp, self.config, self.folder, self.console = exp, exp.config, folder, console
         self.key = workdir.key_of(self.config)
+        for leftover in folder.glob("checkpoints/*.orbax-checkpoint-tmp"):  # of a process killed while it saved
+            shutil.rmtree(leftover)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.config.keep)
-        self.state, self.progress = state, Progress()
+        self.state, self.progress = exp.init(), Progress()
         self.parameters = parameter_count(self.state.params)
-        if restored := self.checkpoints.newest(self.state, self._warn):
+        if restored := self.checkpoints.newest(self.state, self._warn, repair=True):
             self.state, self.progress = restored[0], Progress(**restored[1])
         self.done = int(self.state.step)
         self.records = records.Records(folder, self.done)
@@ -99,7 +118,7 @@ class Trainer:
     def run(self):
         """Train the epochs that are left, then test. Returns the summary."""
         self._introduce()
-        with Signals() as signals, ProgressDisplay(self.total, self.config.epochs, self.console) as display:
+        with Signals() as signals, ProgressDisplay(self.done, self.total, self.config.epochs, self.console) as display:
             self.clock = time.monotonic()
             while not self._finished():
                 self._train_epoch(signals, display)
@@ -122,16 +141,17 @@ class Trainer:
             f"{len(devices)} x {devices[0].device_kind}, {self.config.devices.strategy}; writing to {self.folder}",
             *([f"continuing at step {self.done} of {self.total}"] if self.done else []),
         ):
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _say(self.console, line)
 
     def _warn(self, text):
-        self.console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+        _say(self.console, f"warning: {text}")
 
     def _tick(self):
         """Add the time since the last tick to the run's, what compiling took left out."""
         compiling = self.step.seconds + (self.validate.seconds if self.validate else 0.0)
         now = time.monotonic()
         self.progress.seconds += now - self.clock - (compiling - self.compiling)
+        self.progress.compile_seconds += compiling - self.compiling
         self.clock, self.compiling = now, compiling
 
     def _train_epoch(self, signals, display):
@@ -163,7 +183,7 @@ class Trainer:
         """Take in one step's metrics: refuse what is not finite, add to the epoch's means, record, show."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            self._fail(f"the loss is {values['loss']}, its gradient's norm {values['grad_norm']}", step, values)
+            self._fail(f"the loss is {values['loss']}, its gradient's norm {values['grad_norm']}", step)
         p = self.progress
         count = values.pop("count")
         p.loss_sum += values["loss"] * count
@@ -176,12 +196,12 @@ class Trainer:
             self.records.write("train", step, epoch, **values, seconds=round(p.seconds, 3))
         display.step(step, p.epochs, p.loss_sum / p.count, p.correct / p.count, p.images / max(p.seconds, 1e-9))
 
-    def _fail(self, what, step, values):
+    def _fail(self, what, step):
         steps = self.checkpoints.steps
         good = (
             f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
         )
-        rate = values["learning_rate"] if values else float("nan")
+        rate = float(self.exp.schedule((step - 1) // self.config.optimizer.accumulate))
         raise TrainingFailed(
             f"at step {step} {what} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "
             f"--schedule.warmup or set --optimizer.clip-norm, in another --workdir"
@@ -201,7 +221,7 @@ class Trainer:
             result = self.validate(self.state.eval_variables)
             validation = {"error": result.error, "loss": result.loss}
             if not math.isfinite(result.loss):
-                self._fail(f"the validation loss is {result.loss}", self.done, None)
+                self._fail(f"the validation loss is {result.loss}", self.done)
             self._compare(validation)
             line += f"  validation loss {result.loss:.4f} error {100 * result.error:.2f} %"
         self._tick()
@@ -209,13 +229,13 @@ class Trainer:
         self.records.write("train_epoch", self.done, p.epochs, loss=p.train_loss, error=train_error, seconds=seconds)
         if validation:
             self.records.write("validation", self.done, p.epochs, **validation, seconds=seconds)
-        self._save(validation)
+        self._save()
         display.line(f"{line}  {duration(p.seconds)}")
 
     def _compare(self, validation):
         p = self.progress
         rank = validation["error"], validation["loss"]
-        # Of equals the newest, as Orbax keeps it.
+        # Of equals the newest, which has been trained longer.
         if p.best is None or rank <= (p.best["error"], p.best["loss"]):
             p.best = {"step": self.done, "epoch": p.epochs, **validation}
         if p.lowest_loss is None or validation["loss"] < p.lowest_loss:
@@ -223,8 +243,10 @@ class Trainer:
         else:
             p.stale += 1
 
-    def _save(self, validation=None):
-        self.checkpoints.save(self.state, asdict(self.progress), validation)
+    def _save(self):
+        if not math.isfinite(optax.tree.norm(self.state.params)):
+            self._fail("the update has made parameters that are not finite", self.done)
+        self.checkpoints.save(self.state, asdict(self.progress))
 
     def _stop(self, number):
         self._draw_curves()
@@ -247,6 +269,8 @@ class Trainer:
             except InputError as error:
                 self._warn(f"{error}; testing the newest state instead of the best")
         test = self.exp.evaluator(dataset.test)(state.eval_variables)
+        if not math.isfinite(test.loss):
+            self._fail(f"the test loss is {test.loss}", self.done)
         self._draw_curves()
         title = f"{self.config.model} on {dataset.name}: test error {100 * test.error:.2f} %"
         figure = plots.confusion(test.confusion(len(dataset.classes)), dataset.classes, title)
@@ -258,17 +282,16 @@ class Trainer:
             "steps": self.done,
             "epochs": p.epochs,
             "seconds": round(p.seconds, 2),
-            "compile_seconds": round(self.compiling, 2),
+            "compile_seconds": round(p.compile_seconds, 2),
             "images_per_second": round(p.images / max(p.seconds, 1e-9), 1),
             "parameters": self.parameters,
             "best_epoch": best_epoch,
         }
         workdir.write_json(self.folder / "summary.json", summary)
-        self.console.print(
+        _say(
+            self.console,
             f"test error {100 * test.error:.2f} %, loss {test.loss:.4f} (epoch {best_epoch}, {len(dataset.test):,} "
             f"examples) after {duration(p.seconds)}; see {self.folder}",
-            highlight=False,
-            soft_wrap=True,
         )
         return summary
 

@@ -12,12 +12,13 @@ class ProgressDisplay:
     """Step, epoch, loss, accuracy, images/s and time left. Use as a context manager.
 
     Args:
+      done: steps done before.
       total: steps of the whole run.
       epochs: of the whole run.
       console: a rich Console; its terminal or its absence decides the form.
     """
 
-    def __init__(self, total, epochs, console: Console):
+    def __init__(self, done, total, epochs, console: Console):
         self.total, self.epochs, self.console = total, epochs, console
         self.started = self.last_line = time.monotonic()
         self.first_step = None
@@ -25,12 +26,12 @@ class ProgressDisplay:
         if console.is_terminal or console.is_jupyter:
             self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(),
-                TextColumn("step {task.completed}/{task.total}  {task.fields[numbers]}"),
-                TimeRemainingColumn(),
+                BarColumn(bar_width=12),
+                TextColumn("{task.completed}/{task.total} {task.fields[numbers]}"),
+                TimeRemainingColumn(compact=True),
                 console=console,
             )
-            self.task = self.bar.add_task("", total=total, epoch=f"0/{epochs}", numbers="")
+            self.task = self.bar.add_task("", total=total, completed=done, epoch=f"0/{epochs}", numbers="")
 
     def __enter__(self):
         if self.bar:
@@ -44,15 +45,18 @@ class ProgressDisplay:
     def step(self, step, epoch, loss, accuracy, images_per_second):
         """Show the state after `step` steps, in 0-based `epoch`."""
         now = time.monotonic()
-        numbers = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {images_per_second:,.0f} images/s"
+        numbers = f"loss {loss:.4f} accuracy {accuracy:.3f} {images_per_second:,.0f} images/s"
         if self.first_step is None:
             self.first_step, self.started = step, now
         if self.bar:
             self.bar.update(self.task, completed=step, epoch=f"{epoch + 1}/{self.epochs}", numbers=numbers)
         elif now - self.last_line >= PLAIN_SECONDS:
             self.last_line = now
-            left = (now - self.started) / max(step - self.first_step, 1) * (self.total - step)
-            self.line(f"step {step}/{self.total}  epoch {epoch + 1}/{self.epochs}  {numbers}  {duration(left)} left")
+            text = f"step {step}/{self.total}  epoch {epoch + 1}/{self.epochs}  {numbers}"
+            if step > self.first_step:
+                left = (now - self.started) / (step - self.first_step) * (self.total - step)
+                text += f"  {duration(left)} left"
+            self.line(text)
 
     def line(self, text):
         """A line that stays, above the bar if there is one."""

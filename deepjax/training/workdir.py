@@ -1,6 +1,9 @@
 """The folder of a run: what was run, on which data, with which versions; and whether a command may go on in it."""
 
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
 import json
 import platform
 from importlib.metadata import version
@@ -12,6 +15,8 @@ import numpy as np
 from deepjax.config import Config, flatten, from_dict
 from deepjax.errors import InputError
 
+LOCK = "lock"
+
 # Where and how often things are written, and how fast images are read, may change when a run goes on.
 FREE = ("workdir", "data_dir", "keep", "checkpoint_every", "log_every", "data.workers")
 
@@ -22,20 +27,43 @@ def check_workdir(config, name):
     Raises InputError for a folder that holds something else, or a run of another config.
     """
     workdir = Path(config.workdir or Path("runs") / name)
-    path = workdir / "config.json"
-    if path.exists():
-        _check_same(config, read_json(path)["config"], workdir)
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    if (workdir / "config.json").exists():
+        _check_same(config, _read_record(workdir)["config"], workdir)
+    elif workdir.exists() and (not workdir.is_dir() or any(_is_foreign(path) for path in workdir.iterdir())):
         raise InputError(f"workdir {workdir} exists and holds no deepjax run; choose another with --workdir")
     return workdir
 
 
-def write_config(workdir, config, name, devices):
-    """Make the folder and its config.json: what is run, with which versions, where. An old one stays as it is."""
-    path = workdir / "config.json"
-    if path.exists():
-        return
+def _is_foreign(path):
+    """Not what a run leaves that was killed before its config.json was whole."""
+    return path.name != LOCK and path.suffix != ".tmp"
+
+
+@contextlib.contextmanager
+def locked(workdir):
+    """Make the folder, and hold it against other processes. Raises InputError where one has it."""
     workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"workdir {workdir} is in use by another process; wait for it, or use another") from None
+        yield
+
+
+def write_config(workdir, config, name, devices):
+    """config.json: what is run, with which versions, where. One that is there stays as it is.
+
+    Raises InputError where it is there and tells of another number of devices, and that number is part of the result.
+    """
+    if (workdir / "config.json").exists():
+        count = _read_record(workdir).get("device_count")
+        if config.devices.strategy == "pmap" and count != len(devices):
+            raise InputError(
+                f"workdir {workdir} was run on {count} devices, here are {len(devices)}; with devices.strategy pmap "
+                f"their number changes the result: set --devices.count {count}, or choose another --workdir"
+            )
+        return
     versions = {package: version(package) for package in ("deepjax", "jax", "jaxlib", "flax", "optax", "numpy")}
     record = {
         "name": name,
@@ -45,7 +73,7 @@ def write_config(workdir, config, name, devices):
         "device_count": len(devices),
         "seed": config.seed,
     }
-    write_json(path, record)
+    write_json(workdir / "config.json", record)
 
 
 def _check_same(config, recorded, workdir):
@@ -68,21 +96,45 @@ def read_config(workdir):
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"workdir {workdir} holds no run (there is no {path}); `deepjax train` makes one")
-    config = from_dict(Config, read_json(path)["config"])
+    config = from_dict(Config, _read_record(Path(workdir))["config"])
     return dataclasses.replace(config, workdir=str(workdir))
 
 
+def _read_record(workdir):
+    """config.json, or InputError where another program wrote it."""
+    record = read_json(workdir / "config.json")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise InputError(f"{workdir / 'config.json'} is not one of a deepjax run; choose another --workdir")
+    return record
+
+
 def write_data(workdir, dataset, mean, std):
-    """data.json: what evaluation and prediction must know of the training set."""
+    """data.json: what resuming, evaluation and prediction must know of the training set. One that is there stays.
+
+    Raises InputError where it is there and tells of other data.
+    """
+    labels = [np.asarray(split.labels, np.int32) for split in (dataset.train, dataset.validation, dataset.test)]
     record = {
         "name": dataset.name,
         "classes": list(dataset.classes),
         "shape": list(dataset.shape),
+        "examples": [len(split) for split in labels],  # training, validation, test
+        "labels_sha256": hashlib.sha256(b"".join(split.tobytes() for split in labels)).hexdigest(),
         "mean": np.asarray(mean).tolist(),
         "std": np.asarray(std).tolist(),
         "fit": dataset.fit,
     }
-    write_json(Path(workdir) / "data.json", record)
+    path = workdir / "data.json"
+    if not path.exists():
+        write_json(path, record)
+        return
+    before = read_json(path)
+    for field in ("classes", "shape", "examples", "labels_sha256"):
+        if before[field] != record[field]:
+            raise InputError(
+                f"{dataset.name} has changed since the run in {workdir} began: its {field} were {before[field]}, are "
+                f"{record[field]}; restore the data, or choose another --workdir"
+            )
 
 
 def read_statistics(workdir):
@@ -107,7 +159,7 @@ def read_json(path):
 def write_json(path, record):
     """Write beside and rename, so that a file is either the old one or whole."""
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(record, indent=2) + "\n")
+    beside.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
     beside.replace(path)
 
 

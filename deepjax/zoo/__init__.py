@@ -57,3 +57,8 @@ def options_of(name):
     fixed = {"num_classes", *(function.keywords if isinstance(function, functools.partial) else ())}
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in fixed}
+
+
+def usual_input(name):
+    """Shape of one example, (height, width, channels), that a network was designed for."""
+    return (224, 224, 3) if name.startswith(("resnet", "plain")) else (32, 32, 3)
