@@ -4,6 +4,9 @@ The data come with scikit-learn (1,797 images; 1,297 for training, 200 for valid
 He et al. 2015, section 4.2, for 8x8 images of one channel.
 
     deepjax train digits
+
+Measured on two CPU cores: test error 0.67, 0.33, 0.33, 0.33 and 0.67 % for --seed 0 to 4 (one of the 300 test images is
+0.33 %), each in about a minute of training.
 """
 
 from deepjax.config import Augment, Config, Data, Optimizer, Schedule
