@@ -61,9 +61,9 @@ def train(config: Config, name: str = "run", *, console: Console | None = None) 
 
 def _with_absolute_paths(config):
     """So that `deepjax eval` finds the data from any folder."""
-    name, data_dir = config.data.name, config.data_dir
-    if "/" in name or name.endswith(".npz"):
-        config = replace(config, data=replace(config.data, name=str(Path(name).expanduser().absolute())))
+    path, data_dir = Path(config.data.name).expanduser(), config.data_dir
+    if (path / "train").is_dir() or (path.suffix == ".npz" and path.exists()):
+        config = replace(config, data=replace(config.data, name=str(path.absolute())))
     return replace(config, data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else "")
 
 

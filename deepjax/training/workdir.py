@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import platform
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from filelock import FileLock, Timeout
 
 from deepjax.config import Config, flatten, from_dict
 from deepjax.errors import InputError
@@ -43,11 +43,11 @@ def _is_foreign(path):
 def locked(workdir):
     """Make the folder, and hold it against other processes. Raises InputError where one has it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"workdir {workdir} is in use by another process; wait for it, or use another") from None
+    try:
+        held = FileLock(workdir / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"workdir {workdir} is in use by another process; wait for it, or use another") from None
+    with held:
         yield
 
 
