@@ -70,6 +70,7 @@ def test_training_prints_what_it_does_in_plain_lines(digits_run):
 
 def without_times(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = [line for line in lines if line.endswith("}")]  # a kill may have cut the last one short
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
@@ -113,10 +114,11 @@ def test_a_signalled_run_resumes_to_the_same_numbers(tmp_path, number):
         assert err.count("\n") == 1
         assert f"stopped by {number.name} at step" in err
         assert "the same command continues" in err
+    reached = max(record["step"] for record in without_times(tmp_path / "stopped"))
     code, out, _ = run(*command, "stopped", folder=tmp_path)
     assert code == 0
     resumed = int(re.search(r"continuing at step (\d+)", out)[1])
-    assert resumed >= (15 if number == signal.SIGKILL else 17)  # 17 records were there, a checkpoint every 5 steps
+    assert resumed >= (reached - 5 if number == signal.SIGKILL else reached)  # a checkpoint every 5 steps
     assert run(*command, "whole", folder=tmp_path)[0] == 0
     assert without_times(tmp_path / "stopped") == without_times(tmp_path / "whole")
     states = [newest_state(tmp_path / name) for name in ("stopped", "whole")]
@@ -252,7 +254,8 @@ def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
     process = start("train", "digits", "--epochs", 1, *TINY, folder=tmp_path)
     process.stdout.readline()
     process.stdout.close()
-    assert process.stderr.read() == ""
+    with process.stderr:
+        assert process.stderr.read() == ""
     process.wait(timeout=300)
     assert (tmp_path / "runs" / "digits" / "summary.json").exists()
 
