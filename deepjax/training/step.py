@@ -47,6 +47,25 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    gradients, batch_stats, metrics = _gradients(state, batch, key, model, preprocess, smoothing, axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    averaged = state.ema
+    if ema:
+        # Between two updates the parameters stand still, and so must their average.
+        rate = jnp.where(step % accumulate == 0, 1 - ema, 0.0)
+        averaged = optax.incremental_update(params, state.ema, rate)
+    metrics |= {
+        "grad_norm": optax.tree.norm(gradients),
+        "learning_rate": jnp.asarray(schedule(state.step // accumulate), jnp.float32),
+    }
+    state = state.replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged)
+    return state, metrics
+
+
+def _gradients(state, batch, key, model, preprocess, smoothing, axis_name):
+    """(gradients, new batch statistics, {"loss", "accuracy", "count"}), of the whole batch over all devices."""
     image = preprocess(jax.random.fold_in(key, 0), batch["image"])
     label, mask = batch["label"], batch["mask"]
     count = jnp.maximum(_sum(mask, axis_name), 1)
@@ -68,23 +87,8 @@ def train_step(
     if axis_name is not None:
         gradients, loss = jax.lax.psum((gradients, loss), axis_name)
         batch_stats = _of_replica_0(batch_stats, axis_name)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    step = state.step + 1
-    metrics = {
-        "loss": loss,
-        "accuracy": _sum(mask & (logits.argmax(-1) == label), axis_name) / count,
-        "count": count,
-        "grad_norm": optax.tree.norm(gradients),
-        "learning_rate": jnp.asarray(schedule(state.step // accumulate), jnp.float32),
-    }
-    if ema:
-        # Between two updates the parameters stand still, and so must their average.
-        rate = jnp.where(step % accumulate == 0, 1 - ema, 0.0)
-        averaged = optax.incremental_update(params, state.ema, rate)
-    else:
-        averaged = state.ema
-    return state.replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged), metrics
+    accuracy = _sum(mask & (logits.argmax(-1) == label), axis_name) / count
+    return gradients, batch_stats, {"loss": loss, "accuracy": accuracy, "count": count}
 
 
 def eval_step(variables, batch, *, model, preprocess):
