@@ -42,7 +42,8 @@ def main(argv=None):
     if argv[0] == "--version":
         print(f"deepjax {deepjax.__version__}")
         return 0
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # libraries narrate there; what goes wrong is raised anyway
+    for narrator in ("absl", "matplotlib"):  # what goes wrong there is raised anyway
+        logging.getLogger(narrator).setLevel(logging.CRITICAL)
     try:
         if argv[0] not in COMMANDS:
             raise InputError(f"command {argv[0]!r} is unknown; {choices(argv[0], COMMANDS)}")
