@@ -60,8 +60,8 @@ def test_twenty_updates_are_torchs(case, decay):
     """With a learning rate that changes, gradients that do, and weight decay of the kernel alone."""
     torch = pytest.importorskip("torch")
     fields, kind, arguments = TORCH[case]
-    epsilon = {} if kind == "SGD" else {"eps": 1e-3}
-    optimizer = config.Optimizer(name=case.split()[0], weight_decay=decay, epsilon=1e-3, **fields)
+    epsilon, eps = ({}, {}) if kind == "SGD" else ({"epsilon": 1e-3}, {"eps": 1e-3})
+    optimizer = config.Optimizer(name=case.split()[0], weight_decay=decay, **epsilon, **fields)
     params, gradients = random_params(0), [random_params(i + 1) for i in range(20)]
 
     def rate(step):
@@ -75,7 +75,7 @@ def test_twenty_updates_are_torchs(case, decay):
         {"params": [leaf], "weight_decay": decay if is_kernel else 0.0}
         for leaf, is_kernel in zip(leaves, decayed, strict=True)
     ]
-    theirs = getattr(torch.optim, kind)(groups, lr=rate(0), **arguments, **epsilon)
+    theirs = getattr(torch.optim, kind)(groups, lr=rate(0), **arguments, **eps)
     for step, (gradient, ours) in enumerate(zip(gradients, trajectory, strict=True)):
         for group in theirs.param_groups:
             group["lr"] = rate(step)
@@ -154,7 +154,13 @@ def test_clip_norm_scales_the_whole_gradient_before_weight_decay():
 def test_optimizer_errors(fields):
     (field,) = fields
     with pytest.raises(InputError, match=f"optimizer.{field}"):
-        make_optimizer(config.Optimizer(**fields), 0.1)
+        make_optimizer(config.Optimizer(**{"name": "adam"} | fields), 0.1)
+
+
+@pytest.mark.parametrize(("name", "field"), [("sgd", "momentum"), ("nesterov", "second_moment"), ("sgd", "epsilon")])
+def test_a_field_that_does_nothing_is_refused(name, field):
+    with pytest.raises(InputError, match=f"optimizer.{field} 0.5 does nothing for {name}"):
+        make_optimizer(config.Optimizer(name=name, **{field: 0.5}), 0.1)
 
 
 # Schedules
