@@ -8,8 +8,8 @@ import importlib
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "config", "data", "errors", "functional", "initializers", "layers",
-    "optimizers", "summary", "training", "units", "zoo",
+    "config", "data", "errors", "functional", "init_from_data", "initializers", "layers",
+    "optimizers", "summary", "training", "units", "weights", "zoo",
 )  # fmt: skip
 
 

@@ -44,9 +44,33 @@ Options = Annotated[
 ]
 
 
+def parse_groups(words):
+    """['{"head/*": {"learning_rate": 0.5}}'] -> {"head/*": {"learning_rate": 0.5}}."""
+    try:
+        groups = json.loads(words[0])
+    except ValueError as error:
+        raise ValueError(f"{words[0]!r} is not JSON ({error})") from None
+    if not isinstance(groups, dict) or not all(isinstance(fields, dict) for fields in groups.values()):
+        raise ValueError(f'{words[0]!r} is not like {{"head/*": {{"learning_rate": 0.5}}}}')
+    return groups
+
+
+Groups = Annotated[
+    dict[str, dict[str, float | bool | None]],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=parse_groups,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda groups: [json.dumps(groups)],
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Augment:
-    """Random changes to training images, drawn anew for every image and step."""
+    """Random changes to training images, drawn anew for every image and step. In this order: RandAugment, colours,
+    standardization, flip, crop, shift and zoom, cutout, then mixing of images with each other."""
 
     flip: bool = False
     """Mirror left and right with probability one half."""
@@ -59,6 +83,27 @@ class Augment:
     area: tuple[float, float] | None = None
     """Random-area crop for photographs: cut out this fraction of the image (for ImageNet 0.08 1.0), with aspect
     ratio 3/4 to 4/3, and resize it to data.image_size. Needs images that are read one by one (placement host)."""
+    brightness: float = 0.0
+    """Multiply colours by a factor drawn from [max(0, 1 - brightness), 1 + brightness]."""
+    contrast: float = 0.0
+    """As brightness: the factor of the distance to the image's mean grey."""
+    saturation: float = 0.0
+    """As brightness: the factor of the distance to each pixel's grey."""
+    hue: float = 0.0
+    """Turn the hue by up to this part of the circle, at most 0.5. These four come in random order."""
+    lighting: float = 0.0
+    """PCA lighting: standard deviation (usual: 0.1) of shifts along the training colours' principal components."""
+    randaugment: int = 0
+    """RandAugment: how many of its 14 operations, drawn at random, are applied one after the other (usual: 2)."""
+    magnitude: int = 9
+    """RandAugment: how strong its operations are, 0 to 30."""
+    cutout: int = 0
+    """Set a square with sides of this many pixels to the mean colour; it may reach over the border."""
+    mixup: float = 0.0
+    """Mixup: blend images and targets of random pairs; the share is drawn from Beta(mixup, mixup). Usual: 0.2."""
+    cutmix: float = 0.0
+    """CutMix: paste a box from another image; its area is drawn from Beta(cutmix, cutmix). Usual: 1. With mixup as
+    well, each batch has one of the two, with probability one half."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +117,19 @@ class Data:
     """Fraction of the training set kept for validation, stratified. Unset: the set's own validation split, or 0.1."""
     image_size: int = 0
     """Height and width in pixels that images are resized to when read. 0: as stored."""
+    standardize: Literal["channel", "mean_image", "mean_colour", "min_max", "z_score", "pca", "zca"] = "channel"
+    """What is done to all images, fitted on the training set. channel: mean 0 and variance 1 of each channel.
+    mean_colour, mean_image: subtract each channel's, each pixel's mean. min_max: each channel to `limits`.
+    z_score: mean 0 and variance 1 of each pixel and channel. pca: whitened, a vector of components. zca: whitened, an
+    image."""
     mean: tuple[float, ...] = ()
-    """Per channel, in units of [0, 1]. Empty: computed from the training set."""
+    """channel: per channel, in units of [0, 1]. Empty: computed from the training set."""
     std: tuple[float, ...] = ()
-    """Per channel, in units of [0, 1]. Empty: computed from the training set."""
+    """channel: per channel, in units of [0, 1]. Empty: computed from the training set."""
+    epsilon: float = 0.0
+    """pca, zca: added to the variance of each component, so that noise is not blown up; for images 0.01 to 0.1."""
+    limits: tuple[float, float] = (0.0, 1.0)
+    """min_max: what each channel's least and greatest value become."""
     placement: Literal["auto", "device", "host"] = "auto"
     """device: the whole set lies on the device as uint8. host: read batch by batch with Grain.
     auto: device up to 1 GiB."""
@@ -86,37 +140,106 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The Optax chain: clip, decay, scale by the schedule."""
+    """The Optax chain: clip, decay, find a direction, scale by the schedule, look ahead.
 
-    name: Literal["sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop"] = "momentum"
+    A number that is unset is the usual one of the optimizer, PyTorch's default. One that the optimizer does not use is
+    refused.
+    """
+
+    name: Literal[
+        "sgd",
+        "momentum",
+        "nesterov",
+        "adagrad",
+        "rmsprop",
+        "adadelta",
+        "adam",
+        "adamw",
+        "adamax",
+        "nadam",
+        "rprop",
+        "lbfgs",
+        "lion",
+    ] = "momentum"
     learning_rate: float = 0.1
-    momentum: float = 0.9
-    """Of momentum, nesterov and rmsprop; the first moment's decay in adam and adamw."""
-    second_moment: float = 0.999
-    """Decay of the squared gradients' average in adam, adamw and rmsprop."""
-    epsilon: float = 1e-8
-    """Added to the root of the second moment in adam, adamw and rmsprop."""
+    """The highest rate, which the schedule scales. rprop: the size of the first step, no schedule."""
+    momentum: float | None = None
+    """Of momentum, nesterov (usual: 0.9) and rmsprop (0); the first moment's decay in adam, adamw, adamax, nadam, lion
+    (0.9)."""
+    second_moment: float | None = None
+    """Decay of the squared gradients' average in adam, adamw, nadam (0.999), rmsprop (0.99) and adadelta (0.9), of the
+    largest gradient in adamax (0.999), of the momentum in lion (0.99)."""
+    epsilon: float | None = None
+    """Added to the root of the second moment (1e-8; adagrad 1e-10), under the root in adadelta (1e-6), to the
+    gradient's size in adamax (1e-8)."""
+    momentum_decay: float | None = None
+    """nadam: how fast momentum grows from half of `momentum` (0.004)."""
+    history: int | None = None
+    """lbfgs: past steps to remember, each two copies of the parameters (10)."""
+    line_search: bool = False
+    """lbfgs: after each direction, search for a step length that meets the strong Wolfe conditions on the batch."""
     weight_decay: float = 0.0
-    """Of kernels only, never of biases and normalization. adamw decouples it; the others add it to the gradient."""
+    """Of kernels only, never of biases and normalization. adamw and lion decouple it; the others add it to the
+    gradient."""
+    clip_adaptive: float | None = None
+    """Scale the gradient of each unit (output feature) down to this fraction of its weights' norm, as 0.01."""
+    clip_value: float | None = None
+    """Cut each number of the gradient to at most this size."""
     clip_norm: float | None = None
-    """Scale the whole gradient down to this norm where it is larger."""
+    """Scale the whole gradient down to this norm where it is larger, after the other two."""
+    lookahead: int = 0
+    """Updates after which the weights go back to slow weights, which have moved towards them; such as 5. 0: off."""
+    slow_rate: float = 0.5
+    """lookahead: how far the slow weights move, as a fraction."""
     accumulate: int = 1
     """Batches whose gradients are averaged for one update."""
+    groups: Groups = field(default_factory=dict)
+    """JSON: settings of the parameters whose path matches a pattern; of several patterns the first. For example
+    '{"stem_conv/*": {"frozen": true}, "stage1*": {"frozen_until": 3}, "head/*": {"learning_rate": 0.5}}'. Batch norms'
+    moments are no parameters; they go on in what is frozen."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate over time, as a factor of optimizer.learning_rate. Times are in epochs."""
+    """The learning rate over time, as a factor of optimizer.learning_rate. Times are in epochs.
 
-    name: Literal["constant", "step", "cosine", "one_cycle"] = "constant"
+    A field that does not belong to the schedule is refused.
+    """
+
+    name: Literal[
+        "constant",
+        "exponential",
+        "step",
+        "linear",
+        "polynomial",
+        "cosine",
+        "warm_restarts",
+        "one_cycle",
+        "plateau",
+    ] = "constant"
     warmup: float = 0.0
     """Epochs of linear growth from zero at the start (one_cycle: epochs until the peak; 0 means 30 % of the run)."""
     milestones: tuple[float, ...] = ()
     """step: the epochs at which the rate is multiplied by `factor`."""
+    period: float = 0.0
+    """step: instead of milestones, multiply every so many epochs (50 with factor 0.5: halve every 50 epochs).
+    warm_restarts: epochs of the first cycle."""
+    multiplier: float = 1.0
+    """warm_restarts: how many times longer each cycle is than the one before."""
     factor: float = 0.1
-    """step: the multiplier at each milestone."""
+    """step, plateau: the multiplier. exponential: the multiplier per epoch, applied bit by bit with every update."""
     final: float = 0.0
-    """cosine: the last rate, as a fraction of the highest."""
+    """linear, polynomial, cosine, warm_restarts: the last rate, as a fraction of the highest. plateau: the least."""
+    power: float = 1.0
+    """polynomial: of the share of the run that is left."""
+    momentum: tuple[float, float] = (0.85, 0.95)
+    """one_cycle: momentum (or first moment's decay) at the highest rate and at the ends. Two equal ones keep it."""
+    patience: int = 10
+    """plateau: epochs without improvement that are put up with; the one after them multiplies the rate."""
+    threshold: float = 1e-4
+    """plateau: a loss counts as an improvement if it is lower than the best by more than this fraction."""
+    cooldown: int = 0
+    """plateau: epochs after a multiplication that do not count."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +261,11 @@ class Config:
     """A name that `deepjax models` lists."""
     model_options: Options = field(default_factory=dict)
     """Options of the model, added to the config's: --model-options depth=38 shortcut=B."""
+    init: Literal["model", "lsuv", "within_layer", "between_layer", "pca_kernels", "kmeans_kernels", "looks_linear"] = (
+        "model"
+    )
+    """Where the parameters begin. model: as the model draws them. Else a function of deepjax.init_from_data, which
+    sets them by the first training batch; kmeans_kernels needs a batch of at least as many images as features."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     devices: Devices = Devices()
@@ -148,7 +276,14 @@ class Config:
     """Images in an evaluation batch. 0: batch_size."""
     label_smoothing: float = 0.0
     ema: float = 0.0
-    """Decay of the parameters' moving average, which is evaluated in their place. 0: off."""
+    """Decay of the parameters' moving average, which is evaluated in their place, with the batch norms' moments as
+    training left them. 0: off."""
+    swa_start: int = 0
+    """Stochastic weight averaging: from this epoch's end on, the parameters at each epoch's end enter an equal average.
+    At the run's end batch norms' moments are estimated for it anew, and it is validated and tested. 0: off."""
+    snapshots: int = 0
+    """Snapshot ensemble: keep the network at the end of each of this many equal cycles of the schedule warm_restarts,
+    and test the mean of their softmax probabilities. 0: off."""
     patience: int = 0
     """Stop after this many epochs without a lower validation loss. 0: never."""
     dtype: Literal["float32", "bfloat16"] = "float32"

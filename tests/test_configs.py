@@ -17,12 +17,18 @@ from deepjax.config import Config, flatten, from_dict
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer, make_schedule
 
-CONFIGS = cli._configs()
+CONFIGS = cli.training.configs()
 CASES = {  # what each is for: classes, and the shape of an image
     "digits": (10, (8, 8, 1)),
     "mnist_resnet": (10, (28, 28, 1)),
     "cifar10_resnet20": (10, (32, 32, 3)),
     "imagenet_resnet50": (1000, (224, 224, 3)),
+    **{f"mnist_dropconnect_{drop}": (10, (28, 28, 1)) for drop in ("none", "dropout", "dropconnect")},
+    **{
+        f"cifar10_mlp_{net}": (10, (32, 32, 3))
+        for net in ("linear", "two_layer", "eight_layer_gaussian", "eight_layer_he", "eight_layer_he_bn")
+    },
+    **{f"cifar100_{step}": (100, (32, 32, 3)) for step in ("base", "bn", "augmented", "regularized")},
 }
 
 
@@ -38,7 +44,7 @@ def test_every_config_is_known_here():
 def test_a_config_says_what_it_is_and_fits_together(name):
     config, (classes, shape) = load(name), CASES[name]
     assert isinstance(config, Config)
-    doc = cli._docstring(CONFIGS[name])
+    doc = cli.training.docstring(CONFIGS[name])
     assert f"deepjax train {name}" in doc
     model = zoo.create(config.model, num_classes=classes, **config.model_options)
     logits = jax.eval_shape(
@@ -58,6 +64,48 @@ def test_cifar_schedule_is_the_papers():
     assert abs(steps * config.epochs - 64_000) < steps
     for updates, rate in ((0, 0.1), (31_500, 0.1), (32_500, 0.01), (47_500, 0.01), (48_500, 0.001)):
         np.testing.assert_allclose(schedule(updates), rate, rtol=1e-6)
+
+
+def differences(*names):
+    """{field: values} where configs differ."""
+    configs = [flatten(dataclasses.asdict(load(name))) for name in names]
+    return {
+        field: values
+        for field in sorted(set().union(*configs))
+        for values in [[config.get(field) for config in configs]]
+        if any(value != values[0] for value in values)
+    }
+
+
+def test_drop_configs_differ_in_what_they_drop():
+    found = differences(*(f"mnist_dropconnect_{drop}" for drop in ("none", "dropout", "dropconnect")))
+    assert found == {"model_options.drop": [None, "dropout", "dropconnect"]}
+
+
+def test_eight_layer_configs_differ_in_their_start_and_norm():
+    found = differences(*(f"cifar10_mlp_eight_layer_{how}" for how in ("gaussian", "he", "he_bn")))
+    assert found == {"model_options.init": ["gaussian", "he", "he"], "model_options.norm": [None, None, "batch"]}
+
+
+def test_cifar100_configs_add_one_thing_after_the_other():
+    def added(before, after):
+        return {field: values[1] for field, values in differences(f"cifar100_{before}", f"cifar100_{after}").items()}
+
+    assert added("base", "bn") == {"model_options.norm": "batch"}
+    assert added("bn", "augmented") == {"data.augment.flip": True, "data.augment.crop": 4}
+    assert added("augmented", "regularized") == {
+        "label_smoothing": 0.1,
+        "model_options.dropout": 0.5,
+        "optimizer.weight_decay": 0.0025,
+    }
+
+
+def test_cifar100_rate_is_halved_every_50_epochs():
+    config = load("cifar100_base")
+    assert (config.batch_size, config.optimizer.name, config.optimizer.momentum) == (32, "momentum", 0.9)
+    rate = make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=10)
+    rates = [float(rate(10 * epoch)) for epoch in (0, 49, 50, 99, 100, 150, 199)]
+    np.testing.assert_allclose(rates, [0.01, 0.01, 0.005, 0.005, 0.0025, 0.00125, 0.00125], rtol=1e-6)
 
 
 def test_a_config_file_does_not_import_jax():

@@ -4,6 +4,7 @@ from operator import itemgetter
 
 import chex
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,8 @@ from numpy.testing import assert_allclose
 from deepjax import initializers, zoo
 from deepjax.errors import InputError
 from deepjax.layers import BatchNorm, Conv
-from deepjax.units import Add, Branch, NormActivation, Plain, Projection, Unit, ZeroPad, stack
+from deepjax.units import Add, Branch, NormActivation, Plain, Projection, SkipInit, Unit, ZeroPad, stack
+from deepjax.zoo.residual import cifar
 
 KEY = jax.random.key(0)
 
@@ -22,9 +24,9 @@ def images(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
-def basic_unit(order="post", features=4, **branch):
+def basic_unit(order="post", features=4, *, join=Add, **branch):
     branch = Branch((features, features), (3, 3), (1, 1), order, **branch)
-    return Unit(branch, Add(), activation=nn.relu if order == "post" else None)
+    return Unit(branch, join(), activation=nn.relu if order == "post" else None)
 
 
 def per_unit(tree, depth, scan):
@@ -41,22 +43,24 @@ def restack(variables, depth):
             "unit": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[f"unit{i + 1}"] for i in range(depth)))
         }
         for collection, tree in variables.items()
+        if tree
     }
 
 
-def draw(model, x):
+def draw(model, x, gain=0.1):
     """Variables of the model, by NumPy: nothing compiles, no scale is 1, no bias 0, no variance large."""
     rng = np.random.default_rng(0)
 
     def one(path, leaf):
-        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        noise = np.float32(rng.standard_normal(leaf.shape))
         name = path[-1].key
         if name == "kernel":
             window = leaf.shape[-4:-1] if leaf.ndim > 3 else leaf.shape[-2:-1]
-            return noise * np.float32(np.sqrt(0.1 / np.prod(window)))
+            return noise * np.float32(np.sqrt(gain / np.prod(window)))
         return {
             "scale": 1 + 0.2 * noise,
-            "bias": 0.2 * noise,
+            "alpha": 0.5 + 0.2 * noise,
+            "bias": (0.2 if leaf.shape else 0.02) * noise,
             "mean": 0.05 * noise,
             "var": 0.05 + 0.05 * abs(noise),
         }[name]
@@ -68,7 +72,7 @@ def draw(model, x):
 def loss_and_gradients(module, variables, x, weights, **call):
     def loss(params):
         y, new = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"], **call)
-        return (y * weights).sum(), (y, new["batch_stats"])
+        return (y * weights).sum(), (y, new.get("batch_stats", {}))
 
     (_, aux), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     return *aux, gradients
@@ -118,13 +122,13 @@ def test_zero_pad_takes_every_second_pixel_and_appends_zeros():
         ZeroPad(2).apply({}, x, train=False)
 
 
-@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("norm", ["batch", "none"])
 def test_projection_is_a_strided_matrix_product(norm):
     x = images(2, 5, 6, 3)
     projection = Projection(7, 2, norm=norm)
     variables = projection.init(KEY, x, train=False)
-    assert ("batch_stats" in variables) == norm
-    expected = x[:, ::2, ::2] @ variables["params"]["conv"]["kernel"][0, 0] / np.sqrt(1 + 1e-5 * norm)
+    assert ("batch_stats" in variables) == (norm == "batch")
+    expected = x[:, ::2, ::2] @ variables["params"]["conv"]["kernel"][0, 0] / np.sqrt(1 + 1e-5 * (norm == "batch"))
     assert_allclose(projection.apply(variables, x, train=False), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -156,7 +160,7 @@ def test_pre_activation_branch_starts_with_the_norm_unless_activated():
 
 def test_before_is_shared_by_shortcut_and_branch():
     x = images(2, 4, 4, 3)
-    unit = Unit(Branch((5,), (1,), (1,), "pre", activated=True), Add(), Projection(5, norm=False), NormActivation())
+    unit = Unit(Branch((5,), (1,), (1,), "pre", activated=True), Add(), Projection(5, norm="none"), NormActivation())
     variables = unit.init(KEY, x, train=False)
     kernels = [
         variables["params"][part][conv]["kernel"][0, 0] for part, conv in (("branch", "conv1"), ("shortcut", "conv"))
@@ -168,14 +172,21 @@ def test_before_is_shared_by_shortcut_and_branch():
 # Stacks
 
 
-@pytest.mark.parametrize("order", ["post", "pre"])
-@pytest.mark.parametrize(("depth", "unroll", "masked"), [(1, 1, False), (3, 1, True), (3, 2, False)])
-def test_scanned_equals_unrolled(order, depth, unroll, masked):
+FIXUP = {"norm": "fixup", "branches": 3}
+SKIP_INIT = {"norm": "none", "join": SkipInit}
+
+
+@pytest.mark.parametrize(
+    ("order", "depth", "unroll", "masked", "options"),
+    [(order, *case, {}) for order in ("post", "pre") for case in ((1, 1, False), (3, 1, True), (3, 2, False))]
+    + [("post", 3, 1, False, FIXUP), ("pre", 3, 2, False, FIXUP), ("post", 3, 1, False, SKIP_INIT)],
+)
+def test_scanned_equals_unrolled(order, depth, unroll, masked, options):
     x = images(4, 6, 6, 4)
     weights = images(*x.shape, seed=1)
     mask = jnp.arange(4) < 3 if masked else None
-    unrolled = stack(basic_unit(order), depth, scan=False)
-    scanned = stack(basic_unit(order), depth, unroll=unroll)
+    unrolled = stack(basic_unit(order, **options), depth, scan=False)
+    scanned = stack(basic_unit(order, **options), depth, unroll=unroll)
     variables = draw(unrolled, x)
     stacked = restack(variables, depth)
     shapes = jax.eval_shape(lambda: scanned.init(KEY, x, train=False))
@@ -184,7 +195,7 @@ def test_scanned_equals_unrolled(order, depth, unroll, masked):
     y, moments, gradients = loss_and_gradients(scanned, stacked, x, weights, mask=mask)
     y2, moments2, gradients2 = loss_and_gradients(unrolled, variables, x, weights, mask=mask)
     assert_allclose(y, y2, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(moments, restack({"b": moments2}, depth)["b"], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(moments, restack({"b": moments2}, depth).get("b", {}), rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(gradients, restack({"p": gradients2}, depth)["p"], rtol=1e-3, atol=1e-3)
     assert_allclose(
         scanned.apply(stacked, x, train=False),
@@ -278,6 +289,209 @@ def test_a_zero_initialized_branch_is_the_identity(scan):
         assert_allclose(net.apply(variables, x, train=train, mutable=["batch_stats"])[0], x)
 
 
+# Branches that start at zero
+
+ZERO_STARTS = {  # order, options, what learns in the first step
+    "zero_batch": ("post", {"norm": "zero_batch"}, {"branch/norm2/scale", "branch/norm2/bias"}),
+    "skip_init": ("post", SKIP_INIT, {"join/alpha"}),
+    "rezero": ("pre", {"norm": "batch", "join": SkipInit}, {"join/alpha"}),
+    "fixup": ("post", FIXUP, {"branch/conv2/kernel", "branch/norm2/bias"}),
+    "fixup_pre": ("pre", FIXUP, {"branch/conv2/kernel"}),
+}
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("name", ZERO_STARTS)
+def test_zero_starts_are_the_identity_and_learn(name, scan):
+    """At first one parameter or two per branch have a gradient, after one step of descent all have."""
+    order, options, first = ZERO_STARTS[name]
+    x, weights = abs(images(3, 5, 5, 4)), images(3, 5, 5, 4, seed=1)
+    net = stack(basic_unit(order, **options), 3, scan=scan)
+    variables = jax.jit(lambda: net.init(KEY, x, train=False))()
+
+    @jax.jit
+    def gradient(params):
+        return loss_and_gradients(net, {**variables, "params": params}, x, weights)
+
+    def learning(gradients):
+        return [
+            {"/".join(path) for path, leaf in flax.traverse_util.flatten_dict(unit).items() if np.abs(leaf).max() > 0}
+            for unit in per_unit(gradients, 3, scan)
+        ]
+
+    y, _, gradients = gradient(variables["params"])
+    assert_allclose(y, x, rtol=1e-6)
+    assert_allclose(net.apply(variables, x, train=False), x, rtol=1e-6)
+    assert learning(gradients) == [first] * 3
+    stepped = jax.tree.map(lambda p, g: p - 0.01 * g, variables["params"], gradients)
+    everything = {"/".join(path) for path in flax.traverse_util.flatten_dict(per_unit(stepped, 3, scan)[0])}
+    assert learning(gradient(stepped)[2]) == [everything] * 3
+
+
+@pytest.mark.parametrize("features", [(40, 60), (40, 30, 60)])
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_fixup_starts_small_and_at_zero(features, order):
+    """L^(-1 / (2m - 2)) of He's deviation at four sigma, with m = 2 and m = 3 layers in the branch (rule 2)."""
+    m, depth = len(features), 54
+    branch = Branch(features, (3,) * m, (1,) * m, order, norm="fixup", branches=depth)
+    params = jax.jit(lambda: branch.init(KEY, images(1, 3, 3, 40), train=False))()["params"]
+    for i, width in enumerate(features[:-1]):
+        kernel = np.float64(params[f"conv{i + 1}"]["kernel"])
+        deviation = depth ** (-1 / (2 * m - 2)) * np.sqrt(2 / (9 * width))
+        assert abs(np.mean(kernel**2) / deviation**2 - 1) < 4 * np.sqrt(2 / kernel.size)
+    assert (params[f"conv{m}"]["kernel"] == 0).all()
+    scalars = {key: leaf for key, leaf in flax.traverse_util.flatten_dict(params).items() if "kernel" not in key}
+    assert {leaf.shape for leaf in scalars.values()} == {()}
+    assert {key: float(leaf) for key, leaf in scalars.items()} == {
+        **{(f"{part}{i + 1}", "bias"): 0.0 for part in ("shift", "norm") for i in range(m)},
+        ("scale",): 1.0,
+    }
+
+
+def test_a_step_of_fixup_does_not_grow_with_depth():
+    """A small step on the kernels changes the loss by |gradient|^2: alike for 32 units and 8; unscaled, 4 times."""
+    x, weights = images(2, 5, 5, 8), images(2, 5, 5, 8, seed=1)
+
+    def step(depth, branches):
+        net = stack(basic_unit("pre", 8, norm="fixup", branches=branches), depth)
+        variables = jax.jit(lambda: net.init(KEY, x, train=False))()
+        gradients = loss_and_gradients(net, variables, x, weights)[2]["unit"]["branch"]
+        return sum((gradients[conv]["kernel"] ** 2).sum() for conv in ("conv1", "conv2"))
+
+    assert_allclose(step(32, 32) / step(8, 8), 1, rtol=0.15)
+    assert_allclose(step(32, 8) / step(8, 8), 4, rtol=0.15)
+
+
+@pytest.mark.parametrize("windows", [(3, 3), (1, 3, 1)])
+def test_a_fixup_unit_is_its_authors(windows):
+    """FixupBasicBlock and FixupBottleneck of the paper's code, in PyTorch."""
+    torch = pytest.importorskip("torch")
+    m = len(windows)
+    x = images(2, 5, 5, 4)
+    branch = Branch((6, 4)[:m] if m == 2 else (3, 3, 4), windows, (1,) * m, norm="fixup", branches=1)
+    unit = Unit(branch, Add(), activation=nn.relu)
+    variables = draw(unit, x)
+    p = jax.tree.map(lambda a: torch.from_numpy(np.array(a, np.float64)), variables["params"]["branch"])
+    identity = y = torch.from_numpy(np.float64(x)).permute(0, 3, 1, 2)
+    for i, window in enumerate(windows):
+        kernel = p[f"conv{i + 1}"]["kernel"].permute(3, 2, 0, 1)
+        y = torch.nn.functional.conv2d(y + p[f"shift{i + 1}"]["bias"], kernel, padding=window // 2)
+        if i < m - 1:
+            y = torch.relu(y + p[f"norm{i + 1}"]["bias"])
+    y = torch.relu(y * p["scale"] + p[f"norm{m}"]["bias"] + identity)
+    assert_allclose(unit.apply(variables, x, train=True), y.permute(0, 2, 3, 1).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_skip_init_weighs_the_branch():
+    skip, branch = images(2, 3), images(2, 3, seed=1)
+    y = SkipInit().apply({"params": {"alpha": jnp.float32(0.25)}}, skip, branch, train=True)
+    assert_allclose(y, skip + branch / 4, rtol=1e-6)
+    with pytest.raises(InputError, match="SkipInit: the skip has shape"):
+        SkipInit().init(KEY, skip, branch[:, :1], train=True)
+
+
+@pytest.mark.parametrize("options", [FIXUP, SKIP_INIT])
+def test_zero_starts_in_bfloat16(options):
+    x = images(2, 4, 4, 4).astype(jnp.bfloat16)
+    net = stack(basic_unit(dtype=jnp.bfloat16, **options), 2)
+    variables = jax.eval_shape(lambda: net.init(KEY, x, train=False))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    assert jax.eval_shape(lambda v: net.apply(v, x, train=False), variables).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [
+        (lambda: basic_unit(norm="bach"), "norm 'bach' is unknown; did you mean 'batch'"),
+        (lambda: basic_unit(norm=True), "norm True is unknown; choose from"),
+        (lambda: basic_unit(norm="fixup"), "branches 0 must be how many the network has"),
+        (lambda: basic_unit("pre", norm="zero_batch"), "zero_batch needs order post"),
+        (lambda: basic_unit(norm="zero_batch", join=SkipInit), "start at 0 twice"),
+        (lambda: basic_unit(norm="fixup", branches=2, join=SkipInit), "start at 0 twice"),
+        (lambda: basic_unit(norm="fixup", branches=2, join=Plain), "with join Plain it has no skip"),
+        (lambda: NormActivation(norm="layer"), "norm 'layer' is unknown"),
+        (lambda: Projection(4, norm="non"), "did you mean 'none'"),
+    ],
+)
+def test_starts_that_cannot_learn(unit, message):
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(lambda: unit().init(KEY, images(2, 4, 4, 4), train=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cifar_resnet", {"norm": "fix-up"}, "did you mean 'fixup'"),
+        ("cifar_preact", {"norm": "zero_batch"}, "zero_batch needs order post"),
+        ("cifar_resnet", {"norm": "fixup", "skip_init": True}, "start at 0 twice"),
+        ("resnet18", {"norm": "zero_batch", "skip_init": True}, "start at 0 twice"),
+        ("cifar_plain", {"norm": "fixup"}, "has no skip"),
+        ("plain18", {"skip_init": True}, "no option 'skip_init'"),
+    ],
+)
+def test_networks_that_cannot_learn(name, options, message):
+    with pytest.raises(InputError, match=message):
+        zoo.create(name, **options)
+    with pytest.raises(InputError, match="skip_init: a plain network has no skip"):
+        cifar(join=Plain, skip_init=True)
+
+
+def test_without_normalization_depth_does_not_move_the_variance():
+    """The last stage's output at the start: the same for 20 and 110 layers, where plain addition explodes."""
+    x = images(4, 8, 8, 3)
+
+    def variance(depth, **options):
+        net = zoo.create("cifar_resnet", depth=depth, width=4, **options)
+
+        @jax.jit
+        def forward():
+            y, variables = net.init_with_output(
+                KEY, x, train=False, capture_intermediates=lambda module, _: module.name == "stage3_rest"
+            )
+            kernels = variables["params"]["stage3_rest"]["unit"]["branch"]["conv1"]["kernel"]
+            return y, variables["intermediates"]["stage3_rest"]["__call__"][0], kernels
+
+        logits, features, kernels = forward()
+        branches = (depth - 2) // 2 if options["norm"] == "fixup" else 1  # Fixup's L: all branches of the network
+        assert abs(np.mean(np.float64(kernels) ** 2) * branches * 9 * 16 / 2 - 1) < 4 * np.sqrt(2 / kernels.size)
+        assert (np.abs(logits).max() == 0) == (options["norm"] == "fixup")  # the classifier's kernel starts at 0
+        return float((features**2).mean())
+
+    for options in ({"norm": "fixup"}, {"norm": "none", "skip_init": True}):
+        shallow = variance(20, **options)
+        assert 0.1 < shallow < 10
+        assert_allclose(variance(110, **options), shallow, rtol=1e-5)
+    assert variance(110, norm="none") > 1e6
+
+
+CONVS = 1_727_962 - 2 * (16 + 36 * 112)  # of cifar_resnet110, less 2 per normalized feature: kernels and the head
+STARTS = {
+    "fixup": (
+        "cifar_resnet110",
+        {"norm": "fixup"},
+        CONVS + 54 * 5 + 2,
+    ),  # as the paper's code: 5 per branch, stem, head
+    "zero_batch": ("cifar_resnet110", {"norm": "zero_batch"}, 1_727_962),
+    "skip_init": ("cifar_resnet110", {"norm": "none", "skip_init": True}, CONVS + (16 + 36 * 112) + 54),
+    "rezero": ("cifar_resnet110", {"skip_init": True}, 1_727_962 + 54),
+    # 53,120 numbers of normalization; 7 in each of 16 branches, 1 in each of 4 projections, the stem, the head
+    "fixup_50": ("resnet50", {"norm": "fixup"}, 25_557_032 - 53_120 + 16 * 7 + 4 + 2),
+    "fixup_pre": ("cifar_preact164", {"norm": "fixup"}, None),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_parameters_of_zero_starts(name):
+    model, options, count = STARTS[name]
+    params = jax.eval_shape(lambda: zoo.create(model, **options).init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))
+    leaves = flax.traverse_util.flatten_dict(params["params"])
+    if count is None:  # kernels as ever; 54 branches with 7 numbers, of which one is in `before` where shapes change
+        usual = jax.eval_shape(lambda: zoo.create(model).init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))["params"]
+        kernels = [leaf for path, leaf in flax.traverse_util.flatten_dict(usual).items() if path[-1] == "kernel"]
+        count = sum(leaf.size for leaf in kernels) + 10 + 54 * 7 + 3 + 2  # the head's bias, projections, final and head
+    assert sum(leaf.size for leaf in leaves.values()) == count
+
+
 # Whole nets
 
 SMALL_NETS = {
@@ -288,11 +502,18 @@ SMALL_NETS = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL_NETS)
-def test_every_parameter_gets_a_gradient(name):
-    model = zoo.create(name, num_classes=5, **SMALL_NETS[name])
+OPTIONS = [
+    ("cifar_resnet", {"norm": "fixup", "shortcut": "B"}),
+    ("cifar_resnet", {"norm": "none", "skip_init": True, "shortcut": "C"}),
+    ("cifar_preact", {"norm": "fixup"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, {}) for name in SMALL_NETS] + OPTIONS)
+def test_every_parameter_gets_a_gradient(name, options):
+    model = zoo.create(name, num_classes=5, **SMALL_NETS[name] | options)
     x = images(8, 8, 8, 3)
-    variables = draw(model, x)
+    variables = draw(model, x, gain=2.0 if options else 0.1)  # normalization makes up for small kernels
 
     @jax.jit
     @jax.grad

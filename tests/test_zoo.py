@@ -133,9 +133,28 @@ def test_usual_number_of_classes():
 
 
 def test_options_are_those_that_the_name_leaves_open():
-    assert set(zoo.options_of("cifar_resnet20")) == {"width", "shortcut", "stem_stride", "scan", "dtype"}
-    assert set(zoo.options_of("resnet50")) == {"width", "shortcut", "scan", "dtype"}
-    assert zoo.options_of("mlp") == {"depth": 3, "width": 256, "scan": True, "dtype": None}
+    assert set(zoo.options_of("cifar_resnet20")) == {
+        "width",
+        "shortcut",
+        "stem_stride",
+        "norm",
+        "skip_init",
+        "scan",
+        "dtype",
+    }
+    assert set(zoo.options_of("resnet50")) == {"width", "shortcut", "norm", "skip_init", "scan", "dtype"}
+    assert set(zoo.options_of("plain34")) == {"width", "shortcut", "norm", "scan", "dtype"}
+    assert zoo.options_of("mlp") == {
+        "depth": 3,
+        "width": 256,
+        "init": "he",
+        "scale": 0.01,
+        "norm": "none",
+        "activation": "relu",
+        "dropout": 0.0,
+        "scan": True,
+        "dtype": None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """Data: sets in three splits, loaders with a reproducible order, standardization and augmentation."""
 
-from deepjax.data.augment import augment
+from deepjax.data.augment import augment, change_colours
 from deepjax.data.augment import check as check_augment
+from deepjax.data.colour import lighting_components
 from deepjax.data.images import read_image
 from deepjax.data.loaders import DeviceLoader, HostLoader, epoch_order, make_loader
+from deepjax.data.mixing import mix
 from deepjax.data.prepare import prepare
 from deepjax.data.records import Arrays, Dataset, Records
 from deepjax.data.sources import available, load
-from deepjax.data.standardize import channel_statistics, standardize
+from deepjax.data.standardize import Standardizer, channel_statistics, standardize
 
 __all__ = [
     "Arrays",
@@ -15,13 +17,17 @@ __all__ = [
     "DeviceLoader",
     "HostLoader",
     "Records",
+    "Standardizer",
     "augment",
     "available",
+    "change_colours",
     "channel_statistics",
     "check_augment",
     "epoch_order",
+    "lighting_components",
     "load",
     "make_loader",
+    "mix",
     "prepare",
     "read_image",
     "standardize",

@@ -32,6 +32,11 @@ class Arrays:
         """The subset with these indices, in their order."""
         return Arrays(self.images[indices], self.labels[indices])
 
+    def map(self, function: Callable[[np.ndarray, np.ndarray], T]) -> list[T]:
+        """function(indices, their images) for all images in chunks of up to 1,024, one after the other."""
+        chunks = (np.arange(start, min(start + 1024, len(self))) for start in range(0, len(self), 1024))
+        return [function(chunk, self.images[chunk[0] : chunk[-1] + 1]) for chunk in chunks]
+
     def resized(self, size: int) -> "Arrays":
         """uint8 images at size x size, each resized whole."""
         from PIL import Image

@@ -10,6 +10,7 @@ from deepjax import config
 from deepjax.data import builtin, files, prepared
 from deepjax.data.augment import check as check_augment
 from deepjax.data.records import MEMORY_LIMIT, Arrays, Dataset, Records, Split
+from deepjax.data.standardize import check as check_standardize
 from deepjax.errors import InputError
 
 VALIDATION = 0.1  # of the training set, for sets without a validation split of their own
@@ -36,6 +37,7 @@ def load(data: config.Data, data_dir: str, seed: int) -> Dataset:
         found = replace(found, fit=found.train.fit)
     found = _place(_resize(found, data.image_size), data)
     check_augment(data.augment, found.shape)
+    check_standardize(data, found.shape)
     return _split(found, data.validation, seed)
 
 

@@ -1,46 +1,321 @@
-"""Zero mean and unit variance per channel."""
+"""Inputs brought to a common scale: centred, to unit variance, to a range, or whitened; fitted on training data.
+
+Statistics are gathered in float64, a chunk of images at a time, so that a set need not fit into memory.
+"""
+
+import math
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.data.records import Arrays, Split
+from deepjax import config
+from deepjax.data.records import Arrays, Records, Split
+from deepjax.errors import InputError, choices
+
+KINDS = get_args(get_type_hints(config.Data)["standardize"])
+WHITENING = ("pca", "zca")
+MOST_FEATURES = 64 * 64 * 3  # to whiten: their covariance takes 1.2 GB in float64
+RESOLVED = 1e-10  # of the largest eigenvalue: what varies less is lost in float32
+
+
+class Standardizer(NamedTuple):
+    """A fitted transformation of inputs; `fit` makes it, `apply` and `invert` are pure and run under jit, vmap, grad.
+
+    channel, mean_image, mean_colour, min_max, z_score: y = (x - shift) / scale.
+    pca: y = ((x - shift) @ basis) / scale, flat: components in the order of falling variance.
+    zca: y = ((x - shift) @ basis) / scale @ basis.T, of the shape of x.
+    """
+
+    kind: str
+    shift: np.ndarray | jax.Array
+    """float32: [C], or the shape of one input."""
+    scale: np.ndarray | jax.Array
+    """float32: as shift; where `basis` is given, [k]: the root of each component's variance plus epsilon."""
+    basis: np.ndarray | None = None
+    """float32 [features, k]: the covariance's eigenvectors, orthonormal columns."""
+
+    @classmethod
+    def fit(
+        cls,
+        kind: str,
+        split: Split | np.ndarray,
+        *,
+        epsilon: float = 0.0,
+        limits: tuple[float, float] = (0.0, 1.0),
+    ) -> "Standardizer":
+        """Fit to training data: uint8 images [N, H, W, C], counted in units of [0, 1], or float [N, ...] as they are.
+
+        Args:
+          kind: what to do.
+            channel: mean 0 and variance 1 of each channel (last axis), over all images and pixels.
+            mean_colour: subtract each channel's mean. mean_image: subtract the mean of each pixel and channel.
+            min_max: bring each channel's least and greatest value to `limits`.
+            z_score: mean 0 and variance 1 of each pixel and channel.
+            pca: rotate flattened inputs onto the eigenvectors of their covariance and divide by the roots of the
+              eigenvalues. zca: then rotate back, so that the result is as close to the input as white data can be
+              (Bell and Sejnowski 1997); its matrix is symmetric.
+          split: the training set, or an array of its inputs.
+          epsilon: of pca and zca; added to the eigenvalues, so that what hardly varies is not blown up. With 0 the
+            covariance of the whitened data is I; natural images want 0.01 to 0.1. Variances and covariances divide
+            by N, not N - 1.
+          limits: of min_max.
+
+        Constant channels or features become 0 (min_max: the lower limit). pca and zca drop directions in which the
+        data do not vary (epsilon 0: by less than 1e-10 of the largest variance): pca has fewer components then, and
+        the result of zca is 0 along them.
+
+        Raises:
+          InputError: an unknown kind, a negative epsilon, limits that are not two rising numbers, no data, numbers
+            that are not finite, data that do not vary at all (pca, zca), or more than 12,288 features to whiten.
+
+        >>> points = np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 7.0]])
+        >>> print(Standardizer.fit("min_max", points).apply(points))
+        [[0.  0. ]
+         [0.5 0. ]
+         [1.  1. ]]
+        >>> white = Standardizer.fit("zca", points).apply(points)
+        >>> bool(abs(white.T @ white / 3 - np.eye(2)).max() < 1e-4)
+        True
+        """
+        if not isinstance(split, Arrays | Records):
+            split = Arrays(np.asarray(split), np.zeros(len(split), np.int32))
+        _check(kind, epsilon, limits)
+        if not len(split):
+            raise InputError(f"data.standardize {kind}: the training set is empty; it needs at least one example")
+        if (floats := _floats(split)) is not None and (floats.ndim < 2 or not np.isfinite(floats).all()):
+            raise InputError(f"data.standardize {kind}: inputs {floats.shape} must be finite numbers, [N, features]")
+        if kind in WHITENING:
+            return cls(kind, *_whitening(kind, split, epsilon))
+        shift, scale = _elementwise(kind, split, limits)
+        return cls(kind, shift.astype(np.float32), scale.astype(np.float32))
+
+    def apply(self, x: jax.Array | np.ndarray) -> jax.Array:
+        """[..., *shape] -> [..., *shape], or [..., components] for pca; uint8 is divided by 255 first.
+
+        At least float32. Raises InputError for inputs of another shape than those that were fitted.
+        """
+        x = jnp.asarray(x)
+        self._expect("apply", x.shape, self.shift.shape)
+        values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if x.dtype == jnp.uint8:
+            values = values / 255
+        if self.basis is None:
+            return (values - _wide(self.shift, x.ndim)) / _wide(self.scale, x.ndim)
+        flat = self._flat(values - _wide(self.shift, x.ndim))
+        white = _product(flat, self.basis) / _wide(self.scale, flat.ndim)
+        return white if self.kind == "pca" else _product(white, self.basis.T).reshape(x.shape)
+
+    def invert(self, y: jax.Array | np.ndarray) -> jax.Array:
+        """The inputs of which `apply` made y, in units of [0, 1] where they were uint8.
+
+        Along directions that pca and zca dropped it gives the mean. Raises InputError for another shape.
+        """
+        y = jnp.asarray(y)
+        y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+        self._expect("invert", y.shape, self.output_shape(self.shift.shape))
+        if self.basis is None:
+            return y * _wide(self.scale, y.ndim) + _wide(self.shift, y.ndim)
+        white = y if self.kind == "pca" else _product(self._flat(y), self.basis)
+        x = _product(white * _wide(self.scale, white.ndim), self.basis.T)
+        x = x.reshape(*x.shape[:-1], *self.shift.shape)
+        return x + _wide(self.shift, x.ndim)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one standardized input, for inputs of `shape`."""
+        return (len(self.scale),) if self.kind == "pca" else tuple(shape)
+
+    def save(self, path: Path) -> None:
+        """Write to an .npz file: beside it first, so that the file is never half written."""
+        arrays = {name: value for name, value in self._asdict().items() if value is not None}
+        beside = path.with_suffix(".tmp")
+        with beside.open("wb") as file:
+            np.savez(file, **arrays)
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Standardizer":
+        """What `save` wrote. Raises InputError where the file is missing or damaged."""
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            return cls(str(arrays.pop("kind")), **arrays)
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing") from None
+        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{path} cannot be read ({error}); it may be truncated") from error
+
+    def _expect(self, what: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if given[max(0, len(given) - len(shape)) :] != shape:
+            raise InputError(f"{what}: shape {given} does not end in {shape}, for which {self.kind} was fitted")
+
+    def _flat(self, x):
+        return x.reshape(*x.shape[: x.ndim - self.shift.ndim], self.shift.size)
+
+
+def _wide(statistic, rank):
+    return jnp.reshape(statistic, (1,) * (rank - np.ndim(statistic)) + np.shape(statistic))
+
+
+def _product(x, matrix):
+    # In full: in the short floats that accelerators multiply by default, white data would be white to two digits.
+    return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+def check(data: config.Data, shape: tuple[int, ...]) -> None:
+    """Raises InputError where data.standardize, or a field that goes with it, cannot apply to inputs of `shape`."""
+    kind, default = data.standardize, config.Data()
+    _check(kind, data.epsilon, data.limits)
+    for field, kinds in (
+        ("mean", ("channel",)),
+        ("std", ("channel",)),
+        ("epsilon", WHITENING),
+        ("limits", ("min_max",)),
+    ):
+        value = getattr(data, field)
+        if kind not in kinds and value != getattr(default, field):
+            raise InputError(
+                f"data.{field} {value}: is for data.standardize {' and '.join(kinds)}, not {kind}; leave it unset"
+            )
+    if kind in WHITENING:
+        _check_size(kind, shape)
+    for field in ("flip", "crop", "translate", "scale", "cutout", "cutmix"):
+        if kind == "pca" and getattr(data.augment, field):
+            raise InputError(f"data.augment.{field}: data.standardize pca leaves no image to change; use zca")
+
+
+def _check(kind, epsilon, limits):
+    if kind not in KINDS:
+        raise InputError(f"data.standardize {kind!r} is unknown; {choices(kind, KINDS)}")
+    if not 0 <= epsilon < math.inf:
+        raise InputError(f"data.epsilon {epsilon}: must be at least 0, and finite")
+    if len(limits) != 2 or not -math.inf < limits[0] < limits[1] < math.inf:
+        raise InputError(f"data.limits {limits}: must be two numbers, the lower one first")
+
+
+def _check_size(kind, shape):
+    if math.prod(shape) > MOST_FEATURES:
+        raise InputError(
+            f"data.standardize {kind}: inputs of {math.prod(shape):,} features, at most {MOST_FEATURES:,} can be "
+            f"whitened; give a smaller data.image_size, or use z_score"
+        )
+
+
+def _elementwise(kind, split, limits):
+    """(shift, scale) of the kinds that treat each number alone."""
+    if kind == "channel":
+        return channel_statistics(split)
+    if kind == "mean_colour":
+        mean, _ = channel_statistics(split)
+        return mean, np.ones_like(mean)
+    if kind == "min_max":
+        least, greatest = _extremes(split)
+        scale = _unless_constant(greatest - least, greatest) / (limits[1] - limits[0])
+        return least - limits[0] * scale, scale
+    mean, variance = _moments(split, lambda chunk: chunk, lambda x: np.square(x).sum(0))
+    if kind == "mean_image":
+        return mean, np.ones_like(mean)
+    return mean, _unless_constant(np.sqrt(np.maximum(variance, 0)), mean)
+
+
+def _whitening(kind, split, epsilon):
+    """(shift, scale, basis) of pca and zca."""
+    shape = split.images.shape[1:] if isinstance(split, Arrays) else split.shape
+    _check_size(kind, shape)
+    mean, covariance = _moments(split, lambda chunk: chunk.reshape(len(chunk), -1), lambda x: x.T @ x)
+    if not (np.diag(covariance) > (np.finfo(np.float32).eps * mean) ** 2).any():
+        raise InputError(
+            f"data.standardize {kind}: the training data do not vary, nothing can be whitened; use mean_image"
+        )
+    variance, basis = np.linalg.eigh(covariance)
+    variance, basis = np.maximum(variance[::-1], 0) + epsilon, basis[:, ::-1]
+    kept = variance > RESOLVED * variance[0]
+    arrays = mean.reshape(shape), np.sqrt(variance[kept]), basis[:, kept]
+    return tuple(array.astype(np.float32) for array in arrays)
+
+
+def _extremes(source: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest value of each channel, in the units of `channel_statistics`."""
+    if (floats := _floats(source)) is not None:
+        axes = tuple(range(floats.ndim - 1))
+        return floats.min(axes).astype(np.float64), floats.max(axes).astype(np.float64)
+    seen = _histogram(source) > 0
+    return seen.argmax(1) / 255, (255 - seen[:, ::-1].argmax(1)) / 255
 
 
 def channel_statistics(source: Split) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation, each float32 [C], over all images and pixels.
 
-    uint8 in units of [0, 1] (values / 255); float features as they are. The standard deviation of a constant
-    channel is given as 1, so that standardizing it gives 0 and not 0/0.
+    uint8 in units of [0, 1] (values / 255); floats as they are. The standard deviation of a constant channel is given
+    as 1, so that standardizing it gives 0 and not 0/0.
     """
-    if isinstance(source, Arrays) and source.images.dtype != np.uint8:
-        mean = source.images.mean(0, dtype=np.float64)
-        std = source.images.std(0, dtype=np.float64)
+    if (floats := _floats(source)) is not None:
+        axes = tuple(range(floats.ndim - 1))
+        mean, std = floats.mean(axes, dtype=np.float64), floats.std(axes, dtype=np.float64)
     else:
         counts = _histogram(source)  # exact, and one pass suffices for the mean and the variance
         levels = np.arange(256) / 255
         pixels = counts.sum(1)
         mean = counts @ levels / pixels
         std = np.sqrt(np.sum(counts * (levels - mean[:, None]) ** 2, 1) / pixels)
-    return mean.astype(np.float32), np.where(std == 0, 1, std).astype(np.float32)
+    return mean.astype(np.float32), _unless_constant(std, mean).astype(np.float32)
+
+
+def channel_covariance(source: Split) -> np.ndarray:
+    """Covariance of the channels over all images and pixels, float64 [C, C]; units as in `channel_statistics`."""
+    return _moments(source, lambda chunk: chunk.reshape(-1, chunk.shape[-1]), lambda x: x.T @ x)[1]
+
+
+def _floats(source):
+    """The inputs that are not counted in levels of 1/255, or None."""
+    return source.images if isinstance(source, Arrays) and source.images.dtype != np.uint8 else None
+
+
+def _unless_constant(std, mean):
+    """std, or 1 where it is not more than what rounding to float32 makes of a constant."""
+    return np.where(std <= np.finfo(np.float32).eps * np.abs(mean), 1, std)
 
 
 def _histogram(source: Split) -> np.ndarray:
-    """Counts of each value, int64 [C, 256]."""
+    """Counts of each value of uint8 images, int64 [C, 256]."""
 
     def count(_, chunk: np.ndarray) -> np.ndarray:
         return np.stack([np.bincount(chunk[..., c].ravel(), minlength=256) for c in range(chunk.shape[-1])])
 
-    if isinstance(source, Arrays):
-        chunks = np.array_split(source.images, -(-len(source) // 1024))  # bincount makes int64 of each
-        return np.sum([count(None, chunk) for chunk in chunks], 0)
     return np.sum(source.map(count), 0)
 
 
+def _moments(source: Split, rows, product) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and central second moment of rows(images), float64, in one pass; product(rows) sums what is to be averaged.
+
+    Sums over uint8 are whole numbers below 2**53, so they are exact, in whatever order threads add them. Floats are
+    taken relative to a first guess of their mean: far from zero, their squares would lose the variance.
+    """
+    unit, origin = 255, 0.0
+    if (floats := _floats(source)) is not None:
+        unit, origin = 1, rows(floats[:1000].astype(np.float64)).mean(0)
+    sums, lock = [], threading.Lock()
+
+    def add(_, chunk: np.ndarray) -> None:
+        x = rows(chunk.astype(np.float64)) - origin
+        parts = np.array(len(x), float), x.sum(0), product(x)
+        with lock:
+            for total, part in zip(sums, parts):
+                total += part
+            if not sums:
+                sums.extend(parts)
+
+    source.map(add)
+    count, total, squares = sums
+    mean = total / count
+    return origin + mean / unit, (squares / count - product(mean[None])) / unit**2
+
+
 def standardize(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """x [..., C], mean and std [C] -> (x - mean) / std, float32 [..., C]; uint8 is divided by 255 first."""
-    values = x.astype(jnp.float32)
-    if x.dtype == jnp.uint8:
-        values = values / 255
-    shape = (1,) * (x.ndim - 1) + (-1,)
-    return (values - jnp.reshape(mean, shape)) / jnp.reshape(std, shape)
+    """x [..., C], mean and std [C] -> (x - mean) / std, at least float32 [..., C]; uint8 is divided by 255 first."""
+    return Standardizer("channel", mean, std).apply(x)

@@ -1,4 +1,15 @@
-"""Losses from logits. Each gives one value per example; the mean over a batch is the caller's."""
+"""Losses, one value per prediction; the mean over a batch is the caller's, and penalties on parameters.
+
+Losses of a distribution over classes use up the last axis, [..., classes] -> [...]; elementwise ones keep the shape.
+The plain mean of what they return is PyTorch's loss of that name with its default reduction ("batchmean" for the KL
+divergence). All compute and return at least float32; values and gradients are finite at logits of +-1e4.
+
+`mask` (bool, of the result's shape or of its leading axes, or None) is True where an entry counts. The others have
+loss 0 and gradient 0, whatever their values and labels are, NaN too. With a mask of the result's shape, the mean over
+what counts is `losses.sum() / mask.sum()`.
+"""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +22,308 @@ def smooth_labels(labels, smoothing, num_classes, dtype=jnp.float32):
     """Integer labels [...] -> targets [..., classes]: (1 - smoothing) one-hot + smoothing / classes.
 
     Szegedy et al. 2016 (Rethinking Inception), section 7. Raises InputError for smoothing outside [0, 1].
+
+    >>> smooth_labels(jnp.array(1), 0.5, 2).tolist()
+    [0.25, 0.75]
     """
-    if not 0 <= smoothing <= 1:
-        raise InputError(f"label smoothing {smoothing} is not in [0, 1]")
+    _check_smoothing(smoothing)
     one_hot = jnp.asarray(labels)[..., None] == jnp.arange(num_classes).reshape((1,) * jnp.ndim(labels) + (-1,))
     return optax.smooth_labels(one_hot.astype(dtype), smoothing)
 
 
-def cross_entropy(logits, labels, *, smoothing=0.0):
-    """Cross entropy of softmax(logits) with integer labels, in nats: [..., classes], int [...] -> [...].
+def cross_entropy(logits, labels, *, smoothing=0.0, mask=None):
+    """Cross entropy of softmax(logits) with labels or target distributions, in nats.
 
-    Computed in at least float32 from log-softmax, so that it is finite for logits of any finite size.
+    Args:
+      logits: [..., classes].
+      labels: integers [...], the classes; or targets [..., classes] of any dtype, one-hot or soft, each row a
+        distribution (rows that do not sum to 1 are not seen: values are unknown under jit).
+      smoothing: this share of each target is spread over all classes (Szegedy et al. 2016, section 7).
+      mask: bool [...], True where an example counts, or None.
+
+    Returns:
+      [...]. A label outside [0, classes) gives NaN, which stops training; where PyTorch has `ignore_index`,
+      give `mask=labels != ignore_index`.
 
     Raises:
-      InputError: shapes that do not match, labels that are not integers, or smoothing outside [0, 1].
+      InputError: shapes that do not match, labels [...] that are not integers, or smoothing outside [0, 1].
+
+    >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([3, 0])).round(4).tolist()
+    [1.386..., 1.386...]
     """
-    if logits.shape[:-1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+    logits, labels = _at_least_float32(logits), jnp.asarray(labels)
+    _check_smoothing(smoothing)
+    if labels.ndim and labels.shape == logits.shape:
+        targets = optax.smooth_labels(labels.astype(logits.dtype), smoothing)
+        logits, targets = _blank("cross_entropy", mask, logits.shape[:-1], logits, targets)
+        return _keep(mask, optax.safe_softmax_cross_entropy(logits, targets))
+    _check_labels("cross_entropy", logits, labels, f", or targets of shape {logits.shape}")
+    logits, labels = _blank("cross_entropy", mask, labels.shape, logits, labels)
+    # Not log-sum-exp minus the logit: at logits of 1e4 that leaves three digits less.
+    log_p = jax.nn.log_softmax(logits)
+    losses = -_at_label(log_p, labels)
+    if smoothing:
+        losses = (1 - smoothing) * losses - smoothing * log_p.mean(-1)
+    return _keep(mask, losses)
+
+
+def perceptron(logits, labels, *, mask=None):
+    """The highest logit minus the label's: 0 where the label wins (Collins 2002; Rosenblatt 1958 for two classes).
+
+    Args:
+      logits: [..., classes].
+      labels: integers [...].
+      mask: bool [...], True where an example counts, or None.
+
+    Returns:
+      [...]. With two classes it is max(0, -y s), for y = 1 or -1 and s the difference of the logits. Logits that tie
+      for the highest share its gradient. A label outside [0, classes) gives NaN.
+
+    Raises:
+      InputError: shapes that do not match, or labels that are not integers.
+
+    >>> perceptron(jnp.array([[1.0, 3.0], [1.0, 3.0]]), jnp.array([0, 1])).tolist()
+    [2.0, 0.0]
+    """
+    logits, labels = _at_least_float32(logits), jnp.asarray(labels)
+    _check_labels("perceptron", logits, labels)
+    logits, labels = _blank("perceptron", mask, labels.shape, logits, labels)
+    return _keep(mask, logits.max(-1) - _at_label(logits, labels))
+
+
+def kl_distillation(student_logits, teacher_logits, *, temperature, mask=None):
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), in nats (Hinton et al. 2015, section 2).
+
+    T^2 keeps the size of the gradients as T changes. The gradient flows into both arguments: a teacher that the
+    gradient's parameters reach is held with `jax.lax.stop_gradient`.
+
+    Args:
+      student_logits, teacher_logits: [..., classes].
+      temperature: T, greater than 0.
+      mask: bool [...], True where an example counts, or None.
+
+    Returns:
+      [...].
+
+    Raises:
+      InputError: shapes that do not match, or a temperature that is not positive and finite.
+
+    >>> round(kl_distillation(jnp.zeros(2), jnp.array([0.0, 2 * math.log(3)]), temperature=2.0).item(), 3)
+    0.523
+    """
+    _check_positive("kl_distillation", "temperature", temperature)
+    student, teacher = _alike("kl_distillation", student_logits=student_logits, teacher_logits=teacher_logits)
+    if student.ndim == 0:
+        raise InputError("kl_distillation: logits of shape () need a classes axis: [..., classes]")
+    student, teacher = _blank("kl_distillation", mask, student.shape[:-1], student, teacher)
+    student, teacher = (jax.nn.log_softmax(logits / temperature) for logits in (student, teacher))
+    return _keep(mask, temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher))
+
+
+# Elementwise
+
+
+def binary_cross_entropy(logits, targets, *, mask=None):
+    """Cross entropy of sigmoid(logits) with targets, elementwise, in nats.
+
+    Args:
+      logits: [...].
+      targets: [...], of any dtype: 0 and 1, or probabilities.
+      mask: bool [...] or its leading axes, True where an entry counts, or None.
+
+    Returns:
+      [...].
+
+    Raises:
+      InputError: logits and targets of different shapes.
+
+    >>> binary_cross_entropy(jnp.array([0.0, 1e4]), jnp.array([1, 1])).round(4).tolist()
+    [0.693..., 0.0]
+    """
+    logits, targets = _pair("binary_cross_entropy", mask, logits=logits, targets=targets)
+    return _keep(mask, optax.sigmoid_binary_cross_entropy(logits, targets))
+
+
+def focal(logits, targets, *, alpha: float | None = 0.25, gamma=2.0, mask=None):
+    """Binary cross entropy times alpha_t (1 - p_t)^gamma, elementwise: easy examples count less.
+
+    Args:
+      logits: [...].
+      targets: [...], 0 and 1, or probabilities. p_t is the probability that sigmoid(logits) gives to the target.
+      alpha: weight of target 1, in [0, 1]; target 0 has 1 - alpha. None: no weights (torchvision says -1).
+      gamma: at least 0; 0 is the weighted cross entropy.
+      mask: bool [...] or its leading axes, True where an entry counts, or None.
+
+    Returns:
+      [...], as torchvision's `sigmoid_focal_loss` with its defaults.
+
+    Raises:
+      InputError: logits and targets of different shapes, alpha or gamma out of range.
+
+    Lin et al. 2017 (Focal loss for dense object detection), eq. 5.
+
+    >>> focal(jnp.array([0.0, 9.0]), jnp.array([1, 1])).round(4).tolist()
+    [0.043..., 0.0]
+    """
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise InputError(f"focal: alpha {alpha} must be in [0, 1], or None for no weights")
+    if not 0 <= gamma < math.inf:
+        raise InputError(f"focal: gamma {gamma} must be at least 0, and finite")
+    logits, targets = _pair("focal", mask, logits=logits, targets=targets)
+    return _keep(mask, optax.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma))
+
+
+def mse(predictions, targets, *, mask=None):
+    """(predictions - targets)^2, elementwise: its mean is the mean squared error.
+
+    Args:
+      predictions, targets: [...], of one shape.
+      mask: bool [...] or its leading axes, True where an entry counts, or None.
+
+    Returns:
+      [...]. Raises InputError for different shapes.
+
+    >>> mse(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])).tolist()
+    [4.0, 0.0]
+    """
+    return _keep(mask, optax.squared_error(*_pair("mse", mask, predictions=predictions, targets=targets)))
+
+
+def mae(predictions, targets, *, mask=None):
+    """|predictions - targets|, elementwise: its mean is the mean absolute error. The derivative at 0 is 0.
+
+    Arguments, result and errors are those of `mse`.
+
+    >>> mae(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])).tolist()
+    [2.0, 0.0]
+    """
+    predictions, targets = _pair("mae", mask, predictions=predictions, targets=targets)
+    return _keep(mask, jnp.abs(predictions - targets))
+
+
+def huber(predictions, targets, *, delta=1.0, mask=None):
+    """e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2), elementwise, e = predictions - targets (Huber 1964).
+
+    Arguments, result and errors are those of `mse`; InputError too for a delta that is not positive and finite.
+
+    >>> huber(jnp.array([1.0, 4.0]), jnp.array([0.0, 0.0]), delta=2.0).tolist()
+    [0.5, 6.0]
+    """
+    _check_positive("huber", "delta", delta)
+    return _keep(mask, optax.huber_loss(*_pair("huber", mask, predictions=predictions, targets=targets), delta=delta))
+
+
+def smooth_l1(predictions, targets, *, beta=1.0, mask=None):
+    """e^2 / (2 beta) where |e| < beta, else |e| - beta / 2, elementwise (Girshick 2015, eq. 3, for beta = 1).
+
+    It is huber / beta; with beta 0 it is `mae`. Arguments, result and errors are those of `mse`; InputError too for
+    a beta that is negative or not finite.
+
+    >>> smooth_l1(jnp.array([1.0, 4.0]), jnp.array([0.0, 0.0]), beta=2.0).tolist()
+    [0.25, 3.0]
+    """
+    if beta:
+        _check_positive("smooth_l1", "beta", beta)
+    predictions, targets = _pair("smooth_l1", mask, predictions=predictions, targets=targets)
+    if beta == 0:
+        return _keep(mask, jnp.abs(predictions - targets))
+    return _keep(mask, optax.huber_loss(predictions, targets, delta=beta) / beta)
+
+
+# Penalties
+
+
+def l1_penalty(params):
+    """The sum of |w| over all entries of all kernels in a tree of parameters: a number in at least float32.
+
+    Kernels are the leaves whose last key is "kernel"; biases, scales and slopes are free, as with weight decay.
+
+    >>> l1_penalty({"dense": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([9.0])}}).item()
+    3.0
+    """
+    return sum((jnp.abs(kernel).sum() for kernel in _kernels(params)), start=jnp.zeros(()))
+
+
+def l2_penalty(params):
+    """Half the sum of w^2 over all entries of all kernels in a tree of parameters: a number in at least float32.
+
+    With the half, `rate * l2_penalty(params)` in a loss has the gradient rate * w: it is PyTorch's and this package's
+    `weight_decay=rate` of plain gradient descent. Keras's `l2(rate)`, without the half, is twice as strong.
+    Kernels are as in `l1_penalty`.
+
+    >>> l2_penalty({"dense": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([9.0])}}).item()
+    2.5
+    """
+    return 0.5 * sum((jnp.square(kernel).sum() for kernel in _kernels(params)), start=jnp.zeros(()))
+
+
+def _kernels(params):
+    leaves = jax.tree.leaves_with_path(params)
+    return [_at_least_float32(w) for path, w in leaves if path and getattr(path[-1], "key", None) == "kernel"]
+
+
+# Masks and labels
+
+
+def _blank(loss, mask, shape, *arrays):
+    """The arrays with zeros where the mask is False: nothing that stands there reaches a value or a gradient."""
+    if mask is None:
+        return arrays
+    mask = jnp.asarray(mask)
+    if mask.dtype != bool or mask.shape != shape[: mask.ndim]:
+        raise InputError(f"{loss}: mask {mask.dtype}{mask.shape} must be bool, of shape {shape} or of its leading axes")
+    return tuple(jnp.where(_to_rank(mask, a.ndim), a, 0) for a in arrays)
+
+
+def _keep(mask, losses):
+    return losses if mask is None else jnp.where(_to_rank(mask, losses.ndim), losses, 0)
+
+
+def _to_rank(mask, rank):
+    return jnp.reshape(mask, jnp.shape(mask) + (1,) * (rank - jnp.ndim(mask)))
+
+
+def _at_label(values, labels):
+    """values[..., label]; NaN outside of the classes, below 0 too, where an index would count from the end."""
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    outside = (labels < 0) | (labels >= values.shape[-1])
+    chosen = jnp.take_along_axis(values, jnp.where(outside, 0, labels)[..., None], -1)[..., 0]
+    return jnp.where(outside, jnp.nan, chosen)
+
+
+def _at_least_float32(x):
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _alike(loss, **arrays):
+    dtype = jnp.result_type(*arrays.values(), jnp.float32)
+    wide = [jnp.asarray(a, dtype) for a in arrays.values()]
+    if len({a.shape for a in wide}) > 1:
+        shapes = " and ".join(f"{name} {a.shape}" for name, a in zip(arrays, wide, strict=True))
+        raise InputError(f"{loss}: {shapes} must have the same shape")
+    return wide
+
+
+def _pair(loss, mask, **arrays):
+    first, second = _alike(loss, **arrays)
+    return _blank(loss, mask, first.shape, first, second)
+
+
+def _check_labels(loss, logits, labels, alternative=""):
+    integers = jnp.issubdtype(labels.dtype, jnp.integer)
+    if logits.ndim == 0 or logits.shape[:-1] != labels.shape or not integers:
         raise InputError(
-            f"cross_entropy: logits {logits.shape} and labels {labels.dtype}{labels.shape} do not match; "
-            f"labels must be integers of shape {logits.shape[:-1]}"
+            f"{loss}: logits {logits.shape} and labels {labels.dtype}{labels.shape} do not match; "
+            f"labels must be integers of shape {logits.shape[:-1]}{alternative}"
         )
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    if smoothing == 0:
-        # Not log-sum-exp minus the logit: at logits of 1e4 that leaves three digits less.
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)[..., 0]
-    return optax.softmax_cross_entropy(logits, smooth_labels(labels, smoothing, logits.shape[-1], logits.dtype))
+
+
+def _check_smoothing(smoothing):
+    if not 0 <= smoothing <= 1:
+        raise InputError(f"label smoothing {smoothing} is not in [0, 1]")
+
+
+def _check_positive(loss, name, value):
+    if not 0 < value < math.inf:
+        raise InputError(f"{loss}: {name} {value} must be greater than 0, and finite")

@@ -134,6 +134,21 @@ class Checkpoints:
                 warn(f"{error}; using the newest state instead of the best")
         return state
 
+    def whole(self, like, warn):
+        """The states of all checkpoints, oldest first; damaged ones are told to `warn` and left out.
+
+        Raises InputError where there are checkpoints but none is whole.
+        """
+        states = []
+        for step in self.steps:
+            try:
+                states.append(self.restore(step, like)[0])
+            except Damaged as error:
+                warn(f"{error}; left out")
+        if self.steps and not states:
+            raise InputError(f"no checkpoint in {self.folder} is whole; use another --workdir to train anew")
+        return states
+
     def close(self):
         """Free Orbax's threads."""
         self.manager.close()

@@ -1,20 +1,24 @@
 """A config made real: the set, the model, the optimizer and the compiled steps."""
 
+import contextlib
+import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax import data, zoo
+from deepjax import data, init_from_data, zoo
+from deepjax.config import Augment
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer, make_schedule
-from deepjax.training import sharding
+from deepjax.training import averaging, sharding
 from deepjax.training.evaluate import Evaluator
 from deepjax.training.state import init_state
 from deepjax.training.step import eval_step, train_step
-from deepjax.training.workdir import key_of
+from deepjax.training.workdir import Statistics, key_of, read_statistics
 
 
 def check(config):
@@ -27,12 +31,20 @@ def check(config):
             raise InputError(f"{field} {getattr(config, field)} must be at least {least}")
     if not 0 <= config.ema < 1:
         raise InputError(f"ema {config.ema} must be in [0, 1)")
+    averaging.check(config)
     if not 0 <= config.label_smoothing <= 1:
         raise InputError(f"label_smoothing {config.label_smoothing} must be in [0, 1]")
-    make_optimizer(
-        config.optimizer,
-        make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=1000),
-    )
+    times = {"epochs": config.epochs, "steps_per_epoch": 1000}
+    rate = make_schedule(config.optimizer, config.schedule, **times)
+    make_optimizer(config.optimizer, rate, config.schedule, **times)
+
+
+def with_absolute_paths(config):
+    """So that `deepjax eval` finds the data from any folder."""
+    path, data_dir = Path(config.data.name).expanduser(), config.data_dir
+    if (path / "train").is_dir() or (path.suffix == ".npz" and path.exists()):
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=str(path.absolute())))
+    return dataclasses.replace(config, data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else "")
 
 
 def make_model(config, num_classes):
@@ -59,18 +71,28 @@ class Experiment(NamedTuple):
     devices: list
     loader: Any  # of the training set
     step: Any  # jitted: (state, data, rows, key) -> (state, metrics)
-    mean: np.ndarray  # f32[channels] of the training set
-    std: np.ndarray
+    statistics: Statistics  # of the training set
     place: Any  # rows -> rows on the devices, for step
     init: Any  # () -> a fresh TrainState on the devices
     schedule: Any  # updates -> learning rate
 
     def evaluator(self, split):
         """variables -> Evaluation on one of the dataset's splits; compiled once."""
-        return make_evaluator(self.config, self.model, split, self.devices, self.mean, self.std)
+        return make_evaluator(self.config, self.model, split, self.devices, self.statistics.standardizer)
+
+    def moment_estimator(self):
+        """variables -> the same with batch norms' moments estimated on the training set."""
+        return make_moment_estimator(
+            self.config,
+            self.model,
+            self.dataset.train,
+            self.devices,
+            self.statistics.standardizer,
+            loader=self.loader,
+        )
 
 
-def make_evaluator(config, model, split, devices, mean, std):
+def make_evaluator(config, model, split, devices, standardizer):
     """The Evaluator of a split, over devices, on which the variables must lie."""
     put = partial(sharding.replicate, devices=devices)
     # Rounded up to what the devices can share: unlike in training, the result does not depend on it.
@@ -79,13 +101,47 @@ def make_evaluator(config, model, split, devices, mean, std):
 
     def step(variables, whole, rows):
         batch = loader.fetch(whole, rows)
-        return eval_step(variables, batch, model=model, preprocess=lambda _, image: data.standardize(image, mean, std))
+        return eval_step(variables, batch, model=model, preprocess=lambda _, image: standardizer.apply(image))
 
     return Evaluator(sharding.parallel_eval(step, devices), loader, partial(sharding.split_rows, devices=devices))
 
 
-def build(config, dataset, model, devices, mean, std):
-    """The Experiment of a config.
+def make_moment_estimator(config, model, split, devices, standardizer, *, loader=None):
+    """The MomentEstimator of a training set, by jit over devices; without augmentation, in batches of batch_size.
+
+    `loader`: of that set, used where it gives images as they are, so that they need not lie on the device twice.
+    """
+    if loader is None or config.data.augment.area is not None:
+        plain = dataclasses.replace(config.data, augment=Augment())
+        put = partial(sharding.replicate, devices=devices)
+        loader = data.make_loader(split, plain, config.batch_size, config.seed, train=True, put=put)
+    key = jax.random.fold_in(key_of(config), 2**31 + 1)  # apart from the parameters' and the steps'
+
+    def as_is(_, image):
+        return standardizer.apply(image)
+
+    def step(variables, whole, rows, count):
+        batch, own = loader.fetch(whole, rows), jax.random.fold_in(key, count)
+        return averaging.moments_step(variables, batch, own, count, model=model, preprocess=as_is)
+
+    place = partial(sharding.split_rows, devices=devices)
+    return averaging.MomentEstimator(sharding.parallel_moments(step, devices), loader, place)
+
+
+def load(config, folder, *, schedule=None):
+    """The Experiment of a config whose workdir is `folder`, its data loaded; writes nothing. `schedule` as for `build`.
+
+    Raises InputError where anything does not fit: see `check`, `data.load`, `build`.
+    """
+    dataset = data.load(config.data, config.data_dir, config.seed)
+    devices = sharding.select_devices(config.devices.count, config.batch_size)
+    model = make_model(config, len(dataset.classes))
+    known = read_statistics(folder) or statistics(config, dataset)
+    return build(config, dataset, model, devices, known, schedule=schedule)
+
+
+def build(config, dataset, model, devices, statistics, *, schedule=None):
+    """The Experiment of a config. `schedule` (updates -> learning rate) takes the place of the config's, if given.
 
     Raises InputError where the batch is larger than the set or cannot be split, or the input does not fit the model.
     """
@@ -98,11 +154,18 @@ def build(config, dataset, model, devices, mean, std):
     strategy = config.devices.strategy
     put = partial(sharding.replicate, devices=devices)
     loader = data.make_loader(dataset.train, config.data, config.batch_size, config.seed, train=True, put=put)
-    schedule = make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=loader.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    times = {"epochs": config.epochs, "steps_per_epoch": loader.steps}
+    schedule = schedule or make_schedule(config.optimizer, config.schedule, **times)
+    optimizer = make_optimizer(config.optimizer, schedule, config.schedule, **times)
+
+    augment, shape = config.data.augment, statistics.standardizer.output_shape(dataset.shape)
 
     def augmented(key, image):
-        return data.augment(key, data.standardize(image, mean, std), config.data.augment)
+        image = data.change_colours(key, image, augment, statistics.lighting)
+        return data.augment(key, statistics.standardizer.apply(image), augment)
+
+    def mix(key, image, label, mask):
+        return data.mix(key, image, label, mask, augment, len(dataset.classes))
 
     pure_step = partial(
         train_step,
@@ -110,6 +173,7 @@ def build(config, dataset, model, devices, mean, std):
         optimizer=optimizer,
         schedule=schedule,
         preprocess=augmented,
+        mix=mix if augment.mixup or augment.cutmix else None,
         smoothing=config.label_smoothing,
         ema=config.ema,
         accumulate=config.optimizer.accumulate,
@@ -120,10 +184,15 @@ def build(config, dataset, model, devices, mean, std):
 
     def init():
         key = jax.random.fold_in(key_of(config), 2**31)  # apart from the steps' keys, folded from step numbers
-        return put(init_state(model, optimizer, key, dataset.shape, ema=config.ema > 0))
+        variables = None
+        if config.init != "model":
+            variables = _variables_from_data(config, model, key, loader, statistics.standardizer)
+        averages = {"ema": config.ema > 0, "swa": config.swa_start > 0}
+        return put(init_state(model, optimizer, key, shape, variables=variables, **averages))
 
-    # Refuses an input that the model does not take.
-    jax.eval_shape(lambda: model.init(key_of(config), jnp.zeros((1, *dataset.shape)), train=False))
+    # Refuses an input that the model does not take, and groups of parameters that it does not have.
+    variables = jax.eval_shape(lambda: model.init(key_of(config), jnp.zeros((1, *shape)), train=False))
+    jax.eval_shape(optimizer.init, variables["params"])
 
     return Experiment(
         config=config,
@@ -132,24 +201,33 @@ def build(config, dataset, model, devices, mean, std):
         devices=devices,
         loader=loader,
         step=sharding.parallel_step(step, devices, strategy),
-        mean=mean,
-        std=std,
+        statistics=statistics,
         place=partial(sharding.split_rows, devices=devices, strategy=strategy),
         init=init,
         schedule=schedule,
     )
 
 
-def statistics(config, dataset):
-    """(mean, std) per channel: the config's own, or those of the training set.
+def _variables_from_data(config, model, key, loader, standardizer):
+    """Variables by `config.init` from the first batch of the first epoch, without augmentation."""
+    with contextlib.closing(loader.epoch(0)) as batches:
+        batch = jax.device_get(loader.fetch(loader.data, next(batches)))
+    x = standardizer.apply(batch["image"][batch["mask"]])
+    return getattr(init_from_data, config.init)(model, key, x, train=True)
 
-    Raises InputError where only one is given, or not one per channel.
+
+def statistics(config, dataset):
+    """The Statistics of the training set, as far as the config asks for them; mean and std may be the config's own.
+
+    Raises InputError where only one of these is given, or not one per channel.
     """
-    given = config.data.mean, config.data.std
+    wanted, given = config.data, (config.data.mean, config.data.std)
+    lighting = data.lighting_components(dataset.train) if wanted.augment.lighting else None
     if not any(given):
-        return data.channel_statistics(dataset.train)
+        fit = data.Standardizer.fit(wanted.standardize, dataset.train, epsilon=wanted.epsilon, limits=wanted.limits)
+        return Statistics(fit, lighting)
     if any(len(values) != dataset.shape[-1] for values in given) or min(given[1]) <= 0:
         raise InputError(
             f"data.mean {given[0]} and data.std {given[1]} must each have {dataset.shape[-1]} values, std above 0"
         )
-    return np.asarray(given[0], np.float32), np.asarray(given[1], np.float32)
+    return Statistics(data.Standardizer("channel", *(np.asarray(values, np.float32) for values in given)), lighting)

@@ -1,6 +1,6 @@
-"""A finished (or stopped) run put to use: evaluation on its test set, predictions for image files."""
+"""Finished (or stopped) runs put to use: evaluation on their test set, alone or averaged; predictions for images."""
 
-import dataclasses
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,10 @@ from deepjax import data
 from deepjax.config import Config
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer
-from deepjax.training import experiment, sharding, workdir
+from deepjax.training import averaging, experiment, sharding, workdir
+from deepjax.training.averaging import mean_parameters
 from deepjax.training.checkpoint import Checkpoints
-from deepjax.training.evaluate import Evaluation
+from deepjax.training.evaluate import Evaluation, of_probabilities, together
 from deepjax.training.state import init_state
 from deepjax.training.step import apply_model
 
@@ -27,50 +28,83 @@ class Run(NamedTuple):
 
     config: Config
     model: Any  # Linen module
-    variables: Any  # of the best checkpoint by validation, or of the newest where there was no validation
-    step: int  # of that checkpoint
+    members: tuple  # variables whose predictions are averaged: of all snapshots, oldest first; else of one state
+    steps: tuple[int, ...]  # of each
     classes: tuple[str, ...]
     shape: tuple[int, ...]  # of one example
-    mean: np.ndarray  # f32[channels]
-    std: np.ndarray
+    standardizer: data.Standardizer
     fit: str  # how images of another size are brought to `shape`: "whole" or "photograph"
+
+    @property
+    def variables(self):
+        """Of the newest member."""
+        return self.members[-1]
+
+    @property
+    def step(self):
+        """Of the newest member."""
+        return self.steps[-1]
 
 
 def load_run(folder, warn=print):
-    """The Run in a workdir. `warn` is told, a line each, of damaged checkpoints that were passed over.
+    """The Run in a workdir: what its summary has the test error of.
+
+    That is the state that validated best (the newest, without validation); the averaged weights of SWA; or all
+    snapshots. While such a run goes on: the snapshots so far, and before the first, or for SWA, the best state.
+
+    `warn` is told, a line each, of damaged checkpoints that were passed over.
 
     Raises InputError where the folder holds no run, or no whole checkpoint.
     """
     config = workdir.read_config(folder)
     record = workdir.read_json(Path(folder) / "data.json")
+    statistics: Any = workdir.read_statistics(folder)  # there, since data.json is
     model = experiment.make_model(config, len(record["classes"]))
     if not (Path(folder) / "checkpoints").exists():
         raise InputError(f"workdir {folder} has no checkpoint yet; `deepjax train` with --workdir {folder} makes one")
-    state = init_state(
+    fresh = init_state(
         model,
-        make_optimizer(config.optimizer, optax.constant_schedule(0.0)),  # only the shape of its state matters
+        make_optimizer(  # only the shape of its state matters
+            config.optimizer, optax.constant_schedule(0.0), config.schedule, epochs=config.epochs, steps_per_epoch=1
+        ),
         workdir.key_of(config),
-        record["shape"],
+        statistics.standardizer.output_shape(record["shape"]),
         ema=config.ema > 0,
+        swa=config.swa_start > 0,
     )
-    checkpoints = Checkpoints(Path(folder) / "checkpoints", config.keep)
-    try:
-        restored = checkpoints.best_or_newest(state, warn)
-    finally:
-        checkpoints.close()
-    if restored is None:
+    states = _states(Path(folder), config, fresh, warn)
+    if not states:
         raise InputError(f"workdir {folder} has no checkpoint yet; `deepjax train` with --workdir {folder} makes one")
     return Run(
         config=config,
         model=model,
-        variables=restored.eval_variables,
-        step=int(restored.step),
+        members=tuple(state.eval_variables for state in states),
+        steps=tuple(int(state.step) for state in states),
         classes=tuple(record["classes"]),
         shape=tuple(record["shape"]),
-        mean=np.asarray(record["mean"], np.float32),
-        std=np.asarray(record["std"], np.float32),
+        standardizer=statistics.standardizer,
         fit=record["fit"],
     )
+
+
+def _states(folder, config, fresh, warn):
+    """The states to use, oldest first; [] where there is none yet."""
+    with contextlib.ExitStack() as stack:
+        if finals := averaging.finals(config, folder, make=False):
+            stack.callback(finals.close)
+            if states := finals.whole(averaging.final_state(fresh, fresh.eval_variables), warn):
+                return states
+        checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+        stack.callback(checkpoints.close)
+        best = checkpoints.best_or_newest(fresh, warn)
+        return [] if best is None else [best]
+
+
+class Evaluated(NamedTuple):
+    """What several runs, or the snapshots of one, say of a set."""
+
+    together: Evaluation
+    alone: list[Evaluation]  # of each run; where there is but one run, of each of its members
 
 
 def evaluate_run(run, *, split="test", data_dir="") -> Evaluation:
@@ -78,19 +112,122 @@ def evaluate_run(run, *, split="test", data_dir="") -> Evaluation:
 
     Raises InputError where the set is gone, or its classes or shape have changed since.
     """
-    config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
-    dataset = data.load(config.data, config.data_dir, config.seed)
+    return evaluate_runs([run], split=split, data_dir=data_dir).together
+
+
+def evaluate_runs(runs, *, average="predictions", split="test", data_dir="") -> Evaluated:
+    """Evaluations of runs on one split of their set, each alone and all together.
+
+    Args:
+      runs: of the same set. A run of snapshots speaks as one, by the mean of its snapshots.
+      average: "predictions": the mean of softmax probabilities; each run standardizes images its own way.
+        "weights": the mean of parameters, with batch norms' moments estimated anew (see `average_weights`).
+      split: "test", "validation" or "train".
+      data_dir: where the set is, if not where the first run found it.
+
+    Raises:
+      InputError: the set is gone, or its classes or shape have changed since; the runs are of different sets, or of
+        different splits of one; for weights, of different networks.
+    """
+    first, dataset = runs[0], _dataset(runs[0], data_dir)
+    rows = getattr(dataset, split)
+    if not len(rows):
+        raise InputError(f"split {split}: {dataset.name} has none in this run")
+    for other in runs[1:]:
+        _check_alike(first, other)
+        if split != "test" and not _same(rows, getattr(_dataset(other, data_dir), split)):
+            raise InputError(
+                f"split {split} of {first.config.workdir} differs from that of {other.config.workdir}, as their seeds "
+                f"or data.validation do; --split test is the same for both"
+            )
+    if average == "weights":
+        merged = average_weights(runs, dataset.train)
+    answers = [_answers(run, rows) for run in runs]
+    parts = answers[0] if len(runs) == 1 else [_mean(members) for members in answers]
+    mean = _mean(_answers(merged, rows) if average == "weights" else parts)
+    return Evaluated(of_probabilities(rows.labels, mean), [of_probabilities(rows.labels, part) for part in parts])
+
+
+def _dataset(run, data_dir):
+    """The set that a Run was trained on."""
+    dataset = data.load(run.config.data, data_dir or run.config.data_dir, run.config.seed)
     if dataset.classes != run.classes or dataset.shape != run.shape:
         raise InputError(
             f"data {dataset.name} now has {len(dataset.classes)} classes of shape {dataset.shape}, the run was trained "
             f"on {len(run.classes)} of {run.shape}; use the set it was trained on"
         )
-    rows = getattr(dataset, split)
-    if not len(rows):
-        raise InputError(f"split {split}: {dataset.name} has none in this run")
+    return dataset
+
+
+def _check_alike(first, other):
+    """Raises InputError naming the first thing that keeps two runs from being averaged."""
+    for name, one, two in (
+        ("data.name", first.config.data.name, other.config.data.name),
+        ("image shape", first.shape, other.shape),
+        ("classes", first.classes, other.classes),
+    ):
+        if one != two:
+            raise InputError(
+                f"{first.config.workdir} and {other.config.workdir} cannot be averaged: {name} is {one} in one, {two} "
+                f"in the other; average runs of one set"
+            )
+
+
+def _same(rows, others):
+    """Whether two splits of one set hold the same examples; the seed draws those that the set has not."""
+    which = "images" if isinstance(rows, data.Arrays) else "indices"
+    return np.array_equal(getattr(rows, which), getattr(others, which))
+
+
+def _answers(run, rows):
+    """Log probabilities [examples, classes] of each member."""
     devices = sharding.select_devices(1)
-    evaluator = experiment.make_evaluator(config, run.model, rows, devices, run.mean, run.std)
-    return evaluator(sharding.replicate(run.variables, devices))
+    evaluator = experiment.make_evaluator(run.config, run.model, rows, devices, run.standardizer)
+    return [evaluator.log_probabilities(sharding.replicate(member, devices))[1] for member in run.members]
+
+
+def _mean(log_probabilities):
+    *_, mean = together(log_probabilities)
+    return mean
+
+
+def average_weights(runs, train) -> Run:
+    """The Run whose parameters are the mean of several runs' (of each the mean over its members).
+
+    Everything else is the first run's: options, standardization, batch size. Batch norms' moments are estimated by one
+    pass over `train`, a training set, as those of no run fit. A single member comes back as it is.
+
+    Raises:
+      InputError: parameters differ in name or shape, or the runs standardize images differently.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        _check_standardization(first, other)
+    if len(runs) == len(first.members) == 1:
+        return first
+    names = [run.config.workdir for run in runs]
+    own = [mean_parameters([m["params"] for m in run.members], [run.config.workdir] * len(run.members)) for run in runs]
+    variables = {"params": mean_parameters(own, names), "batch_stats": first.variables["batch_stats"]}
+    devices = sharding.select_devices(1)
+    estimate = experiment.make_moment_estimator(first.config, first.model, train, devices, first.standardizer)
+    return first._replace(members=(estimate(sharding.replicate(variables, devices)),), steps=(first.step,))
+
+
+def _check_standardization(first, other):
+    """Statistics of training sets drawn by two seeds differ a little; other preprocessing differs by far."""
+    one, two = first.standardizer, other.standardizer
+    alike = one.kind == two.kind and one.shift.shape == two.shift.shape and one.scale.shape == two.scale.shape
+    if alike and one.basis is None:
+        alike = bool(
+            np.all(np.abs(one.shift - two.shift) <= 0.05 * one.scale) and np.allclose(one.scale, two.scale, 0.05)
+        )
+    elif alike:  # directions of little variance turn freely
+        alike = all(np.array_equal(mine, its) for mine, its in zip(one[1:], two[1:], strict=True))
+    if not alike:
+        raise InputError(
+            f"weights of {first.config.workdir} and {other.config.workdir} cannot be averaged: their standardization "
+            f"of images differs ({one.kind} and {two.kind}); average predictions"
+        )
 
 
 class Prediction(NamedTuple):
@@ -116,8 +253,11 @@ def predict(run, paths, *, top=5, batch_size=64):
     files = [file for path in paths for file in _image_files(Path(path))]
 
     @jax.jit
-    def probabilities(variables, images):
-        x = data.standardize(images, run.mean, run.std)
+    def probabilities(members, images):
+        return jnp.stack([answer(variables, images) for variables in members]).mean(0)
+
+    def answer(variables, images):
+        x = run.standardizer.apply(images)
         logits = apply_model(run.model, variables, x, jnp.ones(len(images), bool), train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
 
@@ -130,7 +270,7 @@ def predict(run, paths, *, top=5, batch_size=64):
                 images[i] = data.read_image(file, run.shape, run.fit)
             except InputError as error:
                 problems[i] = str(error)
-        rows = np.asarray(probabilities(run.variables, images))
+        rows = np.asarray(probabilities(run.members, images))
         for i, file in enumerate(chunk):
             best = np.argsort(-rows[i], kind="stable")[:top]
             predictions.append(

@@ -5,17 +5,17 @@ import shutil
 import signal
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from deepjax import data
+from deepjax import optimizers
 from deepjax.config import Config
 from deepjax.errors import InputError, Stopped, TrainingFailed
-from deepjax.training import experiment, plots, records, sharding, workdir
+from deepjax.training import averaging, evaluate, experiment, plots, records, sharding, workdir
 from deepjax.training.checkpoint import Checkpoints
 from deepjax.training.compiled import Compiled
 from deepjax.training.progress import ProgressDisplay, duration
@@ -39,32 +39,20 @@ def train(config: Config, name: str = "run", *, console: Console | None = None) 
       Stopped: SIGINT or SIGTERM came; everything is saved, and the same call continues.
     """
     console = console or Console()
-    config = _with_absolute_paths(config)
+    config = experiment.with_absolute_paths(config)
     experiment.check(config)
     folder = workdir.check_workdir(config, name)
     if (folder / "summary.json").exists():
         summary = workdir.read_json(folder / "summary.json")
         _say(console, f"{folder}: finished, test error {100 * summary['test_error']:.2f} %")
         return summary
-    dataset = data.load(config.data, config.data_dir, config.seed)
-    devices = sharding.select_devices(config.devices.count, config.batch_size)
-    model = experiment.make_model(config, len(dataset.classes))
-    mean, std = workdir.read_statistics(folder) or experiment.statistics(config, dataset)
-    exp = experiment.build(config, dataset, model, devices, mean, std)
+    exp = experiment.load(config, folder)
     # Only now, when all has proved to fit, is anything written.
     with workdir.locked(folder):
-        workdir.write_config(folder, config, name, devices)
-        workdir.write_data(folder, dataset, mean, std)
+        workdir.write_config(folder, config, name, exp.devices)
+        workdir.write_data(folder, exp.dataset, exp.statistics)
         with Trainer(exp, folder, console) as trainer:
             return trainer.run()
-
-
-def _with_absolute_paths(config):
-    """So that `deepjax eval` finds the data from any folder."""
-    path, data_dir = Path(config.data.name).expanduser(), config.data_dir
-    if (path / "train").is_dir() or (path.suffix == ".npz" and path.exists()):
-        config = replace(config, data=replace(config.data, name=str(path.absolute())))
-    return replace(config, data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else "")
 
 
 def _say(console, text):
@@ -89,14 +77,19 @@ class Progress:
 
 
 class Trainer:
-    """One process's share of a run. `run` goes from the newest checkpoint to the summary."""
+    """One process's share of a run. `run` goes from the newest checkpoint to the summary.
+
+    What is tested: the state that validated best (the newest, without validation); with config.swa_start the averaged
+    weights, and with config.snapshots all snapshots together, whichever epoch validated best.
+    """
 
     def __init__(self, exp, folder, console):
         self.exp, self.config, self.folder, self.console = exp, exp.config, folder, console
         self.key = workdir.key_of(self.config)
-        for leftover in folder.glob("checkpoints/*.orbax-checkpoint-tmp"):  # of a process killed while it saved
+        for leftover in folder.glob("*/*.orbax-checkpoint-tmp"):  # of a process killed while it saved
             shutil.rmtree(leftover)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.config.keep)
+        self.finals: Any = averaging.finals(self.config, folder)
         self.state, self.progress = exp.init(), Progress()
         self.parameters = parameter_count(self.state.params)
         if restored := self.checkpoints.newest(self.state, self._warn, repair=True):
@@ -114,6 +107,8 @@ class Trainer:
     def __exit__(self, *_):
         self.records.close()
         self.checkpoints.close()
+        if self.finals:
+            self.finals.close()
 
     def run(self):
         """Train the epochs that are left, then test. Returns the summary."""
@@ -202,6 +197,7 @@ class Trainer:
             f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
         )
         rate = float(self.exp.schedule((step - 1) // self.config.optimizer.accumulate))
+        rate *= float(optimizers.rate_scale(self.state.opt_state))
         raise TrainingFailed(
             f"at step {step} {what} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "
             f"--schedule.warmup or set --optimizer.clip-norm, in another --workdir"
@@ -218,12 +214,12 @@ class Trainer:
         )
         validation = None
         if self.validate is not None:
-            result = self.validate(self.state.eval_variables)
+            result = self._finite("validation", self.validate(self.state.eval_variables))
             validation = {"error": result.error, "loss": result.loss}
-            if not math.isfinite(result.loss):
-                self._fail(f"the validation loss is {result.loss}", self.done)
             self._compare(validation)
             line += f"  validation loss {result.loss:.4f} error {100 * result.error:.2f} %"
+        self._observe(p.train_loss if validation is None else validation["loss"])
+        self._include()
         self._tick()
         seconds = round(p.seconds, 3)
         self.records.write("train_epoch", self.done, p.epochs, loss=p.train_loss, error=train_error, seconds=seconds)
@@ -231,6 +227,19 @@ class Trainer:
             self.records.write("validation", self.done, p.epochs, **validation, seconds=seconds)
         self._save()
         display.line(f"{line}  {duration(p.seconds)}")
+
+    def _observe(self, loss):
+        """Show an epoch's loss to the schedule plateau, whose memory is in the optimizer's state."""
+        if self.config.schedule.name == "plateau":
+            opt_state = optimizers.observe(self.state.opt_state, loss, self.config.schedule)
+            self.state = self.state.replace(opt_state=sharding.replicate(opt_state, self.exp.devices))
+
+    def _include(self):
+        """Take the parameters into SWA's average, where its time has come."""
+        if 0 < self.config.swa_start <= self.progress.epochs:
+            params, done = self.state.eval_variables["params"], self.progress.epochs - self.config.swa_start
+            average = averaging.include(self.state.swa, params, done)
+            self.state = self.state.replace(swa=sharding.replicate(average, self.exp.devices))
 
     def _compare(self, validation):
         p = self.progress
@@ -247,6 +256,8 @@ class Trainer:
         # On the host, where they go anyway: for the device it would be one more program to compile.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(self.state.params))):
             self._fail("the update has made parameters that are not finite", self.done)
+        if self.config.snapshots and self.done % (self.total // self.config.snapshots) == 0:
+            self.finals.save(averaging.final_state(self.state, self.state.eval_variables), {"best": None})
         self.checkpoints.save(self.state, asdict(self.progress))
 
     def _stop(self, number):
@@ -261,17 +272,10 @@ class Trainer:
         plots.curves(records.read(self.folder / "metrics.jsonl")).savefig(self.folder / "curves.png", dpi=150)
 
     def _summarize(self):
-        """Test the best state (or the newest, without validation), draw, and write summary.json last."""
+        """Test, draw, and write summary.json last."""
         p, dataset = self.progress, self.exp.dataset
-        state, best_epoch = self.state, p.epochs
-        if p.best is not None and p.best["step"] != self.done:
-            try:
-                state, best_epoch = self.checkpoints.restore(p.best["step"], self.state)[0], p.best["epoch"]
-            except InputError as error:
-                self._warn(f"{error}; testing the newest state instead of the best")
-        test = self.exp.evaluator(dataset.test)(state.eval_variables)
-        if not math.isfinite(test.loss):
-            self._fail(f"the test loss is {test.loss}", self.done)
+        states, epoch = self._final_states()
+        test, more = self._test(states)
         self._draw_curves()
         title = f"{self.config.model} on {dataset.name}: test error {100 * test.error:.2f} %"
         figure = plots.confusion(test.confusion(len(dataset.classes)), dataset.classes, title)
@@ -286,15 +290,66 @@ class Trainer:
             "compile_seconds": round(p.compile_seconds, 2),
             "images_per_second": round(p.images / max(p.seconds, 1e-9), 1),
             "parameters": self.parameters,
-            "best_epoch": best_epoch,
+            "best_epoch": epoch,
+            **more,
         }
         workdir.write_json(self.folder / "summary.json", summary)
         _say(
             self.console,
-            f"test error {100 * test.error:.2f} %, loss {test.loss:.4f} (epoch {best_epoch}, {len(dataset.test):,} "
-            f"examples) after {duration(p.seconds)}; see {self.folder}",
+            f"test error {100 * test.error:.2f} %, loss {test.loss:.4f} ({self._tested(epoch, len(states))}, "
+            f"{len(dataset.test):,} examples) after {duration(p.seconds)}; see {self.folder}",
         )
         return summary
+
+    def _tested(self, epoch, count):
+        """What was tested, in words."""
+        if self.config.swa_start:
+            return f"mean of the weights of {epoch + 1 - self.config.swa_start} epochs"
+        return f"{count} snapshots together" if self.config.snapshots else f"epoch {epoch}"
+
+    def _final_states(self):
+        """(states to test together, the epoch they are of)."""
+        p, state = self.progress, self.state
+        if self.config.swa_start:
+            variables = {"params": state.swa, "batch_stats": state.batch_stats}
+            state = averaging.final_state(state, self.exp.moment_estimator()(variables))
+            self.finals.save(state, {"best": None})
+            return [state], p.epochs
+        if self.config.snapshots:
+            states = self.finals.whole(averaging.final_state(state, state.eval_variables), self._warn)
+            if not states:
+                raise InputError(f"the snapshots in {self.finals.folder} are gone; train anew in another --workdir")
+            return states, p.epochs
+        if p.best is not None and p.best["step"] != self.done:
+            try:
+                return [self.checkpoints.restore(p.best["step"], state)[0]], p.best["epoch"]
+            except InputError as error:
+                self._warn(f"{error}; testing the newest state instead of the best")
+        return [state], p.epochs
+
+    def _test(self, states):
+        """(Evaluation on the test set, what the summary tells besides where several weights or states are averaged)."""
+        dataset, steps = self.exp.dataset, self.exp.loader.steps
+        evaluator, newest_first = self.exp.evaluator(dataset.test), [state.eval_variables for state in states[::-1]]
+        if self.finals is None:
+            return self._finite("test", evaluator(newest_first[0])), {}
+        alone, last = evaluate.ensemble(evaluator, newest_first)
+        more: dict = {}
+        if self.validate is not None:
+            validation = self._finite("validation", evaluate.ensemble(self.validate, newest_first)[1][-1])
+            more = {"validation_error": validation.error, "validation_loss": validation.loss}
+        if self.config.snapshots:
+            more["snapshots"] = [
+                {"step": step, "epoch": step // steps, "test_error": one.error, "test_loss": one.loss}
+                for step, one in zip([int(state.step) for state in states], alone[::-1])
+            ]
+            more["last_snapshots_test_errors"] = [evaluation.error for evaluation in last]  # the last, the last two...
+        return self._finite("test", last[-1]), more
+
+    def _finite(self, split, evaluation):
+        if not math.isfinite(evaluation.loss):
+            self._fail(f"the {split} loss is {evaluation.loss}", self.done)
+        return evaluation
 
 
 class Signals:

@@ -1,4 +1,4 @@
-"""The two pictures of a run. Numbers come from metrics.jsonl and the confusion counts; here they are only drawn."""
+"""The pictures of a run. Numbers come from metrics.jsonl and the confusion counts; here they are only drawn."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,6 +29,22 @@ def curves(records):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
             axes.legend()
+    return figure
+
+
+def learning_rates(points, tenth, steepest, title):
+    """Loss over learning rate, from the Points of a range test, and its two suggestions, as a matplotlib Figure."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    rates = [point.rate for point in points]
+    axes.plot(rates, [point.loss for point in points], color="0.8", linewidth=1, label="batches")
+    axes.plot(rates, [point.smoothed for point in points], label="smoothed")
+    for rate, style, what in ((tenth, "-", "suggestion: a tenth of the minimum"), (steepest, "--", "steepest descent")):
+        if rate is not None:
+            axes.axvline(rate, color="C3", linestyle=style, linewidth=1, label=f"{what}: {rate:.2g}")
+    axes.set(xlabel="learning rate", ylabel="cross entropy (nats)", xscale="log", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure
 
 

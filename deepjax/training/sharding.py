@@ -75,6 +75,12 @@ def parallel_eval(step, devices):
     return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=split)
 
 
+def parallel_moments(step, devices):
+    """`step(variables, data, rows, count) -> batch_stats` over devices, by jit: moments of the whole batch."""
+    whole, split = _placements(devices)
+    return jax.jit(step, in_shardings=(whole, whole, split, whole), out_shardings=whole)
+
+
 def _placements(devices):
     """(whole on every device, split on the first axis)."""
     mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)

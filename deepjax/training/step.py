@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deepjax import functional
+from deepjax import functional, optimizers
 
 
 def train_step(
@@ -18,6 +18,7 @@ def train_step(
     optimizer,
     schedule,
     preprocess,
+    mix=None,
     smoothing=0.0,
     ema=0.0,
     accumulate=1,
@@ -34,6 +35,8 @@ def train_step(
       optimizer: an Optax transformation.
       schedule: updates -> learning rate, for the metrics only.
       preprocess: (key, image) -> float input of the model: augmentation and standardization.
+      mix: None, or (key, image, label, mask) -> (image, targets [batch, classes]) after `preprocess`: Mixup and CutMix.
+        Accuracy then counts the class with the largest share.
       smoothing: of the labels.
       ema: decay per update of the parameters' moving average; 0: none.
       accumulate: batches per update, as the optimizer was told.
@@ -47,27 +50,44 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    gradients, batch_stats, metrics = _gradients(state, batch, key, model, preprocess, smoothing, axis_name)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    gradients, batch_stats, metrics, loss_of = _gradients(
+        state, batch, key, model, preprocess, mix, smoothing, axis_name
+    )
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        gradients,
+        state.opt_state,
+        state.params,
+        value=metrics["loss"],
+        grad=gradients,
+        value_fn=_whole_loss(loss_of, axis_name),  # for a line search
+    )
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
     averaged = state.ema
     if ema:
         # Between two updates the parameters stand still, and so must their average.
         rate = jnp.where(step % accumulate == 0, 1 - ema, 0.0)
-        averaged = optax.incremental_update(params, state.ema, rate)
+        # Of equal numbers, such as frozen ones, the average is that number to the bit.
+        averaged = jax.tree.map(lambda new, old: old + rate * (new - old), params, state.ema)
     metrics |= {
         "grad_norm": optax.tree.norm(gradients),
-        "learning_rate": jnp.asarray(schedule(state.step // accumulate), jnp.float32),
+        "learning_rate": jnp.asarray(
+            schedule(state.step // accumulate) * optimizers.rate_scale(state.opt_state), jnp.float32
+        ),
     }
     state = state.replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged)
     return state, metrics
 
 
-def _gradients(state, batch, key, model, preprocess, smoothing, axis_name):
-    """(gradients, new batch statistics, {"loss", "accuracy", "count"}), of the whole batch over all devices."""
+def _gradients(state, batch, key, model, preprocess, mix, smoothing, axis_name):
+    """What one forward and backward pass gives, of the whole batch over all devices.
+
+    (gradients, new batch statistics, {"loss", "accuracy", "count"}, params -> (this device's share of the loss, ...)).
+    """
     image = preprocess(jax.random.fold_in(key, 0), batch["image"])
-    label, mask = batch["label"], batch["mask"]
+    target, mask = batch["label"], batch["mask"]
+    if mix is not None:
+        image, target = mix(jax.random.fold_in(key, 2), image, target, mask)
     count = jnp.maximum(_sum(mask, axis_name), 1)
 
     def loss_of(params):
@@ -80,22 +100,35 @@ def _gradients(state, batch, key, model, preprocess, smoothing, axis_name):
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.fold_in(key, 1)},
         )
-        losses = jnp.where(mask, functional.cross_entropy(logits, label, smoothing=smoothing), 0)
+        losses = jnp.where(mask, functional.cross_entropy(logits, target, smoothing=smoothing), 0)
         return losses.sum() / count, (logits, updated.get("batch_stats", state.batch_stats))
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     if axis_name is not None:
         gradients, loss = jax.lax.psum((gradients, loss), axis_name)
         batch_stats = _of_replica_0(batch_stats, axis_name)
+    label = target if mix is None else target.argmax(-1)
     accuracy = _sum(mask & (logits.argmax(-1) == label), axis_name) / count
-    return gradients, batch_stats, {"loss": loss, "accuracy": accuracy, "count": count}
+    return gradients, batch_stats, {"loss": loss, "accuracy": accuracy, "count": count}, loss_of
+
+
+def _whole_loss(loss_of, axis_name):
+    """params -> loss of the whole batch. Its gradient is that of the whole batch too, which that of a psum is not."""
+
+    def forward(params):
+        (loss, _), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return (loss, gradient) if axis_name is None else jax.lax.psum((loss, gradient), axis_name)
+
+    whole = jax.custom_vjp(lambda params: forward(params)[0])
+    whole.defvjp(forward, lambda gradient, scale: (jax.tree.map(lambda g: scale * g, gradient),))
+    return whole
 
 
 def eval_step(variables, batch, *, model, preprocess):
     """What evaluation needs of each row of a batch.
 
-    Its loss (nats), its likeliest classes (up to five, best first), its label and mask. Rows whose mask is False are
-    padding; their values mean nothing.
+    Its loss (nats), its likeliest classes (up to five, best first), the logarithms of all classes' probabilities, its
+    label and mask. Rows whose mask is False are padding; their values mean nothing.
     """
     image = preprocess(None, batch["image"])
     logits = apply_model(model, variables, image, batch["mask"], train=False).astype(jnp.float32)
@@ -104,6 +137,7 @@ def eval_step(variables, batch, *, model, preprocess):
         "mask": batch["mask"],
         "loss": functional.cross_entropy(logits, batch["label"]),
         "classes": jax.lax.top_k(logits, min(5, logits.shape[-1]))[1],
+        "log_probabilities": jax.nn.log_softmax(logits),
     }
 
 

@@ -7,15 +7,18 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from filelock import FileLock, Timeout
 
 from deepjax.config import Config, flatten, from_dict
+from deepjax.data import Standardizer
 from deepjax.errors import InputError
 
 LOCK = "lock"
+INPUTS = "inputs.npz"
 
 # Where and how often things are written, and how fast images are read, may change when a run goes on.
 FREE = ("workdir", "data_dir", "keep", "checkpoint_every", "log_every", "data.workers")
@@ -35,8 +38,8 @@ def check_workdir(config, name):
 
 
 def _is_foreign(path):
-    """Not what a run leaves that was killed before its config.json was whole."""
-    return path.name != LOCK and path.suffix != ".tmp"
+    """Not what a run leaves that was killed before its config.json was whole, or the range test before any run."""
+    return path.name not in (LOCK, "find_lr.json", "find_lr.png") and path.suffix != ".tmp"
 
 
 @contextlib.contextmanager
@@ -108,8 +111,17 @@ def _read_record(workdir):
     return record
 
 
-def write_data(workdir, dataset, mean, std):
+class Statistics(NamedTuple):
+    """What is fitted on the training set, and kept with the run."""
+
+    standardizer: Standardizer
+    lighting: np.ndarray | None = None  # f32[3, 3]: the colours' principal components, where augmentation uses them
+
+
+def write_data(workdir, dataset, statistics):
     """data.json: what resuming, evaluation and prediction must know of the training set. One that is there stays.
+
+    A standardizer that is more than a mean and a deviation per channel goes to inputs.npz.
 
     Raises InputError where it is there and tells of other data.
     """
@@ -120,12 +132,17 @@ def write_data(workdir, dataset, mean, std):
         "shape": list(dataset.shape),
         "examples": [len(split) for split in labels],  # training, validation, test
         "labels_sha256": hashlib.sha256(b"".join(split.tobytes() for split in labels)).hexdigest(),
-        "mean": np.asarray(mean).tolist(),
-        "std": np.asarray(std).tolist(),
-        "fit": dataset.fit,
     }
+    standardizer, lighting = statistics
+    if standardizer.kind == "channel":
+        record |= {"mean": standardizer.shift.tolist(), "std": standardizer.scale.tolist()}
+    record["fit"] = dataset.fit
+    if lighting is not None:
+        record["lighting"] = lighting.tolist()
     path = workdir / "data.json"
     if not path.exists():
+        if standardizer.kind != "channel":
+            standardizer.save(workdir / INPUTS)
         write_json(path, record)
         return
     before = read_json(path)
@@ -138,12 +155,17 @@ def write_data(workdir, dataset, mean, std):
 
 
 def read_statistics(workdir):
-    """(mean, std) per channel of the run in a folder, or None where it has not been written."""
+    """The Statistics of the run in a folder, or None where they have not been written."""
     path = Path(workdir) / "data.json"
     if not path.exists():
         return None
     record = read_json(path)
-    return tuple(np.asarray(record[name], np.float32) for name in ("mean", "std"))
+    arrays = {name: np.asarray(record[name], np.float32) for name in ("mean", "std", "lighting") if name in record}
+    if "mean" in arrays:
+        standardizer = Standardizer("channel", arrays["mean"], arrays["std"])
+    else:
+        standardizer = Standardizer.load(Path(workdir) / INPUTS)
+    return Statistics(standardizer, arrays.get("lighting"))
 
 
 def read_json(path):

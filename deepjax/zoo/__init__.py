@@ -7,9 +7,9 @@ import operator
 import jax.numpy as jnp
 
 from deepjax.errors import InputError, choices
-from deepjax.zoo import plain, residual
+from deepjax.zoo import plain, residual, small
 
-MODELS = residual.MODELS | plain.MODELS
+MODELS = residual.MODELS | plain.MODELS | small.MODELS
 
 
 def create(name, *, num_classes=None, **options):
@@ -34,7 +34,8 @@ def create(name, *, num_classes=None, **options):
         if option not in valid:
             raise InputError(f"model {name} has no option {option!r}; {choices(option, valid)}")
         usual = valid[option]
-        if usual is not None and type(value) is not type(usual):
+        fits = type(value) is type(usual) or (type(usual) is float and type(value) is int)
+        if usual is not None and not fits:
             raise InputError(
                 f"option {option} of model {name} is {value!r}; it must be {type(usual).__name__}, such as {usual!r}"
             )
@@ -61,4 +62,6 @@ def options_of(name):
 
 def usual_input(name):
     """Shape of one example, (height, width, channels), that a network was designed for."""
+    if name.startswith("mnist"):
+        return 28, 28, 1
     return (224, 224, 3) if name.startswith(("resnet", "plain")) else (32, 32, 3)

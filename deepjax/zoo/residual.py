@@ -2,6 +2,9 @@
 
 He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385): table 1 for ImageNet, section 4.2 for
 CIFAR. He et al. 2016, "Identity mappings in deep residual networks" (arXiv 1603.05027): pre-activation.
+
+Two options of the residual networks say how their branches start: `norm` (see `units.Branch`) and `skip_init`
+(`units.SkipInit`). Without normalization, norm="none", skip_init=True and norm="fixup" train at any depth.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +16,21 @@ import jax.numpy as jnp
 
 from deepjax import functional, initializers
 from deepjax.errors import InputError
-from deepjax.layers import BatchNorm, Conv
-from deepjax.units import Add, Branch, NormActivation, Plain, Projection, Unit, ZeroPad, stack
+from deepjax.layers import Conv
+from deepjax.units import (
+    Add,
+    Branch,
+    NormActivation,
+    Plain,
+    Projection,
+    Shift,
+    SkipInit,
+    Unit,
+    ZeroPad,
+    check_norm,
+    normalize,
+    stack,
+)
 
 BASIC = (3, 3)
 BOTTLENECK = (1, 3, 1)
@@ -36,6 +52,7 @@ class ResNet(nn.Module):
     order: str = "post"  # "post" or "pre" activation
     shortcut: str = "A"  # where the shape changes; "A": zeros, "B": projection, "C": projection in every unit
     join: Callable = Add
+    norm: str = "batch"  # see `units.Branch`
     scan: bool = True
     dtype: jnp.dtype | None = None
 
@@ -52,17 +69,23 @@ class ResNet(nn.Module):
                 unit = self._unit(i, x.shape[-1], 1, name=None)
                 x = stack(unit, depth - 1, scan=self.scan, name=f"stage{i + 1}_rest")(x, train=train, mask=mask)
         if self.order == "pre":
-            x = NormActivation(name="final")(x, train=train, mask=mask)
+            x = NormActivation(norm=self.norm, name="final")(x, train=train, mask=mask)
         x = functional.global_avg_pool(x)
-        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head")(x)
+        kernel_init = initializers.lecun_normal()
+        if self.norm == "fixup":
+            x, kernel_init = Shift(name="head_shift")(x), initializers.zeros
+        return nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype, name="head")(x)
 
     def _stem(self, x, train, mask):
         window, stride = (7, 2) if self.stem == "imagenet" else (3, self.stem_stride)
-        conv = Conv(self.stem_features, (window, window), stride, window // 2, dtype=self.dtype, name="stem_conv")
+        bias = self.norm == "none"
+        conv = Conv(
+            self.stem_features, (window, window), stride, window // 2, use_bias=bias, dtype=self.dtype, name="stem_conv"
+        )
         x = conv(x)
         # A CIFAR pre-activation net leaves this to its first unit.
         if self.order == "post" or self.stem == "imagenet":
-            x = functional.relu(BatchNorm(name="stem_norm")(x, train=train, mask=mask))
+            x = functional.relu(normalize(x, self.norm, train=train, mask=mask, name="stem_norm"))
         return functional.max_pool(x, 3, stride=2, padding=1) if self.stem == "imagenet" else x
 
     def _unit(self, stage, features_in, stride, name):
@@ -79,20 +102,43 @@ class ResNet(nn.Module):
             if self.shortcut == "A":
                 shortcut = ZeroPad(features[-1], stride, parent=None)
             else:
-                shortcut = Projection(features[-1], stride, norm=not pre, dtype=self.dtype, parent=None)
-        branch = Branch(features, self.windows, strides, self.order, activated=shared, dtype=self.dtype, parent=None)
+                norm = "none" if pre and self.norm == "batch" else self.norm
+                shortcut = Projection(features[-1], stride, norm=norm, dtype=self.dtype, parent=None)
+        branch = Branch(
+            features,
+            self.windows,
+            strides,
+            self.order,
+            activated=shared,
+            dtype=self.dtype,
+            norm=self.norm,
+            branches=sum(self.depths),
+            parent=None,
+        )
         return Unit(
             branch,
             self.join(parent=None),
             shortcut,
-            before=NormActivation(parent=None) if shared else None,
+            before=NormActivation(norm=self.norm, parent=None) if shared else None,
             activation=None if pre else functional.relu,
             name=name,
             parent=self if name else None,
         )
 
 
-def cifar(depth=32, num_classes=10, *, join, width=16, shortcut="A", stem_stride=1, scan=True, dtype=None):
+def cifar(
+    depth=32,
+    num_classes=10,
+    *,
+    join,
+    width=16,
+    shortcut="A",
+    stem_stride=1,
+    norm="batch",
+    skip_init=False,
+    scan=True,
+    dtype=None,
+):
     """The CIFAR network of He et al. 2015, section 4.2: depth 6n + 2, features 16, 32, 64 (times width / 16).
 
     Args:
@@ -102,11 +148,14 @@ def cifar(depth=32, num_classes=10, *, join, width=16, shortcut="A", stem_stride
       width: features of the first stage; the second has twice, the third four times as many.
       shortcut: "A", "B" or "C" (section 4.1).
       stem_stride: 2 halves the resolution at once, for a quarter of the cost.
+      norm: "batch"; "zero_batch": the last scale of each branch starts at 0; "none": biases in its place; "fixup".
+      skip_init: a multiplier of each branch starts at 0.
       scan: equal units as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
-      InputError: a depth that is not 6n + 2, an unknown shortcut, a width below 1.
+      InputError: a depth that is not 6n + 2, an unknown shortcut or norm, a width below 1, branches that start at 0
+        twice, or without a skip.
     """
     units = _units_per_stage(depth, 6)
     _check(num_classes=num_classes, width=width, stem_stride=stem_stride, shortcut=shortcut)
@@ -117,14 +166,29 @@ def cifar(depth=32, num_classes=10, *, join, width=16, shortcut="A", stem_stride
         stem_features=width,
         stem_stride=stem_stride,
         shortcut=shortcut,
-        join=join,
+        join=_join(join, skip_init, norm),
+        norm=norm,
         scan=scan,
         dtype=dtype,
     )
 
 
-def cifar_preact(depth=164, num_classes=10, *, width=16, shortcut="B", stem_stride=1, scan=True, dtype=None):
-    """The pre-activation bottleneck network of He et al. 2016, section 3: depth 9n + 2. Arguments as `cifar`."""
+def cifar_preact(
+    depth=164,
+    num_classes=10,
+    *,
+    width=16,
+    shortcut="B",
+    stem_stride=1,
+    norm="batch",
+    skip_init=False,
+    scan=True,
+    dtype=None,
+):
+    """The pre-activation bottleneck network of He et al. 2016, section 3: depth 9n + 2.
+
+    Arguments as `cifar`; norm "zero_batch" does not go with pre-activation.
+    """
     units = _units_per_stage(depth, 9)
     _check(num_classes=num_classes, width=width, stem_stride=stem_stride, shortcut=shortcut)
     return ResNet(
@@ -136,12 +200,26 @@ def cifar_preact(depth=164, num_classes=10, *, width=16, shortcut="B", stem_stri
         stem_stride=stem_stride,
         order="pre",
         shortcut=shortcut,
+        join=_join(Add, skip_init, norm, order="pre"),
+        norm=norm,
         scan=scan,
         dtype=dtype,
     )
 
 
-def imagenet(depths, num_classes=1000, *, join, bottleneck=False, width=64, shortcut="B", scan=True, dtype=None):
+def imagenet(
+    depths,
+    num_classes=1000,
+    *,
+    join,
+    bottleneck=False,
+    width=64,
+    shortcut="B",
+    norm="batch",
+    skip_init=False,
+    scan=True,
+    dtype=None,
+):
     """The ImageNet network of He et al. 2015, table 1, with torchvision's stride on the 3x3 of bottlenecks.
 
     Args:
@@ -151,11 +229,14 @@ def imagenet(depths, num_classes=1000, *, join, bottleneck=False, width=64, shor
       bottleneck: units of 1x1, 3x3, 1x1 whose output has four times the features, in place of two 3x3.
       width: features of the stem and the first stage.
       shortcut: "A", "B" or "C" (section 4.1).
+      norm: as of `cifar`; "zero_batch" is torchvision's zero_init_residual.
+      skip_init: a multiplier of each branch starts at 0.
       scan: equal units as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
-      InputError: an empty stage, an unknown shortcut, a width below 1.
+      InputError: an empty stage, an unknown shortcut or norm, a width below 1, branches that start at 0 twice, or
+        without a skip.
     """
     _check(num_classes=num_classes, width=width, units_per_stage=min(depths, default=0), shortcut=shortcut)
     scales = [width * 2**i for i in range(len(depths))]
@@ -167,7 +248,8 @@ def imagenet(depths, num_classes=1000, *, join, bottleneck=False, width=64, shor
         stem="imagenet",
         stem_features=width,
         shortcut=shortcut,
-        join=join,
+        join=_join(join, skip_init, norm),
+        norm=norm,
         scan=scan,
         dtype=dtype,
     )
@@ -179,6 +261,14 @@ def _units_per_stage(depth, layers):
         low = max(units, 1) * layers + 2
         raise InputError(f"depth {depth} is not {layers}n + 2; the nearest are {low} and {low + layers}")
     return units
+
+
+def _join(join, skip_init, norm, order="post"):
+    if skip_init and join is Plain:
+        raise InputError("skip_init: a plain network has no skip to start with; take the residual network")
+    join = SkipInit if skip_init else join
+    check_norm(norm, order=order, join=join)
+    return join
 
 
 def _check(shortcut, **at_least_one):

@@ -1,0 +1,26 @@
+"""CIFAR-100 with the lecture's network "1x3-3x1", about 2 million parameters: nothing added.
+
+The first of four: cifar100_bn adds batch normalization to it, cifar100_augmented augmentation to that, and
+cifar100_regularized weight decay, dropout and label smoothing to that.
+
+SGD with momentum 0.9, rate 0.01 halved every 50 epochs, batches of 32. The lecture does not say for how long: we take
+200 epochs. Data: TFDS `cifar100`, or the original binary files in --data-dir.
+
+    deepjax train cifar100_base --data-dir FOLDER
+
+Not run in full: an epoch takes minutes on two CPU cores, and the set was not at hand. Nor have its first steps been
+taken on images: tests build the network and train a small one of its kind.
+"""
+
+from deepjax.config import Config, Data, Optimizer, Schedule
+
+config = Config(
+    data=Data(name="cifar100", validation=0.1),
+    model="cifar_asymmetric",
+    optimizer=Optimizer(name="momentum", learning_rate=0.01, momentum=0.9),
+    schedule=Schedule(name="step", period=50.0, factor=0.5),
+    epochs=200,
+    batch_size=32,
+    eval_batch_size=500,
+    log_every=100,
+)

@@ -1,0 +1,8 @@
+"""`python -m deepjax.cli`."""
+
+import sys
+
+from deepjax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

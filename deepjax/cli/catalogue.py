@@ -1,0 +1,127 @@
+"""`deepjax models`, `deepjax datasets` and `deepjax summary`: what there is, and what it looks like."""
+
+import inspect
+import json
+import re
+from dataclasses import dataclass, field
+
+import tyro
+
+from deepjax.cli.terminal import parse, table
+from deepjax.config import Options
+from deepjax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks that `--model` and `deepjax.zoo.create` know."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def models(arguments):
+    """Print every network with its options."""
+    options = parse(Models, arguments, "deepjax models")
+    from deepjax import zoo
+
+    known = {name: {k: v for k, v in zoo.options_of(name).items() if k != "dtype"} for name in zoo.MODELS}
+    if options.json:
+        print(json.dumps(known, indent=2))
+    else:
+        rows = [(name, " ".join(f"{k}={_plain(v)}" for k, v in found.items())) for name, found in known.items()]
+        table(("model", "options and their defaults"), rows)
+    return 0
+
+
+def _plain(value):
+    return "" if value is inspect.Parameter.empty else value
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The data that --data.name can name: built in, prepared by TFDS, or as original files."""
+
+    data_dir: str = ""
+    """Folder to look in. Empty: TFDS's own."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Download and prepare a TFDS set once, so that it can be read without TensorFlow. Needs the extra `prepare`."""
+
+    name: tyro.conf.Positional[str]
+    """TFDS's name of the set, such as cifar10."""
+    data_dir: str = ""
+    """Folder to prepare it in. Empty: TFDS's own."""
+
+
+def datasets(arguments):
+    """Print what can be trained on, or prepare a TFDS set."""
+    from deepjax import data
+
+    if arguments[:1] == ["prepare"]:
+        options = parse(Prepare, arguments[1:], "deepjax datasets prepare")
+        data.prepare(options.name, options.data_dir)
+        print(f"{options.name} is ready")
+        return 0
+    options = parse(Datasets, arguments, "deepjax datasets")
+    rows = data.available(options.data_dir)
+    if options.json:
+        print(json.dumps([row._asdict() for row in rows], indent=2))
+    else:
+        table(rows[0]._fields, rows)
+    return 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The layers of a network: output shape of one example, parameters."""
+
+    model: tyro.conf.Positional[str]
+    """A name that `deepjax models` lists."""
+    input: str = ""
+    """Shape of one example: height,width,channels. Empty: 224,224,3 for ImageNet's networks, else 32,32,3."""
+    num_classes: int | None = None
+    """Logits. Unset: the network's usual number."""
+    options: Options = field(default_factory=dict)
+    """Options of the model: --options depth=38 shortcut=B."""
+    json: bool = False
+    """Print JSON."""
+
+
+def summary(arguments):
+    """Print the layers of a network."""
+    options = parse(Summary, arguments, "deepjax summary")
+    from deepjax import zoo
+    from deepjax.summary import summarize
+
+    model = zoo.create(options.model, num_classes=options.num_classes, **options.options)
+    text = options.input or ",".join(map(str, zoo.usual_input(options.model)))
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise InputError(f"--input {text!r} must be numbers with commas between, such as 32,32,3")
+    layers = summarize(model, tuple(map(int, text.split(","))))
+    total = sum(layer.parameters for layer in layers)
+    if options.json:
+        record = {
+            "model": options.model,
+            "parameters": total,
+            "layers": [layer._asdict() for layer in layers],
+        }
+        print(json.dumps(record, indent=2))
+        return 0
+    rows = [
+        (
+            layer.path,
+            layer.kind,
+            "x".join(map(str, layer.output)) or "-",
+            f"x{layer.repeats}" if layer.repeats > 1 else "",
+            f"{layer.parameters:,}" if layer.parameters else "",
+        )
+        for layer in layers
+    ]
+    table(("layer", "kind", "output", "repeats", "parameters"), rows)
+    print(f"{options.model}: {total:,} parameters")
+    return 0

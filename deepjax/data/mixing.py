@@ -1,0 +1,101 @@
+"""Mixup and CutMix: training examples mixed with each other, and their targets in the same shares."""
+
+import jax
+import jax.numpy as jnp
+
+from deepjax import config
+
+
+def mix(
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array | None,
+    augment: config.Augment,
+    num_classes: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Float [B, ...] and int [B] -> mixed images and targets, float32 [B, classes], as `augment` asks.
+
+    With both mixup and cutmix, the batch gets one of them, with probability one half.
+    """
+    targets = jax.nn.one_hot(labels, num_classes)
+    ways = []
+    if augment.mixup:
+        ways.append(lambda key: mixup(key, images, targets, mask, augment.mixup))
+    if augment.cutmix:
+        ways.append(lambda key: cutmix(key, images, targets, mask, augment.cutmix))
+    if len(ways) < 2:
+        return ways[0](key) if ways else (images, targets)
+    coin, key = jax.random.split(key)
+    return jax.lax.cond(jax.random.bernoulli(coin), *ways, key)
+
+
+def mixup(
+    key: jax.Array, x: jax.Array, targets: jax.Array, mask: jax.Array | None, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """share x + (1 - share) x[partner], of the targets too (Zhang et al. 2018, eq. 1).
+
+    `share` is drawn from Beta(alpha, alpha), once for the whole batch as in the paper's code. Partners are neighbours
+    in a random ring of the batch's real rows, so that no row is its own partner (but a single one).
+
+    Args:
+      x: float [B, ...].
+      targets: float [B, classes].
+      mask: bool [B], False for padding, which is neither mixed nor anyone's partner; or None.
+      alpha: greater than 0; 1 makes every share equally likely, less prefers shares near 0 and 1.
+
+    >>> x, y = mixup(jax.random.key(0), jnp.array([[0.0], [1.0]]), jnp.eye(2), None, 1.0)
+    >>> bool((x == y[:, 1:]).all()), bool(0 < x[0, 0] < 1)
+    (True, True)
+    """
+    share = jax.random.beta(jax.random.fold_in(key, 0), alpha, alpha)
+    partner = _partners(jax.random.fold_in(key, 1), mask, len(x))
+    return _blend(x, partner, share, mask), _blend(targets, partner, share, mask)
+
+
+def cutmix(
+    key: jax.Array, images: jax.Array, targets: jax.Array, mask: jax.Array | None, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """A box of each image from its partner's; targets share by area (Yun et al. 2019, eq. 1 and 2).
+
+    Drawn once for the batch: an area 1 - share with share from Beta(alpha, alpha), of the image's aspect ratio, around
+    a pixel drawn uniformly. What lies outside the image is cut off; the targets' share is that of the pixels kept.
+
+    Arguments are those of `mixup`, images float [B, H, W, C].
+
+    >>> images = jnp.zeros((2, 8, 8, 1)).at[1].set(1.0)
+    >>> x, y = cutmix(jax.random.key(0), images, jnp.eye(2), None, 1.0)
+    >>> bool(jnp.allclose(x.mean((1, 2)), y[:, 1:]))
+    True
+    """
+    height, width = images.shape[1:3]
+    side = jnp.sqrt(1 - jax.random.beta(jax.random.fold_in(key, 0), alpha, alpha))
+    partner = _partners(jax.random.fold_in(key, 1), mask, len(images))
+    rows = _interval(jax.random.fold_in(key, 2), jnp.floor(side * height), height)
+    columns = _interval(jax.random.fold_in(key, 3), jnp.floor(side * width), width)
+    box = (rows[:, None] & columns[None, :])[None, :, :, None]
+    changed = box if mask is None else box & mask[:, None, None, None]
+    return jnp.where(changed, images[partner], images), _blend(targets, partner, 1 - box.mean(), mask)
+
+
+def _interval(key, length, size):
+    """bool [size]: a piece of this length around a uniformly drawn place, cut off at the ends."""
+    first = jax.random.randint(key, (), 0, size) - length // 2
+    place = jnp.arange(size)
+    return (place >= first) & (place < first + length)
+
+
+def _partners(key, mask, size):
+    """int [B]: for each real row the next one in a random ring of all real rows."""
+    draws = jax.random.uniform(key, (size,))
+    if mask is None:
+        mask = jnp.ones(size, bool)
+    ring = jnp.argsort(jnp.where(mask, draws, 2.0))  # real rows first, in random order
+    following = ring[(jnp.arange(size) + 1) % jnp.maximum(mask.sum(), 1)]
+    return jnp.zeros_like(ring).at[ring].set(following)
+
+
+def _blend(x, partner, share, mask):
+    share = share.astype(x.dtype)
+    mixed = share * x + (1 - share) * x[partner]
+    return mixed if mask is None else jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), mixed, x)

@@ -1,0 +1,241 @@
+"""Normalization as Linen modules. Running moments live in `batch_stats` as `mean` and `var`, as in Flax."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepjax import functional, initializers
+from deepjax.functional.normalization import kernel_length
+
+
+class _Affine(nn.Module, kw_only=True):
+    """The scale and bias that follow every normalization."""
+
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: Callable = initializers.ones
+    bias_init: Callable = initializers.zeros
+
+    def _scale_and_bias(self, shape):
+        scale = self.param("scale", self.scale_init, shape, jnp.float32) if self.use_scale else None
+        bias = self.param("bias", self.bias_init, shape, jnp.float32) if self.use_bias else None
+        return scale, bias
+
+
+class _BatchNorm(_Affine, kw_only=True):
+    """Parameters and running moments for the function that `_normalize` gives."""
+
+    momentum: float = 0.9  # share of the old running moments that is kept
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, ..., features] -> the same shape and dtype."""
+        features = jnp.shape(x)[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
+        y, moments = self._normalize()(
+            x,
+            *self._scale_and_bias(features),
+            functional.Moments(mean.value, var.value),
+            train=train,
+            mask=mask,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+        )
+        if train and not self.is_initializing():
+            mean.value, var.value = moments
+        return y
+
+    def _normalize(self) -> Callable:
+        raise NotImplementedError
+
+    def _later(self, value) -> Any:
+        """None while the module is initialized: its axis does not exist yet, and one example must do."""
+        return None if self.is_initializing() else value
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalization, `functional.batch_norm`.
+
+    >>> norm = BatchNorm(unbiased=True)  # running moments like PyTorch's
+    >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> y, new = norm.apply(norm.init(jax.random.key(0), x, train=False), x, train=True, mutable="batch_stats")
+    >>> print(y.round(2), new["batch_stats"]["var"].round(2))
+    [[-1. -1.]
+     [ 1.  1.]] [ 1.1 20.9]
+    """
+
+    axis_name: str | None = None  # of a mapped axis over which the moments are taken too
+    unbiased: bool = False  # of the running variance
+
+    def _normalize(self):
+        return partial(
+            functional.batch_norm, unbiased=self._later(self.unbiased), axis_name=self._later(self.axis_name)
+        )
+
+
+class BatchRenorm(_BatchNorm):
+    """Batch renormalization, `functional.batch_renorm`. A schedule of r_max and d_max: clone with other numbers.
+
+    >>> norm = BatchRenorm(r_max=1.0, d_max=0.0)  # batch norm
+    >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> print(norm.init_with_output(jax.random.key(0), x, train=True)[0].round(2))
+    [[-1. -1.]
+     [ 1.  1.]]
+    """
+
+    r_max: float = 3.0
+    d_max: float = 5.0
+    axis_name: str | None = None
+    unbiased: bool = False
+
+    def _normalize(self):
+        return partial(
+            functional.batch_renorm,
+            r_max=self.r_max,
+            d_max=self.d_max,
+            unbiased=self._later(self.unbiased),
+            axis_name=self._later(self.axis_name),
+        )
+
+
+class MovingAverageBatchNorm(_BatchNorm):
+    """Batch norm by moments averaged over recent batches, `functional.moving_average_batch_norm`.
+
+    >>> norm = MovingAverageBatchNorm(momentum=0.5)
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> print(norm.init_with_output(jax.random.key(0), x, train=True)[0].round(2))
+    [[0.]
+     [2.]]
+    """
+
+    axis_name: str | None = None
+
+    def _normalize(self):
+        return partial(functional.moving_average_batch_norm, axis_name=self._later(self.axis_name))
+
+
+class GhostBatchNorm(_BatchNorm):
+    """Batch norm over groups of a batch, `functional.ghost_batch_norm`.
+
+    >>> norm = GhostBatchNorm(group_size=2)
+    >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])
+    >>> print(norm.init_with_output(jax.random.key(0), x, train=True)[0].ravel().round(2))
+    [-1.  1. -1.  1.]
+    """
+
+    group_size: int = 32
+    unbiased: bool = False
+
+    def _normalize(self):
+        return partial(functional.ghost_batch_norm, group_size=self.group_size, unbiased=self._later(self.unbiased))
+
+
+class LayerNorm(_Affine):
+    """Layer normalization over the last axes, `functional.layer_norm`.
+
+    >>> norm = LayerNorm()
+    >>> x = jnp.array([[1.0, 3.0], [10.0, 30.0]])
+    >>> print(norm.init_with_output(jax.random.key(0), x)[0].round(2))
+    [[-1.  1.]
+     [-1.  1.]]
+    """
+
+    axes: int = 1  # how many of the last axes are normalized together
+
+    @nn.compact
+    def __call__(self, x):
+        """x [..., *normalized] -> the same shape and dtype."""
+        scale, bias = self._scale_and_bias(jnp.shape(x)[-self.axes :])
+        return functional.layer_norm(x, scale, bias, axes=self.axes, epsilon=self.epsilon)
+
+
+class GroupNorm(_Affine):
+    """Group normalization, `functional.group_norm`.
+
+    >>> norm = GroupNorm(groups=2)
+    >>> print(norm.init_with_output(jax.random.key(0), jnp.array([[1.0, 3.0, 10.0, 30.0]]))[0].round(2))
+    [[-1.  1. -1.  1.]]
+    """
+
+    groups: int = 32
+
+    @nn.compact
+    def __call__(self, x):
+        """x [batch, *spatial, features] -> the same shape and dtype."""
+        scale, bias = self._scale_and_bias(jnp.shape(x)[-1:])
+        return functional.group_norm(x, scale, bias, groups=self.groups, epsilon=self.epsilon)
+
+
+class InstanceNorm(_Affine):
+    """Instance normalization, `functional.instance_norm`.
+
+    >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])
+    >>> print(InstanceNorm().init_with_output(jax.random.key(0), x)[0].round(2))
+    [[[-1. -1.]
+      [ 1.  1.]]]
+    """
+
+    @nn.compact
+    def __call__(self, x):
+        """x [batch, *spatial, features] -> the same shape and dtype."""
+        scale, bias = self._scale_and_bias(jnp.shape(x)[-1:])
+        return functional.instance_norm(x, scale, bias, epsilon=self.epsilon)
+
+
+class LocalResponseNorm(nn.Module):
+    """Local response normalization across features, `functional.local_response_norm`. It has no parameters.
+
+    >>> norm = LocalResponseNorm(2, alpha=2.0, beta=1.0, k=0.0)
+    >>> print(norm.apply({}, jnp.array([2.0, 2.0, 0.0])).round(2))
+    [0.5  0.25 0.  ]
+    """
+
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        """x [..., features] -> the same shape and dtype."""
+        return functional.local_response_norm(x, self.size, alpha=self.alpha, beta=self.beta, k=self.k)
+
+
+class WeightNorm(nn.Module):
+    """Any layer, or net, whose kernels are g v / |v|, `functional.weight_norm`: `WeightNorm(nn.Dense(5))(x)`.
+
+    The layer keeps its variables, its `kernel` being v; g is this module's `scale`. Unlike `flax.linen.WeightNorm`,
+    g starts at |v|, as in PyTorch: the layer computes at first what it would without.
+
+    >>> x = jnp.ones((1, 2))
+    >>> variables = WeightNorm(nn.Dense(5)).init(jax.random.key(0), x)
+    >>> print(jax.tree.map(jnp.shape, variables["params"]))
+    {'layer': {'bias': (5,), 'kernel': (2, 5)}, 'scale': (5,)}
+    """
+
+    layer: nn.Module
+
+    @nn.compact
+    def __call__(self, *args, **call):
+        """What the layer takes, and gives."""
+
+        def kernel(path, v):
+            *where, name = (key.key for key in path)
+            if name != "kernel":
+                return v
+            g = self.param("_".join([*where[1:], "scale"]), lambda _: kernel_length(v))
+            return functional.weight_norm(v, g)
+
+        run = nn.map_variables(
+            lambda layer: layer(*args, **call),
+            "params",
+            trans_in_fn=lambda variables: jax.tree_util.tree_map_with_path(kernel, variables),
+            init=self.is_initializing(),
+        )
+        return run(self.layer)

@@ -1,0 +1,192 @@
+"""The learning rate range test: train with a rate that grows from step to step, in memory, and look at the loss."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from deepjax.config import Config, Schedule
+from deepjax.errors import InputError, TrainingFailed
+from deepjax.training import experiment, plots, workdir
+from deepjax.training.checkpoint import Checkpoints
+
+DIVERGED = 4.0  # times the lowest smoothed loss: there the test stops, as fastai's does
+
+
+class Point(NamedTuple):
+    """One update of the test."""
+
+    rate: float  # of this update
+    loss: float  # of its batches, before it
+    smoothed: float  # average of the losses so far, the latest counting most
+
+
+def range_test(
+    config: Config,
+    name: str = "run",
+    *,
+    least: float = 1e-7,
+    most: float = 10.0,
+    steps: int = 100,
+    smoothing: float = 0.9,
+    console: Console | None = None,
+) -> dict:
+    """Run the range test of a config (Smith 2017, section 3.3) and suggest a learning rate.
+
+    The test trains as the config says, but at rates that grow by a constant factor from update to update, whatever the
+    schedule, until the smoothed loss exceeds four times its lowest value or is not finite. Groups of parameters keep
+    the ratios of their rates. Where the workdir holds a run, the test begins with its newest state, else with a fresh
+    one. It changes that state in memory only: nothing that `train` reads is written.
+
+    The suggestion for optimizer.learning_rate is a tenth of the rate at which the smoothed loss is lowest. The rate at
+    which it falls most steeply is told too. Both are rules of thumb; look at the curve.
+
+    Args:
+      config: the experiment.
+      name: what to call it; config.workdir defaults to runs/NAME.
+      least, most: the first and the last rate.
+      steps: updates, at least 10; each takes optimizer.accumulate batches.
+      smoothing: decay of the average of losses, in [0, 1), corrected for its start at 0; 0 takes losses as they are.
+      console: a rich Console to report to; None: standard output.
+
+    Returns:
+      The contents of find_lr.json in the workdir, beside which find_lr.png shows the curve: "suggestion", its other
+      name "tenth_of_minimum" and "steepest_descent" (all None where the loss did not fall), the arguments, "start_step"
+      (of the state it began with), "stopped" (why), and "points", each with rate, loss and smoothed loss.
+
+    Raises:
+      InputError: something in the config or the arguments cannot work, or the optimizer finds its steps' sizes itself.
+      TrainingFailed: the loss is not finite before the first update.
+    """
+    console = console or Console()
+    _check(config, least, most, steps, smoothing)
+    config = experiment.with_absolute_paths(config)
+    experiment.check(config)
+    folder = workdir.check_workdir(config, name)
+    goes_on = any((folder / "checkpoints").glob("*"))
+    if not goes_on:  # a fresh state needs no schedule's memory, and momentum is to stay what it is
+        config = replace(config, schedule=Schedule())
+    start = 0  # updates done before; known before `rates` is traced
+
+    def rates(count):
+        return least * (most / least) ** ((count - start) / (steps - 1))
+
+    exp = experiment.load(config, folder, schedule=rates)
+    with workdir.locked(folder):
+        state = (goes_on and _newest(exp, folder, console)) or exp.init()
+        start_step = int(state.step)
+        start = start_step // config.optimizer.accumulate
+        points, stopped = _sweep(exp, state, start_step, steps, smoothing)
+        tenth, steepest = suggest(points, smoothing)
+        record = {
+            "suggestion": tenth,
+            "tenth_of_minimum": tenth,
+            "steepest_descent": steepest,
+            "least": least,
+            "most": most,
+            "steps": steps,
+            "smoothing": smoothing,
+            "start_step": start_step,
+            "stopped": stopped,
+            "points": [point._asdict() for point in points],
+        }
+        workdir.write_json(folder / "find_lr.json", record)
+        title = f"{config.model} on {exp.dataset.name}, {config.optimizer.name}"
+        plots.learning_rates(points, tenth, steepest, title).savefig(folder / "find_lr.png", dpi=150)
+    if tenth is None:
+        text = (
+            f"no learning rate can be suggested: from {points[0].rate:.2g} to {points[-1].rate:.2g} the loss fell by "
+            f"no more than its noise; lower --least or raise --steps"
+        )
+    else:
+        text = (
+            f"suggested learning rate {tenth:.2g}, a tenth of the one with the lowest loss (which falls most steeply "
+            f"at {steepest:.2g})"
+        )
+    _say(console, f"{text}; see {folder / 'find_lr.png'} and {folder / 'find_lr.json'}")
+    return record
+
+
+def _check(config, least, most, steps, smoothing):
+    if not 0 < least < most < math.inf:
+        raise InputError(f"least {least} and most {most} must be two learning rates above 0, the lower one first")
+    if steps < 10:
+        raise InputError(f"steps {steps} must be at least 10")
+    if not 0 <= smoothing < 1:
+        raise InputError(f"smoothing {smoothing} must be in [0, 1)")
+    if config.optimizer.name == "rprop" or config.optimizer.line_search:
+        own = "rprop" if config.optimizer.name == "rprop" else "line_search"
+        raise InputError(f"optimizer {own} finds the sizes of its steps itself; there is no learning rate to look for")
+
+
+def _newest(exp, folder, console):
+    """The newest whole state of the run in a folder, or None."""
+    checkpoints = Checkpoints(folder / "checkpoints", exp.config.keep)
+    try:
+        restored = checkpoints.newest(exp.init(), lambda text: _say(console, f"warning: {text}"))
+    finally:
+        checkpoints.close()
+    return restored and restored[0]
+
+
+def _say(console, text):
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _sweep(exp, state, start_step, steps, smoothing):
+    """(points, why it ended): train from a state, which is used up."""
+    key, batches = workdir.key_of(exp.config), _batches(exp, start_step)
+    points, average, lowest = [], 0.0, math.inf
+    for i in range(steps):
+        losses = []
+        for _ in range(exp.config.optimizer.accumulate):
+            state, metrics = exp.step(state, exp.loader.data, next(batches), key)
+            losses.append(metrics["loss"])
+        loss, rate = float(np.mean(jax.device_get(losses))), float(metrics["learning_rate"])
+        if not math.isfinite(loss):
+            if not points:
+                raise TrainingFailed(f"the loss is {loss} before the first update; the range test cannot begin")
+            return points, f"the loss was {loss} at rate {rate:.3g}"
+        average = smoothing * average + (1 - smoothing) * loss
+        points.append(Point(rate, loss, average / (1 - smoothing ** (i + 1))))
+        lowest = min(lowest, points[-1].smoothed)
+        if points[-1].smoothed > DIVERGED * lowest:
+            return points, f"the smoothed loss exceeded {DIVERGED:g} times its lowest at rate {rate:.3g}"
+    return points, "all steps were done"
+
+
+def _batches(exp, step):
+    """What training would read from this step on, epoch after epoch without end."""
+    epoch, first = divmod(step, exp.loader.steps)
+    while True:
+        yield from map(exp.place, exp.loader.epoch(epoch, first))
+        epoch, first = epoch + 1, 0
+
+
+def suggest(points: Sequence[Point], smoothing: float) -> tuple[float, float] | tuple[None, None]:
+    """(a tenth of the rate of the lowest loss, the rate of its steepest descent), of the smoothed loss over log rate.
+
+    The first tenth of the points is left out: the average there is of too few losses to be smooth. (None, None) where
+    the loss does not fall, by at least six times the noise that `smoothing` leaves.
+
+    >>> rates = np.logspace(-6, 1, 71)
+    >>> losses = 2 - np.exp(-(np.log10(rates) + 1) ** 2)  # lowest at 0.1, steepest at 10**(-1 - 0.5**0.5)
+    >>> tenth, steepest = suggest([Point(*each) for each in zip(rates, losses, losses)], smoothing=0.0)
+    >>> round(tenth, 3), round(steepest, 3)
+    (0.01, 0.02)
+    """
+    used = points[len(points) // 10 :]
+    rates, raw, smoothed = np.array(used).T
+    lowest = int(smoothed.argmin())
+    if lowest < 3:
+        return None, None
+    # Of second differences, which a slope does not change; the median, which a few steep places do not.
+    noise = 1.4826 * np.median(np.abs(np.diff(raw[: lowest + 1], 2))) / math.sqrt(6)
+    if smoothed[0] - smoothed[lowest] < 6 * noise * math.sqrt((1 - smoothing) / (1 + smoothing)):
+        return None, None
+    slopes = np.gradient(smoothed, np.log(rates))[: lowest + 1]
+    return float(rates[lowest] / 10), float(rates[slopes.argmin()])

@@ -1,0 +1,145 @@
+"""Two small convolutional networks: Wan et al.'s for MNIST, and the lecture's for CIFAR, of asymmetric convolutions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepjax import functional, initializers
+from deepjax.errors import InputError
+from deepjax.layers import Conv, DropConnectDense, Dropout
+from deepjax.units import normalize
+from deepjax.zoo.plain import check_option, check_rate
+
+RATE = 0.5
+
+
+class MnistCNN(nn.Module):
+    """Two convolutions with pooling, a dense layer that drops activations or connections, and the logits."""
+
+    width: int
+    num_classes: int
+    drop: str = "none"
+    rate: float = RATE
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, H, W, channels] -> logits [batch, num_classes]."""
+        _check_images("mnist_cnn", x, 16)
+        for i, features in enumerate((self.width, 2 * self.width)):
+            x = Conv(
+                features,
+                (5, 5),
+                padding="VALID",
+                use_bias=True,
+                kernel_init=initializers.he_normal(),
+                dtype=self.dtype,
+                name=f"conv{i + 1}",
+            )(x)
+            x = functional.max_pool(functional.relu(x), 2)
+        x = x.reshape(x.shape[0], -1)
+        if self.drop == "dropconnect":
+            x = DropConnectDense(150, self.rate, dtype=self.dtype, name="hidden")(x, train=train)
+        else:
+            hidden = nn.Dense(150, kernel_init=initializers.he_normal(), dtype=self.dtype, name="hidden")
+            x = functional.relu(hidden(x))
+            x = Dropout(self.rate if self.drop == "dropout" else 0.0)(x, train=train)
+        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head")(x)
+
+
+def mnist_cnn(num_classes=10, *, width=32, drop="none", rate=RATE, dtype=None):
+    """The MNIST network of Wan et al. 2013, "Regularization of neural networks using DropConnect", table 3.
+
+    Convolutions 5x5 without padding, of `width` and 2 `width` features, each followed by ReLU and 2x2 max pooling; 150
+    ReLU units; the logits. For images of 28x28x1 and 10 classes it has 207,356 parameters.
+
+    Args:
+      num_classes: logits.
+      width: features of the first convolution. The paper's is 32.
+      drop: what the layer of 150 units drops in training: "none", its activations ("dropout"), or its connections
+        ("dropconnect", with Gaussian moment-matching in inference; see `layers.DropConnectDense`).
+      rate: the probability to drop.
+      dtype: of the computation.
+
+    Raises:
+      InputError: an unknown drop, a rate outside [0, 1] or without a drop, a width below 1; when called, images of
+        less than 16x16 pixels.
+    """
+    _check_counts("mnist_cnn", width, num_classes)
+    check_option("mnist_cnn", "drop", drop, ("none", "dropout", "dropconnect"))
+    check_rate("mnist_cnn", "rate", rate)
+    if rate != RATE and drop == "none":
+        raise InputError(f"mnist_cnn: rate {rate} does nothing with drop none; set drop dropout or dropconnect")
+    return MnistCNN(width, num_classes, drop, rate, dtype)
+
+
+class AsymmetricCNN(nn.Module):
+    """Three stages of 1x3 and 3x1 convolutions in turn, each ended by pooling, then two dense layers."""
+
+    width: int
+    num_classes: int
+    norm: str = "none"
+    dropout: float = 0.0
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, H, W, channels] -> logits [batch, num_classes]."""
+        _check_images("cifar_asymmetric", x, 8)
+        bias, init = self.norm == "none", initializers.he_normal()
+        for stage in (1, 2, 3):
+            features = self.width * 2 ** (stage - 1)
+            for i, window in enumerate(((1, 3), (3, 1)) * 2):
+                name = f"stage{stage}_conv{i + 1}"
+                padding = [size // 2 for size in window]
+                conv = Conv(features, window, 1, padding, use_bias=bias, kernel_init=init, dtype=self.dtype, name=name)
+                x = self._finish(conv(x), f"stage{stage}_norm{i + 1}", train, mask)
+            x = functional.max_pool(x, 2)
+        x = Dropout(self.dropout)(x.reshape(x.shape[0], -1), train=train)
+        hidden = nn.Dense(4 * self.width, use_bias=bias, kernel_init=init, dtype=self.dtype, name="hidden")
+        x = self._finish(hidden(x), "hidden_norm", train, mask)
+        x = Dropout(self.dropout)(x, train=train)
+        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head")(x)
+
+    def _finish(self, x, name, train, mask):
+        return functional.relu(normalize(x, self.norm, train=train, mask=mask, name=name))
+
+
+def cifar_asymmetric(num_classes=100, *, width=64, norm="none", dropout=0.0, dtype=None):
+    """The lecture's CIFAR-100 network "1x3-3x1": asymmetric convolutions in the place of 3x3 ones.
+
+    Three stages of `width`, 2 `width` and 4 `width` features. Each is 1x3, 3x1, 1x3, 3x1, every convolution followed by
+    ReLU, then 2x2 max pooling. Two dense layers follow, of 4 `width` ReLU units and of the logits. For images of
+    32x32x3 and 100 classes it has 1,973,924 parameters.
+
+    Args:
+      num_classes: logits.
+      width: features of the first stage.
+      norm: "batch": batch normalization before every ReLU, in the place of biases; "none".
+      dropout: the probability to drop an input of the two dense layers.
+      dtype: of the computation.
+
+    Raises:
+      InputError: an unknown norm, a dropout outside [0, 1], a width below 1; when called, images of less than 8x8
+        pixels.
+    """
+    _check_counts("cifar_asymmetric", width, num_classes)
+    check_option("cifar_asymmetric", "norm", norm, ("none", "batch"))
+    check_rate("cifar_asymmetric", "dropout", dropout)
+    return AsymmetricCNN(width, num_classes, norm, dropout, dtype)
+
+
+def _check_counts(network, width, num_classes):
+    if width < 1 or num_classes < 1:
+        raise InputError(f"{network}: width {width} and num_classes {num_classes} must be at least 1")
+
+
+def _check_images(network, x, least):
+    if x.ndim != 4 or min(x.shape[1:3]) < least:
+        raise InputError(
+            f"{network}: x has shape {x.shape}; images must be [batch, height, width, channels] of at least "
+            f"{least}x{least} pixels"
+        )
+
+
+MODELS = {"mnist_cnn": mnist_cnn, "cifar_asymmetric": cifar_asymmetric}

@@ -1,0 +1,389 @@
+"""Activations against PyTorch and float64 NumPy, in values and gradients; their gains; the modules."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from deepjax import functional, initializers, layers
+from deepjax.errors import InputError
+
+# name: (ours, PyTorch's, given torch)
+ELEMENTWISE = {
+    "relu": (functional.relu, lambda torch: torch.relu),
+    "leaky_relu": (functional.leaky_relu, lambda torch: torch.nn.functional.leaky_relu),
+    "leaky_relu 0.3": (
+        partial(functional.leaky_relu, slope=0.3),
+        lambda torch: partial(torch.nn.functional.leaky_relu, negative_slope=0.3),
+    ),
+    "prelu": (
+        lambda x: functional.prelu(x, 0.25),
+        lambda torch: lambda x: torch.nn.functional.prelu(x, torch.tensor([0.25], dtype=x.dtype)),
+    ),
+    "elu": (functional.elu, lambda torch: torch.nn.functional.elu),
+    "elu 0.5": (partial(functional.elu, alpha=0.5), lambda torch: partial(torch.nn.functional.elu, alpha=0.5)),
+    "selu": (functional.selu, lambda torch: torch.selu),
+    # PyTorch returns x itself above its threshold
+    "softplus": (functional.softplus, lambda torch: partial(torch.nn.functional.softplus, threshold=50)),
+    "sigmoid": (functional.sigmoid, lambda torch: torch.sigmoid),
+    "tanh": (functional.tanh, lambda torch: torch.tanh),
+    "lecun_tanh": (functional.lecun_tanh, lambda torch: lambda x: 1.7159 * torch.tanh(2 * x / 3)),
+    "crelu": (
+        functional.crelu,
+        lambda torch: lambda x: torch.stack([torch.relu(x), torch.relu(-x)], -1).flatten(-2),
+    ),
+}
+DTYPES = {"float32": 1e-6, "float64": 1e-13, "bfloat16": 2**-6}  # and the tolerance
+EXTREMES = [0.0, -0.0, 1e4, -1e4, 30, -30]
+
+
+def arrays(seed, *shapes, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+def value_and_pullback(f, *inputs):
+    """f's value, and the gradients of sum(f * weights), with the weights: jitted."""
+    shape = jax.eval_shape(f, *inputs).shape
+    (weights,) = arrays(99, shape)
+
+    def weighted(*inputs):
+        y = f(*inputs)
+        return (y * jnp.asarray(weights, y.dtype)).sum(), y
+
+    gradients, y = jax.jit(jax.grad(weighted, tuple(range(len(inputs))), has_aux=True))(*inputs)
+    return y, gradients, weights
+
+
+def torch_pullback(torch, f, weights, *inputs):
+    """The same in PyTorch, on NumPy inputs."""
+    inputs = [torch.tensor(np.asarray(x), requires_grad=True) for x in inputs]
+    y = f(*inputs)
+    (y * torch.tensor(weights, dtype=y.dtype)).sum().backward()
+    return y.detach().numpy(), [x.grad.numpy() for x in inputs]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_values_gradients_and_dtypes_are_torchs(name, dtype):
+    torch = pytest.importorskip("torch")
+    ours, theirs = ELEMENTWISE[name][0], ELEMENTWISE[name][1](torch)
+    with jax.enable_x64(dtype == "float64"):
+        (x,) = arrays(0, (3, 2, 7), dtype=np.float64)
+        special = EXTREMES if name != "crelu" else EXTREMES[2:]  # its derivative at 0 is another
+        x = jnp.asarray(np.concatenate([3 * x.ravel(), special]).reshape(2, -1), dtype)
+        y, (gradient,), weights = value_and_pullback(ours, x)
+        assert y.dtype == gradient.dtype == x.dtype
+        assert jnp.isfinite(y).all()
+        assert jnp.isfinite(gradient).all()
+        wide = np.asarray(x, np.float64)
+        if dtype == "bfloat16":
+            weights = np.asarray(weights, jnp.bfloat16).astype(np.float64)
+        expected, (expected_gradient,) = torch_pullback(torch, theirs, weights, wide)
+        assert_allclose(np.asarray(y, np.float64), expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+        assert_allclose(np.asarray(gradient, np.float64), expected_gradient, rtol=DTYPES[dtype], atol=2 * DTYPES[dtype])
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_any_number_of_leading_axes_and_vmap(name):
+    f = ELEMENTWISE[name][0]
+    (x,) = arrays(1, (2, 3, 2, 4))
+    y, mapped, one = jax.jit(lambda x: (f(x), jax.vmap(jax.vmap(f))(x), f(x[0, 1, 1])))(x)
+    assert y.shape[:-1] == x.shape[:-1]
+    assert_allclose(mapped, y, rtol=1e-6)
+    assert_allclose(one, y[0, 1, 1], rtol=1e-6)
+    if name != "crelu":
+        assert f(jnp.float32(1.5)).shape == ()
+
+
+def test_relu_and_its_gradient():
+    x = jnp.array([-2.0, 0.0, 3.0])
+    assert_allclose(functional.relu(x), [0, 0, 3])
+    assert_allclose(jax.grad(lambda x: functional.relu(x).sum())(x), [0, 0, 1])
+
+
+def test_slope_0_is_relu_in_its_gradient_too():
+    x = jnp.array([-2.0, 0.0, 3.0])
+    assert_array_equal(functional.leaky_relu(x, 0.0), functional.relu(x))
+    assert_array_equal(jax.grad(lambda x: functional.leaky_relu(x, 0.0).sum())(x), [0, 0, 1])
+
+
+def test_selus_fixed_point():
+    """Klambauer et al. 2017: mean 0 and variance 1 stay, here by a sample of a million at four sigma."""
+    y = np.asarray(functional.selu(jax.random.normal(jax.random.key(0), (1000, 1000))), np.float64)
+    assert abs(y.mean()) < 4 / 1e3
+    assert abs((y**2).mean() - 1) < 4 * (y**2).std() / 1e3
+
+
+# PReLU
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("per_feature", [True, False])
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 4, 5, 3), (2, 2, 3, 4, 3)])
+def test_prelu_is_torchs(shape, per_feature, dtype):
+    torch = pytest.importorskip("torch")
+    with jax.enable_x64(dtype == "float64"):
+        x, slope = arrays(0, shape, (3,) if per_feature else (1,), dtype=dtype)
+        y, gradients, weights = value_and_pullback(functional.prelu, x, slope)
+
+        def theirs(x, slope):  # features are PyTorch's axis 1
+            y = torch.nn.functional.prelu(torch.movedim(x.reshape(-1, *shape[1:-1], 3), -1, 1), slope)
+            return torch.movedim(y, 1, -1).reshape(shape)
+
+        expected, expected_gradients = torch_pullback(torch, theirs, weights, x, slope)
+        tolerance = 1e-5 if dtype == "float32" else 1e-12
+        assert_allclose(y, expected, rtol=tolerance)
+        for ours, other in zip(gradients, expected_gradients, strict=True):
+            assert_allclose(ours, other, rtol=tolerance, atol=tolerance)
+
+
+def test_prelus_slope_takes_the_inputs_dtype():
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    assert functional.prelu(x, jnp.ones(3)).dtype == jnp.bfloat16
+    assert functional.prelu(x, jnp.float32(0.1)).dtype == jnp.bfloat16
+    assert functional.leaky_relu(jnp.arange(-2, 2), 0.5).tolist() == [-1.0, -0.5, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("slope", [(2,), (2, 3), (1, 3), (4,)])
+def test_prelu_errors(slope):
+    with pytest.raises(InputError, match=r"prelu: slope of shape .* must be one number, or \(3,\)"):
+        functional.prelu(jnp.ones((2, 3)), jnp.ones(slope))
+    with pytest.raises(InputError, match="prelu: slope"):
+        functional.prelu(jnp.float32(1), jnp.ones(1))
+    with pytest.raises(InputError, match=r"leaky_relu: slope of shape \(3,\)"):
+        functional.leaky_relu(jnp.ones((2, 3)), jnp.ones(3))
+
+
+# Maxout
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("leading", "pieces"), [((), 2), ((6,), 1), ((2, 3), 5)])
+def test_maxout_is_the_definition(leading, pieces, bias):
+    torch = pytest.importorskip("torch")
+    inputs = arrays(0, (*leading, 4), (4, pieces, 3), *[(pieces, 3)] * bias)
+    y, gradients, weights = value_and_pullback(functional.maxout, *inputs)
+    assert y.shape == (*leading, 3)
+
+    def theirs(x, kernel, bias=None):
+        affine = [x @ kernel[:, k] + (0 if bias is None else bias[k]) for k in range(pieces)]
+        return torch.stack(affine).amax(0)
+
+    wide = [a.astype(np.float64) for a in inputs]
+    expected, expected_gradients = torch_pullback(torch, theirs, weights, *wide)
+    assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    for ours, other in zip(gradients, expected_gradients, strict=True):
+        assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "x64"), [("bfloat16", False), ("float32", False), ("float64", True)])
+def test_maxout_of_two_pieces_is_relu_and_the_absolute_value_exactly(dtype, x64):
+    with jax.enable_x64(x64):
+        x = jnp.asarray(arrays(0, (50, 3))[0], dtype)
+        one, zero = jnp.eye(3, dtype=dtype), jnp.zeros((3, 3), dtype)
+        relu = functional.maxout(x, jnp.stack([one, zero], 1))
+        absolute = functional.maxout(x, jnp.stack([one, -one], 1), jnp.zeros((2, 3), dtype))
+        assert relu.dtype == absolute.dtype == x.dtype
+        assert_array_equal(relu, functional.relu(x))
+        assert_array_equal(absolute, jnp.abs(x))
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "bias", "message"),
+    [
+        ((2, 4), (4, 3), None, "kernel of shape"),
+        ((2, 4), (4, 0, 3), None, "kernel of shape"),
+        ((2, 4), (3, 2, 4), None, "3 features_in"),
+        ((), (3, 2, 4), None, "3 features_in"),
+        ((2, 4), (4, 2, 3), (3,), r"must be \(2, 3\)"),
+        ((2, 4), (4, 2, 3), (3, 2), r"must be \(2, 3\)"),
+    ],
+)
+def test_maxout_errors(x, kernel, bias, message):
+    with pytest.raises(InputError, match=message):
+        functional.maxout(jnp.ones(x), jnp.ones(kernel), bias and jnp.ones(bias))
+
+
+# CReLU
+
+
+def test_crelu_interleaves_its_halves():
+    x = jnp.array([[1.0, -2.0, 3.0], [-4.0, 5.0, -6.0]])
+    assert functional.crelu(x).tolist() == [[1, 0, 0, 2, 3, 0], [0, 4, 5, 0, 0, 6]]
+    with pytest.raises(InputError, match="features axis"):
+        functional.crelu(jnp.float32(1))
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_crelu_keeps_the_norm_forward_and_backward(zeros):
+    with jax.enable_x64(True):
+        x, tangent, cotangent = arrays(0, (5, 8), (5, 8), (5, 16), dtype=np.float64)
+        if zeros:  # an isometry at the kink, too: a black image has many of them
+            x[:, ::2] = 0
+        y, pushed = jax.jvp(functional.crelu, (x,), (tangent,))
+        assert_allclose(np.linalg.norm(y), np.linalg.norm(x), rtol=1e-14)
+        assert_allclose(np.linalg.norm(pushed), np.linalg.norm(tangent), rtol=1e-14)
+        jacobian = jax.jacobian(functional.crelu)(x[0])
+        assert_array_equal(jacobian.T @ jacobian, np.eye(8))
+        # backward, the norm of what arrives at the halves in use
+        (pulled,) = jax.vjp(functional.crelu, x)[1](jnp.asarray(cotangent))
+        used = np.where(x >= 0, cotangent[:, ::2], cotangent[:, 1::2])
+        assert_allclose(np.linalg.norm(pulled), np.linalg.norm(used), rtol=1e-14)
+        (pulled,) = jax.vjp(functional.crelu, x)[1](pushed)  # all of it, if it comes from there
+        assert_allclose(pulled, tangent, rtol=1e-14)
+
+
+def test_a_mirrored_orthogonal_kernel_keeps_the_gradient_of_crelu():
+    """Looks-linear (Balduzzi et al. 2017): fifty layers are a linear map that keeps every norm."""
+    with jax.enable_x64(True):
+        x, cotangent, *matrices = arrays(0, (8,), (8,), *[(8, 8)] * 50, dtype=np.float64)
+        x[0] = 0
+        orthogonal = [np.linalg.qr(m)[0] for m in matrices]
+
+        @jax.jit
+        def net(x):
+            for q in orthogonal:
+                x = functional.crelu(x) @ jnp.stack([q, -q], 1).reshape(16, 8)
+            return x
+
+        y, pull = jax.vjp(net, x)
+        assert_allclose(y, x @ np.linalg.multi_dot(orthogonal), rtol=1e-12, atol=1e-13)
+        assert_allclose(np.linalg.norm(pull(jnp.asarray(cotangent))[0]), np.linalg.norm(cotangent), rtol=1e-12)
+
+
+# Gains
+
+REFERENCES = {  # f(z) in float64
+    "linear": lambda z: z,
+    "relu": lambda z: np.maximum(z, 0),
+    "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
+    "prelu": lambda z: np.where(z > 0, z, 0.25 * z),
+    "elu": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    "selu": lambda z: 1.0507009873554805 * np.where(z > 0, z, 1.6732632423543772 * np.expm1(np.minimum(z, 0))),
+    "softplus": lambda z: np.logaddexp(z, 0),
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "tanh": np.tanh,
+    "lecun_tanh": lambda z: 1.7159 * np.tanh(2 * z / 3),
+    "crelu": lambda z: np.maximum(z, 0),  # each of its features
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_gain_is_the_inverse_second_moment(name):
+    """By Gauss-Legendre quadrature on either side of the kink."""
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    z = np.concatenate([6 * (nodes - 1), 6 * (nodes + 1)])  # [-12, 0] and [0, 12]
+    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    moment = (6 * np.tile(weights, 2) * density * REFERENCES[name](z) ** 2).sum()
+    assert_allclose(functional.gain(name), 1 / moment, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in REFERENCES if n != "linear"])
+def test_gain_keeps_the_variance_of_a_sample(name):
+    """Our own activation of a million numbers, with fan in counted after it, at four sigma."""
+    z = jax.random.normal(jax.random.key(1), (1000, 1000))
+    f = getattr(functional, name)
+    squares = np.square(np.asarray(f(z, 0.25) if name == "prelu" else f(z), np.float64))
+    assert abs(functional.gain(name) * squares.mean() - 1) < 4 * functional.gain(name) * squares.std() / 1e3
+
+
+def test_gain_of_slopes_and_pieces():
+    for slope in (0.0, 0.2, -0.5, 1.0, 3):
+        assert functional.gain("leaky_relu", slope) == functional.gain("prelu", slope=slope) == 2 / (1 + slope**2)
+    assert functional.gain("leaky_relu", 0) == functional.gain("relu")
+    # the closed forms of E[max^2] for up to four normals
+    for pieces, moment in ((1, 1), (2, 1), (3, 1 + math.sqrt(3) / (2 * math.pi)), (4, 1 + math.sqrt(3) / math.pi)):
+        assert_allclose(functional.gain("maxout", pieces=pieces), 1 / moment, rtol=1e-12)
+    assert functional.gain("maxout") == functional.gain("maxout", pieces=2)
+    for pieces in (5, 50):
+        squares = np.square(np.random.default_rng(0).standard_normal((100_000, pieces)).max(-1))
+        assert abs(1 / functional.gain("maxout", pieces=pieces) - squares.mean()) < 4 * squares.std() / math.sqrt(1e5)
+
+
+def test_gain_beside_torchs():
+    calculate_gain = pytest.importorskip("torch").nn.init.calculate_gain
+    for name in ("linear", "relu", "leaky_relu"):
+        assert_allclose(math.sqrt(functional.gain(name)), calculate_gain(name), rtol=1e-12)
+    assert_allclose(math.sqrt(functional.gain("leaky_relu", 0.3)), calculate_gain("leaky_relu", 0.3), rtol=1e-12)
+    ours = [round(math.sqrt(functional.gain(name)), 3) for name in ("tanh", "selu", "sigmoid")]
+    assert ours == [1.593, 1.0, 1.846]  # as the docstring says, beside
+    assert [calculate_gain(name) for name in ("tanh", "selu", "sigmoid")] == [5 / 3, 0.75, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("relo",), "did you mean 'relu'"),
+        (("relu", 0.1), "slope 0.1 of relu"),
+        (("leaky_relu", math.nan), "slope nan"),
+        (("leaky_relu", math.inf), "slope inf"),
+    ],
+)
+def test_gain_errors(arguments, message):
+    with pytest.raises(InputError, match=message):
+        functional.gain(*arguments)
+    for name, pieces in (("maxout", 0), ("maxout", 1.5), ("relu", 2)):
+        with pytest.raises(InputError, match=f"pieces {pieces} of {name}"):
+            functional.gain(name, pieces=pieces)
+
+
+# Modules
+
+
+@pytest.mark.parametrize("per_feature", [True, False])
+def test_prelu_module(per_feature):
+    (x,) = arrays(0, (4, 5, 3))
+    model = layers.PReLU(per_feature=per_feature)
+    y, variables = model.init_with_output(jax.random.key(0), x)
+    slope = variables["params"]["slope"]
+    assert slope.shape == ((3,) if per_feature else ())
+    assert slope.dtype == jnp.float32
+    assert_allclose(slope, 0.25)
+    assert_allclose(y, functional.prelu(x, 0.25), rtol=1e-6)
+    other = {"params": {"slope": jnp.full(slope.shape, -0.5)}}
+    assert_allclose(model.apply(other, x), np.where(x > 0, x, -0.5 * x), rtol=1e-6)
+    half = layers.PReLU(per_feature=per_feature, slope_init=initializers.zeros, dtype=jnp.bfloat16)
+    y, variables = half.init_with_output(jax.random.key(0), x)
+    assert y.dtype == jnp.bfloat16
+    assert variables["params"]["slope"].dtype == jnp.float32
+    assert_array_equal(y, functional.relu(x.astype(jnp.bfloat16)))
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_maxout_module(use_bias):
+    (x,) = arrays(0, (2, 5, 4))
+    model = layers.Maxout(3, pieces=2, use_bias=use_bias, bias_init=initializers.ones)
+    y, variables = model.init_with_output(jax.random.key(0), x)
+    kernel, bias = variables["params"]["kernel"], variables["params"].get("bias")
+    assert kernel.shape == (4, 2, 3)
+    assert (bias is not None) == use_bias
+    expected = np.einsum("abi,ikj->abkj", x, kernel) + (np.ones((2, 3)) if use_bias else 0)
+    assert_allclose(y, expected.max(-2), rtol=1e-5, atol=1e-6)
+    assert layers.Maxout(3, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x)[0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("pieces", [2, 5])
+def test_maxouts_own_initialization_keeps_the_variance(pieces):
+    (x,) = arrays(0, (4, 400))
+    kernel = layers.Maxout(100, pieces=pieces).init(jax.random.key(0), x)["params"]["kernel"]
+    squares = 400 * np.square(np.asarray(kernel, np.float64))
+    # the variance of a square of a normal is 2 variance^2
+    assert abs(squares.mean() / functional.gain("maxout", pieces=pieces) - 1) < 4 * math.sqrt(2 / kernel.size)
+
+
+def test_maxout_shows_initializers_a_dense_kernel():
+    (x,) = arrays(0, (2, 12))
+    kernel = layers.Maxout(3, pieces=4, kernel_init=jax.nn.initializers.orthogonal()).init(jax.random.key(0), x)
+    matrix = kernel["params"]["kernel"].reshape(12, 12)
+    assert_allclose(matrix.T @ matrix, np.eye(12), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"features": 0}, {"features": 3, "pieces": 0}])
+def test_maxout_module_errors(options):
+    with pytest.raises(InputError, match="0 must be at least 1"):
+        layers.Maxout(**options).init(jax.random.key(0), jnp.ones((2, 4)))

@@ -1,0 +1,200 @@
+"""Augmentation of where pixels are: flips, crops, moves, cutout; and what settings are refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepjax import data
+from deepjax.config import Augment
+from deepjax.errors import InputError
+
+
+def images_of(batch, height=6, width=5, channels=2):
+    return jax.random.normal(jax.random.key(9), (batch, height, width, channels))
+
+
+@jax.jit
+def matches(outputs, candidates):
+    """bool [B, K]: which candidate [K, ...] each output equals."""
+    return (outputs[:, None] == candidates[None]).all((2, 3, 4))
+
+
+def test_no_augmentation_is_the_identity():
+    x = images_of(7)
+    for augment in (Augment(), Augment(crop=0, translate=0.0, scale=0.0), Augment(area=(0.1, 1.0))):
+        np.testing.assert_array_equal(data.augment(jax.random.key(0), x, augment), x)
+
+
+def test_flip_mirrors_half_of_the_images():
+    image = images_of(1)
+    x = jnp.broadcast_to(image, (4000, *image.shape[1:]))
+    kept, mirrored = matches(
+        data.augment(jax.random.key(1), x, Augment(flip=True)), jnp.concatenate([image, image[:, :, ::-1]])
+    ).T
+    assert (kept ^ mirrored).all()
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+def test_crop_covers_all_shifts_uniformly():
+    image = images_of(1)
+    pad = 2
+    padded = jnp.pad(image[0], ((pad, pad), (pad, pad), (0, 0)))
+    shifted = jnp.stack([padded[i : i + 6, j : j + 5] for i in range(5) for j in range(5)])
+    x = jnp.broadcast_to(image, (5000, *image.shape[1:]))
+    found = matches(data.augment(jax.random.key(2), x, Augment(crop=pad)), shifted)
+    assert (found.sum(1) == 1).all()
+    counts = found.sum(0)
+    assert counts.min() > 0
+    assert abs(((counts - 200) ** 2 / 200).sum() - 24) < 4 * np.sqrt(48)
+
+
+def test_draws_of_flip_and_crop_are_independent():
+    image = images_of(1)
+    x = jnp.broadcast_to(image, (4000, *image.shape[1:]))
+    out = jax.jit(lambda x: data.augment(jax.random.key(3), x, Augment(flip=True, crop=1)))(x)
+    both = jnp.concatenate([image, image[:, :, ::-1]])
+    padded = jnp.pad(both, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    candidates = jnp.stack([padded[f, i : i + 6, j : j + 5] for f in range(2) for i in range(3) for j in range(3)])
+    counts = matches(out, candidates).sum(0)
+    assert counts.sum() == 4000
+    assert abs(((counts - 4000 / 18) ** 2 / (4000 / 18)).sum() - 17) < 4 * np.sqrt(34)
+
+
+def test_augmentation_depends_on_the_key_and_differs_between_images():
+    image = images_of(1)
+    x = jnp.broadcast_to(image, (50, *image.shape[1:]))
+    augment = Augment(flip=True, crop=2, translate=1.5, scale=0.2)
+    run = jax.jit(lambda key: data.augment(key, x, augment))
+    first, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any((1, 2, 3)).all()
+    assert len(np.unique(np.asarray(first).reshape(50, -1), axis=0)) == 50
+
+
+def moved(x, shifts, zooms, monkeypatch, translate=3.0, scale=0.5):
+    """augment's output for these shifts [B, 2] and zooms [B, 1] in place of random ones."""
+    draws = iter([shifts, zooms])
+    monkeypatch.setattr(jax.random, "uniform", lambda *_, **__: jnp.asarray(next(draws), jnp.float32))
+    return jax.jit(lambda x: data.augment(jax.random.key(0), x, Augment(translate=translate, scale=scale)))(x)
+
+
+def test_translation_by_whole_pixels_is_a_shift(monkeypatch):
+    x = images_of(3)
+    out = moved(x, [[0, 0], [1, -2], [-3, 0]], np.ones((3, 1)), monkeypatch)
+    padded = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
+    expected = [padded[0, 3:9, 3:8], padded[1, 2:8, 5:10], padded[2, 6:12, 3:8]]
+    np.testing.assert_allclose(out, jnp.stack(expected), atol=1e-6)
+
+
+def test_translation_by_half_a_pixel_averages_neighbours(monkeypatch):
+    x = images_of(1)
+    out = moved(x, [[0, 0.5]], np.ones((1, 1)), monkeypatch)
+    np.testing.assert_allclose(out[:, :, 1:], (x[:, :, 1:] + x[:, :, :-1]) / 2, atol=1e-5)
+
+
+def test_zoom_is_about_the_centre(monkeypatch):
+    """A linear ramp around the centre has its slope divided by the zoom, and keeps its zero."""
+    ramp = jnp.broadcast_to((jnp.arange(9.0) - 4)[None, :, None, None], (2, 9, 7, 1))
+    out = moved(ramp, np.zeros((2, 2)), [[1.25], [0.5]], monkeypatch)
+    np.testing.assert_allclose(out[0, :, 3, 0], (np.arange(9) - 4) / 1.25, atol=1e-5)
+    np.testing.assert_allclose(out[1, 2:7, 3, 0], (np.arange(5) - 2) * 2, atol=1e-5)
+    assert (out[1, [0, 1, 7, 8]] == 0).all()  # from outside
+    assert (out[1, :, [0, 6]] == 0).all()
+
+
+def test_translation_and_zoom_are_uniform():
+    """Shift and zoom of each image, measured on two ramps, against uniform distributions."""
+    down, right = jnp.meshgrid(jnp.arange(21.0) - 10, jnp.arange(21.0) - 10, indexing="ij")
+    x = jnp.broadcast_to(jnp.stack([down, right], -1), (2000, 21, 21, 2))
+    out = np.asarray(data.augment(jax.random.key(5), x, Augment(translate=2.0, scale=0.2)))
+    slope = out[:, 11, 10, 0] - out[:, 10, 10, 0]
+    zoom = 1 / slope
+    assert 0.8 <= zoom.min() < 0.805
+    assert 1.195 < zoom.max() <= 1.2001
+    assert abs(zoom.mean() - 1) < 4 * 0.4 / np.sqrt(12 * 2000)
+    shifts = -out[:, 10, 10] * zoom[:, None]
+    assert np.abs(shifts).max() <= 2.001
+    assert (np.abs(shifts.mean(0)) < 4 * 4 / np.sqrt(12 * 2000)).all()
+    np.testing.assert_allclose(shifts.var(0) / (16 / 12), 1, atol=4 * np.sqrt(0.8 / 2000))
+    # Also across images: one key for two draws of different shapes would pair image k with image k // 2.
+    assert abs(np.corrcoef(zoom, shifts.ravel()[:2000])[0, 1]) < 4 / np.sqrt(2000)
+    correlation = np.corrcoef(np.c_[shifts, zoom].T)[np.triu_indices(3, 1)]
+    assert (np.abs(correlation) < 4 / np.sqrt(2000)).all()
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 15])
+def test_cutout_is_a_square_around_a_uniform_pixel(side):
+    height, width, count = 8, 10, 8000
+    out = data.augment(jax.random.key(6), jnp.ones((count, height, width, 2)), Augment(cutout=side))
+    hole = np.asarray(out == 0)
+    assert (hole[..., 0] == hole[..., 1]).all()
+    rows, columns = hole[..., 0].any(2), hole[..., 0].any(1)
+    np.testing.assert_array_equal(hole[..., 0], rows[:, :, None] & columns[:, None])
+    for found, size in ((rows, height), (columns, width)):
+        pieces = [(np.arange(size) >= c - side // 2) & (np.arange(size) < c - side // 2 + side) for c in range(size)]
+        for piece in {tuple(piece) for piece in pieces}:  # large squares around different pixels may look alike
+            share = sum(tuple(other) == piece for other in pieces) / size
+            frequency = (found == np.array(piece)).all(1).mean()
+            assert abs(frequency - share) <= 4 * np.sqrt(share * (1 - share) / count)
+    if side < height:  # else all begin at the border
+        assert abs(np.corrcoef(rows.argmax(1), columns.argmax(1))[0, 1]) < 4 / np.sqrt(count)
+
+
+def test_cutout_comes_after_everything_else():
+    """A hole is 0 and square, though the image is moved."""
+    x = 1 + jax.random.uniform(jax.random.key(0), (50, 9, 9, 1))
+    augment = Augment(flip=True, translate=0.4, cutout=3)
+    hole = np.asarray(jax.jit(lambda x: data.augment(jax.random.key(1), x, augment))(x) == 0)[..., 0]
+    assert set(hole.sum((1, 2))) <= {4, 6, 9}
+
+
+@pytest.mark.parametrize(
+    ("augment", "shape", "match"),
+    [
+        (Augment(flip=True), (2,), r"needs images, the data have shape \(2,\)"),
+        (Augment(crop=-1), (8, 8, 1), "data.augment.crop -1"),
+        (Augment(crop=8), (8, 9, 1), "data.augment.crop 8"),
+        (Augment(translate=-0.5), (8, 8, 1), "data.augment.translate -0.5"),
+        (Augment(scale=1.0), (8, 8, 1), "data.augment.scale 1.0"),
+        (Augment(scale=float("nan")), (8, 8, 1), "data.augment.scale nan"),
+        (Augment(mixup=-0.1), (2,), "data.augment.mixup -0.1: must be at least 0 and finite"),
+        (Augment(mixup=float("nan")), (2,), "data.augment.mixup nan"),
+        (Augment(cutmix=float("inf")), (8, 8, 1), "data.augment.cutmix inf"),
+        (Augment(cutmix=1.0), (2,), "needs images"),
+        (Augment(cutout=2), (64,), "needs images"),
+        (Augment(cutout=-2), (8, 8, 1), "data.augment.cutout -2"),
+        (Augment(cutout=16), (8, 9, 1), "data.augment.cutout 16: must be at least 0 and less than 16"),
+        (Augment(brightness=-0.1), (8, 8, 1), "data.augment.brightness -0.1"),
+        (Augment(contrast=float("nan")), (8, 8, 1), "data.augment.contrast nan"),
+        (Augment(contrast=0.1), (8, 8, 2), "data.augment.contrast: needs 1 or 3 channels, the images have 2"),
+        (
+            Augment(saturation=0.1),
+            (8, 8, 1),
+            "data.augment.saturation: needs 3 channels, the images have 1; leave it 0",
+        ),
+        (Augment(hue=0.1), (8, 8, 1), "data.augment.hue: needs 3 channels"),
+        (Augment(hue=0.6), (8, 8, 3), "data.augment.hue 0.6: must be at least 0 and at most 0.5"),
+        (Augment(lighting=0.1), (8, 8, 1), "data.augment.lighting: needs 3 channels"),
+        (Augment(lighting=-0.1), (8, 8, 3), "data.augment.lighting -0.1"),
+        (Augment(randaugment=-1), (8, 8, 3), "data.augment.randaugment -1"),
+        (Augment(randaugment=1), (8, 8, 4), "data.augment.randaugment: needs 1 or 3 channels"),
+        (Augment(randaugment=1, magnitude=31), (8, 8, 3), "data.augment.magnitude 31: must be .* at most 30"),
+        (Augment(magnitude=5), (8, 8, 3), "data.augment.magnitude 5: is for data.augment.randaugment"),
+        (Augment(area=(0.0, 1.0)), (8, 8, 1), "data.augment.area"),
+        (Augment(area=(0.5, 0.1)), (8, 8, 1), "data.augment.area"),
+        (Augment(area=(0.5, 1.1)), (8, 8, 1), "data.augment.area"),
+    ],
+)
+def test_check_augment(augment, shape, match):
+    with pytest.raises(InputError, match=match):
+        data.check_augment(augment, shape)
+
+
+def test_check_augment_accepts():
+    data.check_augment(Augment(), (2,))
+    data.check_augment(Augment(mixup=0.2), (2,))
+    data.check_augment(Augment(brightness=2.0, cutout=15, cutmix=0.5), (8, 8, 2))
+    data.check_augment(Augment(contrast=0.5, randaugment=2, magnitude=30), (8, 8, 1))
+    data.check_augment(Augment(saturation=0.5, hue=0.5, lighting=0.1, randaugment=1, magnitude=0), (8, 8, 3))
+    data.check_augment(Augment(flip=True, crop=4, translate=2.5, scale=0.5, area=(0.08, 1.0)), (8, 8, 3))

@@ -1,0 +1,17 @@
+"""Every example in a docstring runs and says what it prints."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import deepjax
+
+MODULES = [m.name for m in pkgutil.walk_packages(deepjax.__path__, "deepjax.") if "configs" not in m.name]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0

@@ -1,0 +1,263 @@
+"""The range test: what it measures, what it suggests, and that it leaves a run as it was."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import signal
+
+import chex
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from deepjax import cli, training
+from deepjax.config import Config, Devices, Optimizer, Schedule
+from deepjax.errors import InputError, Stopped, TrainingFailed
+from deepjax.training import Checkpoints, find_lr, loop, range_test
+from deepjax.training.find_lr import Point, suggest
+
+QUIET = Console(quiet=True)
+DIGITS = Config(
+    model="mlp",
+    model_options={"width": 16, "norm": "batch", "dropout": 0.1},
+    optimizer=Optimizer(name="adam", learning_rate=0.01),
+    schedule=Schedule("cosine", warmup=1.0),
+    devices=Devices(count=1),
+    epochs=3,
+    batch_size=100,
+    log_every=1,
+    ema=0.9,
+)
+
+
+def train(config, folder):
+    return training.train(dataclasses.replace(config, workdir=str(folder)), console=QUIET)
+
+
+def search(config, folder, **options):
+    return range_test(dataclasses.replace(config, workdir=str(folder)), console=QUIET, **options)
+
+
+def rows(folder, kind):
+    """metrics.jsonl without its times."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["kind"] == kind]
+
+
+def newest_state(folder):
+    manager = Checkpoints(folder / "checkpoints")
+    state = manager.manager.restore(manager.steps[-1])["state"]
+    manager.close()
+    return jax.tree.map(np.asarray, state)
+
+
+def hashes(folder):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped within its second epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    steps = iter(range(13))
+
+    class Signals:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        @property
+        def received(self):
+            return 0 if next(steps, None) is not None else signal.SIGTERM
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Signals", Signals)
+        with pytest.raises(Stopped):
+            train(DIGITS, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(stopped, tmp_path_factory):
+    """The same run, gone on with."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    shutil.copytree(stopped, folder)
+    train(DIGITS, folder)
+    return folder
+
+
+def test_a_run_is_left_as_it_was_and_goes_on_to_the_same_numbers(stopped, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    before = hashes(folder)
+    result = search(DIGITS, folder, least=1e-4, most=1.0, steps=20)
+    after = hashes(folder)
+    new = {folder / "find_lr.json", folder / "find_lr.png"}
+    assert {path: after[path] for path in after.keys() - new} == before
+    assert new <= after.keys()
+    train(DIGITS, folder)
+    chex.assert_trees_all_equal(newest_state(folder), newest_state(finished))
+    for kind in ("train", "train_epoch", "validation"):
+        assert rows(folder, kind) == rows(finished, kind)
+    assert hashes(folder)[folder / "find_lr.json"] == after[folder / "find_lr.json"]
+    # It began where the run goes on: the same state, batch and keys, so the same loss.
+    step = result["start_step"]
+    assert step == int(newest_state(stopped)["step"]) > 10
+    (going_on,) = (row for row in rows(finished, "train") if row["step"] == step + 1)
+    assert result["points"][0]["loss"] == going_on["loss"]
+
+
+def test_it_sweeps_rates_whatever_the_schedule_and_training_after_it_is_as_without(stopped, finished, tmp_path):
+    result = search(DIGITS, tmp_path, least=1e-5, most=30.0, steps=40, smoothing=0.8)
+    assert result == json.loads((tmp_path / "find_lr.json").read_text())
+    points = [Point(**point) for point in result["points"]]
+    rates = np.geomspace(1e-5, 30, 40)[: len(points)]
+    np.testing.assert_allclose([point.rate for point in points], rates, rtol=1e-4)
+    average, lowest = 0.0, math.inf
+    for i, point in enumerate(points):
+        average = 0.8 * average + 0.2 * point.loss
+        np.testing.assert_allclose(point.smoothed, average / (1 - 0.8 ** (i + 1)))
+        lowest = min(lowest, point.smoothed)
+        assert point.smoothed <= 4 * lowest or i == len(points) - 1
+    assert result["start_step"] == 0
+    assert result["suggestion"] == result["tenth_of_minimum"] == min(points, key=lambda p: p.smoothed).rate / 10
+    assert 1e-3 < result["suggestion"] < 1
+    assert 1e-3 < result["steepest_descent"] < 10 * result["suggestion"]
+    assert (tmp_path / "find_lr.png").read_bytes().startswith(b"\x89PNG")
+    train(DIGITS, tmp_path)
+    chex.assert_trees_all_equal(newest_state(tmp_path), newest_state(finished))
+    assert points[0].loss == rows(finished, "train")[0]["loss"]
+
+
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_each_point_is_one_update_of_all_its_batches_on_all_devices(tmp_path, strategy):
+    config = dataclasses.replace(
+        DIGITS,
+        optimizer=Optimizer("momentum", accumulate=3, groups={"head/*": {"learning_rate": 1e-9}}),
+        model_options={"width": 8},
+        devices=Devices(strategy),
+        batch_size=80,
+        ema=0.0,
+    )
+    result = search(config, tmp_path / "search", least=1e-3, most=1e3, steps=10, smoothing=0.0)
+    train(dataclasses.replace(config, epochs=1, schedule=Schedule()), tmp_path / "run")
+    losses = [row["loss"] for row in rows(tmp_path / "run", "train")]
+    np.testing.assert_allclose(result["points"][0]["loss"], np.mean(losses[:3]), rtol=1e-6)
+    rates = [point["rate"] for point in result["points"]]
+    np.testing.assert_allclose(rates, np.geomspace(1e-3, 1e3, 10)[: len(rates)], rtol=1e-4)
+
+
+def valley(noise=0.0, floor=1.0):
+    """Loss over rates with its lowest place at 0.1 and its steepest at 10**(-1 - 0.5**0.5)."""
+    rates = np.logspace(-6, 1, 141)
+    losses = 2 - (2 - floor) * np.exp(-((np.log10(rates) + 1) ** 2))
+    losses = losses + noise * np.random.default_rng(0).normal(size=141)
+    return [Point(*each) for each in zip(rates.tolist(), losses, losses)]
+
+
+def test_the_suggestions_are_a_tenth_of_the_minimum_and_the_steepest_descent():
+    np.testing.assert_allclose(suggest(valley(), 0.0), (0.01, 10 ** (-1 - 0.5**0.5)), rtol=0.02)
+    tenth, steepest = suggest(valley(noise=0.01), 0.0)
+    assert 0.007 < tenth < 0.014
+    assert 0.003 < steepest < 0.1
+
+
+@pytest.mark.parametrize(
+    "points",
+    [valley(noise=0.1, floor=2.0), valley(noise=1e-6, floor=3.0), valley(noise=0.0, floor=2.0), valley()[100:]],
+    ids=["noise", "rising", "flat", "past the valley"],
+)
+def test_where_the_loss_does_not_fall_nothing_is_suggested(points):
+    assert suggest(points, 0.0) == (None, None)
+
+
+def test_a_loss_that_does_not_fall_ends_with_1_after_its_curve_is_drawn(tmp_path, capsys):
+    arguments = ["digits", "--model", "mlp", "--workdir", str(tmp_path), "--least", "1e-9", "--most", "1e-8"]
+    code = cli.main(["find-lr", *arguments, "--devices.count", "1"])
+    said = capsys.readouterr()
+    assert (code, said.err, said.out.count("\n")) == (1, "", 1)
+    assert "no learning rate can be suggested" in said.out
+    record = json.loads((tmp_path / "find_lr.json").read_text())
+    assert record["suggestion"] is record["tenth_of_minimum"] is record["steepest_descent"] is None
+    assert (record["stopped"], len(record["points"])) == ("all steps were done", 100)
+    assert (tmp_path / "find_lr.png").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_sweep(tmp_path):
+    config = dataclasses.replace(DIGITS, optimizer=Optimizer("sgd"), model_options={"width": 16}, ema=0.0)
+    result = search(config, tmp_path, least=1e-3, most=1e30, steps=10, smoothing=0.0)
+    assert len(result["points"]) < 10
+    assert all(math.isfinite(point["loss"]) for point in result["points"])
+    assert result["stopped"] != "all steps were done"
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ({"least": 1.0, "most": 0.1}, {}, "least 1.0 and most 0.1"),
+        ({"least": 0.0}, {}, "least 0.0"),
+        ({"most": math.inf}, {}, "most inf"),
+        ({"steps": 5}, {}, "steps 5 must be at least 10"),
+        ({"smoothing": 1.0}, {}, r"smoothing 1.0 must be in \[0, 1\)"),
+        ({}, {"optimizer": Optimizer("rprop"), "schedule": Schedule()}, "rprop finds the sizes of its steps itself"),
+        ({}, {"optimizer": Optimizer("lbfgs", line_search=True)}, "line_search finds the sizes"),
+        ({}, {"epochs": 0}, "epochs 0"),
+        ({}, {"model": "mpl"}, "did you mean 'mlp'"),
+    ],
+)
+def test_bad_input_names_itself_and_leaves_nothing(tmp_path, options, changes, message):
+    with pytest.raises(InputError, match=message):
+        search(dataclasses.replace(DIGITS, **changes), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_configs_workdir_is_refused(stopped):
+    before = hashes(stopped)
+    with pytest.raises(InputError, match=r"epochs 3 there, 4 here.*--workdir"):
+        search(dataclasses.replace(DIGITS, epochs=4), stopped)
+    assert hashes(stopped) == before
+
+
+def test_the_command_prints_one_line(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        '"""Mine."""\nfrom deepjax.config import *\n'
+        "config = Config(model='mlp', model_options={'width': 16}, devices=Devices(count=1))\n"
+    )
+    workdir = tmp_path / "run"
+    code = cli.main(["find-lr", str(path), "--workdir", str(workdir), "--steps", "40", "--least", "1e-4"])
+    said = capsys.readouterr()
+    assert (code, said.err, said.out.count("\n")) == (0, "", 1)
+    record = json.loads((workdir / "find_lr.json").read_text())
+    assert f"suggested learning rate {record['suggestion']:.2g}" in said.out
+    assert str(workdir / "find_lr.png") in said.out
+    assert (record["steps"], record["least"]) == (40, 1e-4)
+    assert cli.main(["find-lr"]) == 2
+    assert "digits" in capsys.readouterr().out
+    assert cli.main(["find-lr", "digit"]) == 2
+    assert "did you mean 'digits'" in capsys.readouterr().err
+
+
+def test_a_run_that_starts_with_a_loss_that_is_not_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr(find_lr.math, "isfinite", lambda _: False)
+    with pytest.raises(TrainingFailed, match="before the first update"):
+        find_lr._sweep(*fake_sweep())
+
+
+def fake_sweep():
+    class Exp:
+        config = DIGITS
+
+        class loader:  # noqa: N801
+            steps, data = 1, ()
+            epoch = staticmethod(lambda *_: iter([0]))
+
+        place = staticmethod(lambda rows: rows)
+        step = staticmethod(lambda state, *_: (state, {"loss": np.float32("nan"), "learning_rate": 0.1}))
+
+    return Exp, None, 0, 10, 0.9

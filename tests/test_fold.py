@@ -1,0 +1,450 @@
+"""Folding batch norm: outputs stay, norms go, and what cannot go is named."""
+
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from numpy.testing import assert_allclose
+
+from deepjax import layers, zoo
+from deepjax.errors import InputError
+from deepjax.units import stack
+from deepjax.weights import fold_batch_norm
+
+KEY = jax.random.key(0)
+
+
+def images(*shape):
+    return jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+
+
+def draw(model, x, **call):
+    """Variables as after training: scales of both signs, a few of them tiny, moments far from 0 and 1."""
+    rng = np.random.default_rng(0)
+
+    def one(path, leaf):
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        name = path[-1].key
+        if name == "kernel":
+            return noise * np.float32(1.5 / np.sqrt(np.prod(leaf.shape[-4:-1])))
+        tiny = np.where(rng.random(leaf.shape) < 0.1, 1e-3, 1).astype(np.float32)
+        return {"scale": noise * tiny, "bias": 0.3 * noise, "mean": noise, "var": 0.01 * tiny + noise**2}[name]
+
+    return jax.tree_util.tree_map_with_path(one, jax.eval_shape(lambda: model.init(KEY, x, **call)))
+
+
+def assert_folds(model, variables, x, *, rtol=1e-5, folding=None, **call):
+    """That the folded model gives what the model does; returns the Folding."""
+    folding = folding or fold_batch_norm(model, variables, x, **call)
+    expected = jax.jit(partial(model.apply, **call))(variables, x)
+    y = jax.jit(partial(folding.model.apply, **call))(folding.variables, x)
+    assert y.dtype == expected.dtype
+    assert jnp.isfinite(y).all()
+    assert np.ptp(expected) > 0.1 * abs(expected).max()  # it tells something
+    largest = float(abs(expected).max())
+    assert_allclose(y.astype(jnp.float32), expected.astype(jnp.float32), rtol=rtol, atol=rtol * largest)
+    return folding
+
+
+def normalization(variables):
+    """Names of all that belongs to batch norms."""
+    return {"/".join(n) for n in flatten_dict(variables) if n[-1] in ("scale", "mean", "var") or "norm" in n[-2]}
+
+
+# The zoo
+
+ZOO = {
+    "cifar_resnet20": {"width": 4},
+    "cifar_resnet": {"depth": 14, "width": 4, "shortcut": "C"},
+    "cifar_plain": {"depth": 14, "width": 4},
+    "resnet18": {"width": 4},
+    "resnet50": {"width": 4},
+    "mlp": {"depth": 4, "width": 8},
+}
+
+
+@pytest.mark.parametrize(("name", "scan"), [*((name, True) for name in ZOO), ("cifar_plain", False), ("mlp", False)])
+def test_zoo_networks_fold_whole(name, scan):
+    model = zoo.create(name, num_classes=5, scan=scan, **ZOO[name])
+    x = images(2, 32, 32, 3)
+    variables = draw(model, x, train=False)
+    folding = assert_folds(model, variables, x, train=False, folding=fold_batch_norm(model, variables))
+    assert folding.left == {}
+    assert folding.parameters_left == 0
+    assert normalization(folding.variables) == set()
+    assert "batch_stats" not in folding.variables
+
+
+@pytest.mark.parametrize(("scan", "shortcut"), [(True, "B"), (False, "A")])
+def test_pre_activation_keeps_what_follows_an_addition(scan, shortcut):
+    model = zoo.create("cifar_preact", num_classes=5, depth=29, width=4, shortcut=shortcut, scan=scan)
+    x = images(2, 16, 16, 3)
+    variables = draw(model, x, train=False)
+    folding = assert_folds(model, variables, x, train=False)
+    units = ["unit"] if scan else ["unit1", "unit2"]
+    left = [f"stage{i}_rest/{unit}/branch/norm1" for i in (1, 2, 3) for unit in units]
+    left += ["stage2_first/before/norm", "stage3_first/before/norm", "final/norm"]
+    if shortcut == "A":
+        assert "stage1_first/before/norm" in folding.folded
+    assert set(folding.left) == set(left)
+    # features 16, 32, 64: twice in stage 1, three times (with the next stage's first, or the final one) in the others
+    assert folding.parameters_left == 2 * (3 * 16 + 3 * 32 + 3 * 64)
+    assert len(normalization(folding.variables)) == 4 * len(left)
+
+
+@pytest.mark.slow
+def test_every_name_in_the_zoo_folds_as_issued():
+    """By name and variables alone; which norms go depends on the wiring only, so nothing is computed."""
+    for name in zoo.MODELS:
+        if name.endswith(("1202", "1001", "152")):  # the same code as their shorter namesakes, but slow to write out
+            continue
+        model = zoo.create(name, **({"width": 4} if "width" in zoo.options_of(name) else {}))
+        shape = (1, *zoo.usual_input(name))
+        abstract = jax.eval_shape(partial(model.init, train=False), KEY, jnp.zeros(shape))
+        folding = fold_batch_norm(model, jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), abstract))
+        assert bool(folding.left) == name.startswith("cifar_preact")
+        assert bool(folding.parameters_left) == name.startswith("cifar_preact")
+
+
+def test_masks_do_not_matter_and_other_variables_stay():
+    model = zoo.create("cifar_resnet", num_classes=5, depth=8, width=4)
+    x = images(4, 8, 8, 3)
+    variables = draw(model, x, train=False)
+    before = jax.tree.map(np.array, variables)
+    folding = assert_folds(model, variables, x, train=False, mask=jnp.arange(4) < 3)
+    chex.assert_trees_all_equal(variables, before)  # folding makes new ones
+    chex.assert_trees_all_equal(folding.variables["params"]["head"], variables["params"]["head"])
+    assert folding.variables["params"]["stem_conv"]["bias"].dtype == jnp.float32
+
+
+def test_bfloat16_computation():
+    model = zoo.create("cifar_resnet", num_classes=5, depth=8, width=8, dtype="bfloat16")
+    x = images(4, 8, 8, 3)
+    # one rounding per layer: 2^-8 each, some ten of them
+    assert_folds(model, draw(model, x, train=False), x, rtol=0.05, train=False)
+
+
+def test_float64_variables_stay_float64():
+    with jax.enable_x64(True):
+        model = nn.Sequential([nn.Dense(4, param_dtype=float), nn.BatchNorm(True, param_dtype=float), nn.Dense(2)])
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)))
+        noise = np.random.default_rng(1).standard_normal
+        shapes = jax.eval_shape(lambda: model.init(KEY, x))
+        variables = jax.tree.map(lambda leaf: jnp.asarray(0.5 + abs(noise(leaf.shape))), shapes)
+        folding = assert_folds(model, variables, x, rtol=1e-12)
+        assert folding.variables["params"]["layers_0"]["bias"].dtype == jnp.float64
+
+
+# A user's own models
+
+
+class Users(nn.Module):
+    """Flax's own layers, a `training` argument, biases or not, groups, strides, a layer without scale."""
+
+    @nn.compact
+    def __call__(self, x, training=False):
+        norm = partial(nn.BatchNorm, use_running_average=not training)
+        x = nn.Conv(8, (3, 3), padding="SAME", name="with_bias")(x)
+        x = nn.relu(norm(epsilon=1e-2, name="norm1")(x))
+        x = nn.Conv(12, (3, 3), 2, feature_group_count=4, use_bias=False, padding="CIRCULAR", name="grouped")(x)
+        x = nn.gelu(norm(use_scale=False, name="norm2")(x))
+        x = nn.Conv(6, (1, 1), use_bias=False, name="pointwise")(x)
+        x = norm(use_bias=False, axis=3, name="norm3")(x).mean((1, 2))
+        x = nn.Dense(10, use_bias=False, name="dense")(x)
+        x = nn.tanh(norm(name="norm4")(x))
+        return nn.Dense(3, name="head")(x)
+
+
+def test_flaxs_own_layers_fold():
+    x = images(3, 8, 8, 3)
+    folding = assert_folds(Users(), draw(Users(), x), x)
+    assert folding.folded == {
+        "norm1": "with_bias",
+        "norm2": "grouped",
+        "norm3": "pointwise",
+        "norm4": "dense",
+    }
+    assert folding.parameters_left == 0
+    assert fold_batch_norm(Users(), draw(Users(), x)).folded == folding.folded  # x is guessed
+
+
+def test_norms_of_every_kind_fold():
+    kinds = (layers.BatchNorm, layers.BatchRenorm, layers.GhostBatchNorm, layers.MovingAverageBatchNorm)
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            for i, kind in enumerate(kinds):
+                x = nn.relu(kind(name=f"norm{i}", epsilon=10.0**-i)(nn.Dense(4)(x), train=train))
+            return nn.Dense(3)(x)
+
+    x = images(5, 4)
+    assert len(assert_folds(Net(), draw(Net(), x, train=False), x, train=False).folded) == len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("conv", "folds"),
+    [
+        (nn.Conv(6, (3, 3), padding="VALID"), True),
+        (nn.Conv(6, (3, 3), 2, padding=0, feature_group_count=2, use_bias=False), True),
+        (nn.Conv(8, (2, 2), padding=((0, 0), (0, 0)), feature_group_count=4), True),
+        (nn.Conv(6, (1, 1), 2), True),  # "SAME", but of a single pixel
+        (nn.Dense(6), True),
+        (nn.Dense(6, use_bias=False), True),
+        (layers.Conv(6, (3, 2), padding=0, groups=2), True),
+        (layers.Conv(6, (3, 3), padding="VALID", dilation=2, use_bias=True), True),
+        (nn.Conv(6, (3, 3)), False),
+        (nn.Conv(6, (3, 3), padding=((0, 0), (0, 1))), False),
+        (layers.Conv(6, (3, 3), padding=1), False),
+        (layers.Conv(6, (1, 1), padding=(1, 0)), False),
+        (nn.Conv(6, (2, 2), padding="VALID", mask=np.ones((2, 2, 4, 6))), False),
+    ],
+)
+def test_a_norm_before_a_layer_folds_where_nothing_is_padded(conv, folds):
+    model = nn.Sequential([nn.BatchNorm(use_running_average=True), conv])
+    x = images(2, 7, 6, 4)
+    folding = assert_folds(model, draw(model, x), x)
+    assert folding.folded == ({"layers_0": "layers_1"} if folds else {})
+    assert folding.left == ({} if folds else {"layers_0": "layers_1 after it pads"})
+
+
+def test_a_layer_between_two_norms_takes_up_both_and_two_norms_in_a_row_too():
+    norm = partial(nn.BatchNorm, use_running_average=True)
+    model = nn.Sequential([norm(), nn.Conv(6, (3,), padding="VALID"), norm(), norm(epsilon=0.1), nn.Dense(2)])
+    x = images(2, 7, 4)
+    folding = assert_folds(model, draw(model, x), x)
+    assert folding.folded == dict.fromkeys(["layers_0", "layers_2", "layers_3"], "layers_1")
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False, mask=None):
+        return nn.relu(layers.BatchNorm(name="norm")(nn.Dense(4, use_bias=False, name="dense")(x), train=train))
+
+
+def scanned(body, axes):
+    return nn.scan(body, variable_axes=axes, split_rngs={"params": True}, length=4)
+
+
+def repeated(body, **options):
+    return nn.scan(body, split_rngs={"params": False}, length=3, **options)
+
+
+class Transformed(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        axes = {"params": 0, "batch_stats": 0}
+        if self.kind == "stack":
+            return stack(Block(), 4, name="blocks")(x, train=False)
+        if self.kind == "remat":
+            return nn.remat(Block)(name="block")(x)
+        if self.kind == "jit":
+            return nn.jit(Block)(name="block")(x)
+        if self.kind == "tied scan":
+            body = repeated(lambda block, x, _: (block(x), None), variable_broadcast=["params", "batch_stats"])
+            return body(Block(name="block"), x, None)[0]
+        if self.kind == "vmap":
+            options = {"variable_axes": axes, "split_rngs": {"params": True}}
+            return nn.vmap(Block, in_axes=None, out_axes=1, axis_size=4, **options)(name="blocks")(x)
+        once = scanned(lambda block, x, _: (block(x), None), axes)
+        if self.kind == "scan of remat":
+            return once(nn.remat(Block)(name="block"), x, None)[0]
+        return scanned(lambda block, x, _: once(block, x, None), axes)(Block(name="block"), x, None)[0]
+
+
+@pytest.mark.parametrize("kind", ["stack", "remat", "jit", "tied scan", "vmap", "scan of remat", "scan of scan"])
+def test_transformed_modules(kind):
+    """Depth and features are alike, so that an axis taken for another would show."""
+    model, x = Transformed(kind), images(3, 4)
+    folding = assert_folds(model, draw(model, x), x)
+    assert len(folding.folded) == 1
+    assert folding.left == {}
+    assert normalization(folding.variables) == set()
+
+
+# What must be left alone
+
+
+class OutputUsedTwice(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Dense(4, name="dense")(x)
+        return y + nn.BatchNorm(True, name="norm")(y)
+
+
+class SharedLayer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        dense = nn.Dense(4, name="dense")
+        return nn.BatchNorm(True, name="norm")(dense(nn.relu(dense(x))))
+
+
+class SharedNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        norm = nn.BatchNorm(True, name="norm")
+        return norm(nn.Dense(4, name="dense2")(norm(nn.Dense(4, name="dense")(x))))
+
+
+class SharedBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        block = nn.remat(Block)(name="block")
+        return block(block(x))
+
+
+class UnusedOutput(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        nn.BatchNorm(True, name="norm")(nn.Dense(4, name="unused")(x))
+        return nn.Dense(4, name="used")(x)
+
+
+class TiedKernel(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        dense = nn.Dense(4, name="dense")
+        y = nn.BatchNorm(True, name="norm")(dense(x))
+        return y @ dense.variables["params"]["kernel"].T
+
+
+class MomentsPerStep(nn.Module):
+    """One layer and norm for all steps, but moments of each."""
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"variable_axes": {"batch_stats": 0}, "variable_broadcast": "params"}
+        body = repeated(lambda block, x, _: (block(x), None), **options)
+        return body(Block(name="block"), x, None)[0]
+
+
+class ScannedAlongTheLastAxis(nn.Module):
+    """Four blocks of four features: leading and last axis look alike."""
+
+    @nn.compact
+    def __call__(self, x):
+        body = scanned(lambda block, x, _: (block(x), None), {"params": 1, "batch_stats": 1})
+        return body(Block(name="block"), x, None)[0]
+
+
+class Standardized(nn.Dense):
+    """A subclass may do anything with its kernel."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.features))
+        return inputs @ (kernel / jnp.linalg.norm(kernel))
+
+
+class ActivationBetween(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(True, name="norm")(nn.relu(nn.Dense(4, name="dense")(x)))
+        return nn.Dense(2, name="after")(nn.relu(x))
+
+
+class OtherAxis(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(True, axis=0, name="norm")(nn.Dense(3, name="dense")(x))
+
+
+class Weighted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(True, name="norm")(layers.WeightNorm(nn.Dense(4, name="dense"))(x))
+
+
+class Subclassed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(True, name="norm")(Standardized(4, name="dense")(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "left", "why"),
+    [
+        (OutputUsedTwice(), "norm", "not the output of one Dense or Conv alone"),
+        (ActivationBetween(), "norm", "not the output of one Dense or Conv alone"),
+        (Subclassed(), "norm", "not the output of one Dense or Conv alone"),
+        (SharedLayer(), "norm", "dense is called 2 times"),
+        (SharedNorm(), "norm", "it is called 2 times"),
+        (SharedBlock(), "block/norm", "it is called 2 times"),
+        (TiedKernel(), "norm", "something else uses its variables, or those of dense"),
+        (Weighted(), "norm", "something else uses its variables"),
+        (MomentsPerStep(), "block/norm", "not stacked along leading axes as those of block/dense"),
+        (ScannedAlongTheLastAxis(), "block/norm", "something else uses its variables"),
+        (UnusedOutput(), "norm", "its output is not used"),
+        (OtherAxis(), "norm", "not the last axis"),
+    ],
+)
+def test_what_cannot_be_folded_is_left_and_named(model, left, why):
+    x = images(3, 4)
+    variables = draw(model, x)
+    folding = assert_folds(model, variables, x)
+    assert folding.folded == {}
+    assert list(folding.left) == [left]
+    assert why in folding.left[left]
+    chex.assert_trees_all_equal(folding.variables, variables)
+    scale = [leaf for path, leaf in flatten_dict(variables).items() if "norm" in path and path[0] == "params"]
+    assert folding.parameters_left == sum(leaf.size for leaf in scale) > 0
+
+
+def test_norms_that_inference_does_not_call_are_named():
+    class Auxiliary(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.BatchNorm(not train, name="norm")(nn.Dense(4, name="dense")(x))
+            if train:
+                nn.BatchNorm(False, name="auxiliary")(x)
+            return x
+
+    x = images(3, 4)
+    variables = Auxiliary().init(KEY, x, True)
+    folding = fold_batch_norm(Auxiliary(), variables, x)
+    assert folding.folded == {"norm": "dense"}
+    assert list(folding.left) == ["auxiliary"]
+    assert "no call of it was seen" in folding.left["auxiliary"]
+    assert folding.parameters_left == 8
+
+
+# Errors
+
+
+def test_a_folded_model_refuses_to_train():
+    for model, x, call in (
+        (zoo.create("cifar_resnet", num_classes=5, depth=8, width=4), images(2, 8, 8, 3), {"train": True}),
+        (zoo.create("cifar_preact", num_classes=5, depth=11, width=4), images(2, 8, 8, 3), {"train": True}),
+        (zoo.create("mlp", num_classes=5), images(2, 8), {"train": True}),
+        (Users(), images(2, 8, 8, 3), {"training": True}),
+    ):
+        evaluation = {"train": False} if "train" in call else {}
+        folding = fold_batch_norm(model, draw(model, x, **evaluation), x)
+        with pytest.raises(InputError, match="for inference"):
+            jax.eval_shape(partial(folding.model.apply, **call, mutable="batch_stats"), folding.variables, x)
+
+
+def test_errors_say_what_fits():
+    model = zoo.create("cifar_resnet", num_classes=5, depth=8, width=4)
+    x = images(2, 8, 8, 3)
+    variables = draw(model, x, train=False)
+    with pytest.raises(InputError, match="images must be"):
+        fold_batch_norm(model, variables, x[0])
+    with pytest.raises(InputError, match="does not take x"):
+        fold_batch_norm(model, variables, x[..., :2])
+    with pytest.raises(InputError, match="arguments of an inference call"):
+        fold_batch_norm(model, variables, x, train=True)
+    with pytest.raises(InputError, match="give fold_batch_norm an x .*arguments of an inference call"):
+        fold_batch_norm(model, variables, train=True)
+    with pytest.raises(InputError, match="give fold_batch_norm an x"):
+        fold_batch_norm(model, {"params": variables["params"]})
+    folding = fold_batch_norm(model, variables, x)
+    with pytest.raises(InputError, match="stem_conv has no bias"):
+        folding.model.apply(variables, x, train=False)

@@ -1,0 +1,465 @@
+"""The lectures' networks: the perceptron's options, Wan et al.'s for MNIST, asymmetric convolutions for CIFAR."""
+
+import json
+from functools import partial
+
+import chex
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose
+
+from deepjax import cli, functional, zoo
+from deepjax.errors import InputError
+from deepjax.training import train_step
+from deepjax.training.state import TrainState
+from deepjax.weights import fold_batch_norm
+
+KEY = jax.random.key(0)
+
+
+def abstract(model, *shape):
+    return jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, *shape)), train=False))
+
+
+def count(model, *shape):
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract(model, *shape)["params"]))
+
+
+def draw(model, *shape, seed=0):
+    """Variables by NumPy: nothing compiles, no scale is 1, no bias 0."""
+    rng = np.random.default_rng(seed)
+
+    def one(path, leaf):
+        noise, name = rng.standard_normal(leaf.shape).astype(np.float32), path[-1].key
+        if name == "kernel":
+            return noise / np.float32(np.sqrt(np.prod(leaf.shape[-4:-1] if leaf.ndim > 3 else leaf.shape[-2:-1])))
+        return {"scale": 1 + 0.2 * noise, "bias": 0.2 * noise, "mean": 0.1 * noise, "var": 0.5 + abs(noise)}[name]
+
+    return jax.tree_util.tree_map_with_path(one, abstract(model, *shape))
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def flat(tree):
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+# Counts
+
+
+def test_the_published_sizes():
+    assert count(zoo.create("mnist_cnn"), 28, 28, 1) == 207_356
+    assert count(zoo.create("cifar_asymmetric"), 32, 32, 3) == 1_973_924  # the lecture: about 2 million
+    assert count(zoo.create("cifar_asymmetric", norm="batch"), 32, 32, 3) == 1_975_972
+
+
+@pytest.mark.parametrize("drop", ["none", "dropout", "dropconnect"])
+@pytest.mark.parametrize(("width", "classes", "size", "left"), [(32, 10, 28, 4), (5, 3, 16, 1), (8, 10, 33, 5)])
+def test_mnist_counts_in_closed_form(width, classes, size, left, drop):
+    expected = (25 * 2 + 1) * width + (25 * width + 1) * 2 * width
+    expected += (left**2 * 2 * width + 1) * 150 + 151 * classes
+    assert count(zoo.create("mnist_cnn", num_classes=classes, width=width, drop=drop), size, size, 2) == expected
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize(("width", "classes", "size"), [(64, 100, 32), (5, 7, 24)])
+def test_asymmetric_counts_in_closed_form(width, classes, size, norm):
+    after = 1 if norm == "none" else 2  # biases, or scales and biases
+    expected, features_in = 0, 3
+    for features in (width, 2 * width, 4 * width):
+        for _ in range(4):
+            expected += 3 * features_in * features + after * features
+            features_in = features
+    expected += (size // 8) ** 2 * features_in * 4 * width + after * 4 * width
+    expected += (4 * width + 1) * classes
+    assert count(zoo.create("cifar_asymmetric", num_classes=classes, width=width, norm=norm), size, size, 3) == expected
+
+
+@pytest.mark.parametrize(("depth", "norm"), [(1, "none"), (2, "none"), (2, "batch"), (8, "batch"), (8, "none")])
+def test_mlp_counts_in_closed_form(depth, norm):
+    after = 1 if norm == "none" else 2
+    expected = 3072 * 11 + after * 11 + (depth - 2) * (11 + after) * 11 + 12 * 7 if depth > 1 else 3073 * 7
+    for scan in (True, False):
+        assert (
+            count(zoo.create("mlp", num_classes=7, depth=depth, width=11, norm=norm, scan=scan), 32, 32, 3) == expected
+        )
+
+
+def test_mlp_is_the_one_that_it_was():
+    assert set(flat(abstract(zoo.create("mlp", depth=4), 8))) == {
+        f"params/{layer}/{name}" for layer in ("first", "hidden/unit/dense", "head") for name in ("kernel", "bias")
+    }
+    assert count(zoo.create("mlp"), 32, 32, 3) == 3073 * 256 + 257 * 256 + 257 * 10
+
+
+# Numbers
+
+
+def torch_of(variables):
+    torch = pytest.importorskip("torch")
+    return torch, {path: torch.tensor(np.asarray(leaf), dtype=torch.float64) for path, leaf in flat(variables).items()}
+
+
+def assert_torchs(model, variables, x, reference):
+    """Logits, their gradients and new running moments are those of the reference: (torch, parameters, x) -> logits."""
+    torch, values = torch_of(variables)
+    for path, leaf in values.items():
+        leaf.requires_grad_(path.startswith("params"))
+    weights = images(x.shape[0], model.num_classes, seed=1)
+    logits = reference(torch, values, torch.tensor(np.moveaxis(x, -1, 1).copy(), dtype=torch.float64))
+    (logits * torch.tensor(weights)).sum().backward()
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def ours(params, x):
+        logits, new = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+        return (logits * weights).sum(), (logits, new)
+
+    (_, (y, new)), gradient = ours(variables["params"], x)
+    assert_close(y, logits, "logits")
+    for path, leaf in flat({"params": gradient}).items():
+        assert_close(leaf, values[path].grad, path)
+    for path, leaf in flat(new).items():
+        assert_close(leaf, values[path], path)
+
+
+def assert_close(ours, theirs, path):
+    theirs = theirs.detach().numpy()
+    assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max() + 1e-6, err_msg=path)
+
+
+def torch_norm(torch, values, x, name):
+    """Batch norm in training; the reference's new running moments (of the biased variance) replace the old ones."""
+    y = torch.nn.functional.batch_norm(
+        x, None, None, values[f"params/{name}/scale"], values[f"params/{name}/bias"], True, 0.1, 1e-5
+    )
+    axes = [0, *range(2, x.ndim)]
+    for moment, new in (("mean", x.mean(axes)), ("var", x.var(axes, correction=0))):
+        path = f"batch_stats/{name}/{moment}"
+        values[path] = 0.9 * values[path] + 0.1 * new
+    return y
+
+
+def torch_conv(torch, values, x, name, padding):
+    return torch.nn.functional.conv2d(
+        x,
+        values[f"params/{name}/kernel"].permute(3, 2, 0, 1),
+        values.get(f"params/{name}/bias"),
+        padding=padding,
+    )
+
+
+def torch_dense(values, x, name):
+    y = x @ values[f"params/{name}/kernel"]
+    return y + values[f"params/{name}/bias"] if f"params/{name}/bias" in values else y
+
+
+def test_mnist_cnn_is_torchs():
+    def reference(torch, values, x):
+        for name in ("conv1", "conv2"):
+            x = torch.nn.functional.max_pool2d(torch.relu(torch_conv(torch, values, x, name, 0)), 2)
+        x = torch.relu(torch_dense(values, x.permute(0, 2, 3, 1).flatten(1), "hidden"))
+        return torch_dense(values, x, "head")
+
+    model = zoo.create("mnist_cnn", num_classes=5, width=3)
+    assert_torchs(model, draw(model, 20, 24, 1), images(4, 20, 24, 1), reference)
+
+
+@pytest.mark.parametrize("norm", [pytest.param("none", marks=pytest.mark.slow), "batch"])
+def test_cifar_asymmetric_is_torchs(norm):
+    def reference(torch, values, x):
+        def finish(x, name):
+            return torch.relu(torch_norm(torch, values, x, name) if norm == "batch" else x)
+
+        for stage in (1, 2, 3):
+            for i, padding in enumerate([(0, 1), (1, 0)] * 2):
+                y = torch_conv(torch, values, x, f"stage{stage}_conv{i + 1}", padding)
+                x = finish(y, f"stage{stage}_norm{i + 1}")
+            x = torch.nn.functional.max_pool2d(x, 2)
+        x = finish(torch_dense(values, x.permute(0, 2, 3, 1).flatten(1), "hidden"), "hidden_norm")
+        return torch_dense(values, x, "head")
+
+    model = zoo.create("cifar_asymmetric", num_classes=5, width=2, norm=norm)
+    assert_torchs(model, draw(model, 16, 16, 3), images(8, 16, 16, 3), reference)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_mlp_with_batch_norm_and_tanh_is_torchs(scan):
+    def reference(torch, values, x):
+        x = x.permute(0, 2, 3, 1).flatten(1)
+        x = torch.tanh(torch_norm(torch, values, torch_dense(values, x, "first"), "first_norm"))
+        for unit in ("unit1", "unit2"):
+            dense = f"hidden/{unit}/dense"
+            x = torch.tanh(torch_norm(torch, values, torch_dense(values, x, dense), f"hidden/{unit}/norm"))
+        return torch_dense(values, x, "head")
+
+    options = {"num_classes": 3, "depth": 4, "width": 6, "norm": "batch", "activation": "tanh"}
+    x = images(8, 2, 2, 3)
+    unrolled = zoo.create("mlp", scan=False, **options)
+    variables = draw(unrolled, 2, 2, 3)
+    if not scan:
+        assert_torchs(unrolled, variables, x, reference)
+        return
+    stacked = {k: dict(tree) for k, tree in variables.items()}
+    for collection in ("params", "batch_stats"):
+        units = [variables[collection]["hidden"][f"unit{i}"] for i in (1, 2)]
+        stacked[collection]["hidden"] = {"unit": jax.tree.map(lambda *leaves: jnp.stack(leaves), *units)}
+    apply = jax.jit(lambda model, v: model.apply(v, x, train=True, mutable=["batch_stats"])[0], static_argnums=0)
+    assert_allclose(apply(zoo.create("mlp", **options), stacked), apply(unrolled, variables), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", zoo.plain.ACTIVATIONS)
+def test_mlp_has_the_named_activation(activation):
+    model = zoo.create("mlp", num_classes=3, depth=2, width=4, activation=activation)
+    variables, x = draw(model, 5), images(2, 5)
+    first, head = variables["params"]["first"], variables["params"]["head"]
+    hidden = np.asarray(getattr(functional, activation)(x @ first["kernel"] + first["bias"]))
+    expected = hidden @ head["kernel"] + head["bias"]
+    assert_allclose(model.apply(variables, x, train=False), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "hidden", "head"),
+    [  # variances of the kernels: 300 features in, 200 wide, 100 classes
+        ({}, 2 / 300, 2 / 200, 1 / 200),
+        ({"init": "xavier"}, 2 / 500, 2 / 400, 2 / 300),
+        ({"init": "lecun"}, 1 / 300, 1 / 200, 1 / 200),
+        ({"init": "gaussian"}, 1e-4, 1e-4, 1e-4),
+        ({"init": "gaussian", "scale": 0.5}, 0.25, 0.25, 0.25),
+    ],
+)
+def test_mlp_starts_as_init_says(options, first, hidden, head):
+    model = zoo.create("mlp", num_classes=100, depth=4, width=200, **options)
+    params = jax.jit(lambda: model.init(KEY, jnp.zeros((1, 300)), train=False))()["params"]
+    for kernel, variance in (
+        (params["first"]["kernel"], first),
+        (params["hidden"]["unit"]["dense"]["kernel"][0], hidden),
+        (params["hidden"]["unit"]["dense"]["kernel"][1], hidden),
+        (params["head"]["kernel"], head),
+    ):
+        assert abs(kernel.var() / variance - 1) < 4 * np.sqrt(2 / kernel.size)
+        assert abs(kernel.mean()) < 4 * np.sqrt(variance / kernel.size)
+        assert (abs(kernel) < 2 * np.sqrt(variance)).mean() < 0.97  # 0.954: normal; 1: uniform
+
+
+def test_why_small_gaussian_weights_do_not_train_eight_layers():
+    """Layer by layer they shrink the signal, and its gradient, by 0.01 sqrt(128 / 2): nothing is left to learn from."""
+    x, models = (
+        images(64, 3072),
+        {init: zoo.create("mlp", depth=8, width=128, init=init) for init in ("gaussian", "he")},
+    )
+
+    def loss(variables, x):
+        logits = models["he"].apply(variables, x, train=True)
+        return functional.cross_entropy(logits, jnp.arange(64) % 10).mean(), logits.std()
+
+    gradient_of = jax.jit(jax.grad(loss, has_aux=True))
+
+    def sizes(init):
+        variables = jax.jit(partial(models[init].init, train=False))(KEY, x[:1])
+        gradient, spread = gradient_of(variables, x)
+        return spread, jnp.abs(gradient["params"]["first"]["kernel"]).max()
+
+    assert max(sizes("gaussian")) < 1e-6
+    assert min(sizes("he")) > 1e-3
+
+
+# Randomness
+
+
+def test_dropout_in_the_scan_drops_other_features_in_every_layer():
+    """Identity layers and positive inputs: what is left of a feature tells by how many masks it went."""
+    model = zoo.create("mlp", num_classes=256, depth=4, width=256, dropout=0.5)
+    eye, x = jnp.eye(256), jnp.ones((32, 256))
+    dense = {"kernel": jnp.stack([eye, eye]), "bias": jnp.zeros((2, 256))}
+    end = {"kernel": eye, "bias": jnp.zeros(256)}
+    variables = {"params": {"first": end, "hidden": {"unit": {"dense": dense}}, "head": end}}
+    train = jax.jit(lambda v, x, key: model.apply(v, x, train=True, rngs={"dropout": key}))
+    y = train(variables, x, KEY)
+    assert set(np.unique(y)) == {0.0, 8.0}  # three masks, each of which doubles what it keeps
+    assert abs((y > 0).mean() - 1 / 8) < 4 * np.sqrt(1 / 8 * 7 / 8 / y.size)  # equal masks would leave one half
+    assert (train(variables, x, jax.random.key(1)) != y).any()
+    assert (jax.jit(partial(model.apply, train=False))(variables, x) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("mnist_cnn", {"width": 2, "drop": "dropout"}, (16, 16, 1)),
+        ("mnist_cnn", {"width": 2, "drop": "dropconnect"}, (16, 16, 1)),
+        ("cifar_asymmetric", {"width": 2, "dropout": 0.5}, (8, 8, 3)),
+    ],
+)
+def test_what_drops_does_so_in_training_only(name, options, shape):
+    model, x = zoo.create(name, **options), images(6, *shape)
+    variables = draw(model, *shape)
+    train = jax.jit(lambda v, x, key: model.apply(v, x, train=True, rngs={"dropout": key}))
+    infer = jax.jit(partial(model.apply, train=False))  # without a stream of random numbers
+    y, logits = train(variables, x, KEY), infer(variables, x)
+    assert abs(y - train(variables, x, jax.random.key(1))).max() > 1e-3
+    assert abs(y - logits).max() > 1e-3
+    chex.assert_trees_all_equal(y, train(variables, x, KEY))
+    others = np.concatenate([x[:3], images(3, *shape, seed=1)])  # a prediction does not depend on those beside it
+    assert_allclose(infer(variables, others)[:3], logits[:3], rtol=1e-5, atol=1e-5)
+
+
+def test_dropconnect_infers_by_moment_matching():
+    """The mean over many masks of the hidden units, through a linear head, is what inference approximates."""
+    model, x = zoo.create("mnist_cnn", width=2, drop="dropconnect"), images(1, 20, 20, 1)
+    variables = draw(model, 20, 20, 1)
+    repeated = np.repeat(x, 600, 0)  # a mask for every example
+    sampled = jax.jit(lambda x: model.apply(variables, x, train=True, rngs={"dropout": KEY}))(repeated).mean(0)[None]
+    inferred, plain = (
+        jax.jit(partial(m.apply, train=False))(variables, x) for m in (model, zoo.create("mnist_cnn", width=2))
+    )
+    assert jnp.abs(inferred - sampled).max() < 0.2 * jnp.abs(plain - sampled).max()
+
+
+def test_padding_stays_out_of_batch_norm():
+    mask, rows = jnp.arange(8) < 6, images(8, 8, 8, 3)
+    for name, options in (("mlp", {"depth": 4, "width": 5}), ("cifar_asymmetric", {"width": 2})):
+        model = zoo.create(name, norm="batch", **options)
+        apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+        y, new = apply(variables := draw(model, 8, 8, 3), rows, mask=mask)
+        others = np.where(np.reshape(mask, (8, 1, 1, 1)), rows, 1e3)
+        logits, moments = apply(variables, others, mask=mask)
+        assert_allclose(y[:6], logits[:6], rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(new, moments, rtol=1e-5)
+        assert abs(apply(variables, rows, mask=mask.at[5].set(False))[0] - y)[:5].max() > 1e-3  # mask matters
+
+
+# Training, folding, dtypes
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {"depth": 1}),
+        ("mlp", {"depth": 4, "width": 32, "norm": "batch", "activation": "tanh", "dropout": 0.1}),
+        ("mnist_cnn", {"width": 4, "drop": "dropout"}),
+        ("mnist_cnn", {"width": 4, "drop": "dropconnect"}),
+        ("cifar_asymmetric", {"width": 4, "norm": "batch", "dropout": 0.2}),
+    ],
+)
+def test_training_learns_a_small_batch(name, options):
+    model, optimizer = zoo.create(name, num_classes=4, **options), optax.sgd(0.02, 0.9)
+    size = 16 if name == "mnist_cnn" else 8
+    variables = draw(model, size, size, 1)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+        ema={},
+    )
+    batch = {"image": images(16, size, size, 1), "label": jnp.arange(16) % 4, "mask": jnp.arange(16) < 15}
+    options = {"model": model, "optimizer": optimizer, "schedule": lambda _: 0.02, "preprocess": lambda _, x: x}
+    step, losses = jax.jit(partial(train_step, **options)), []
+    for _ in range(40):
+        state, metrics = step(state, batch, KEY)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("mlp", {"depth": 5, "width": 6, "norm": "batch", "activation": "tanh", "dropout": 0.5}, (7,)),
+        ("cifar_asymmetric", {"width": 2, "norm": "batch", "dropout": 0.5}, (16, 16, 3)),
+    ],
+)
+def test_their_batch_norms_fold(name, options, shape):
+    model = zoo.create(name, **options)
+    variables, x = draw(model, *shape), images(3, *shape)
+    folding = fold_batch_norm(model, variables, x)
+    assert folding.left == {}
+    expected = jax.jit(partial(model.apply, train=False))(variables, x)
+    logits = jax.jit(partial(folding.model.apply, train=False))(folding.variables, x)
+    assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {"depth": 4, "norm": "batch", "activation": "lecun_tanh", "dropout": 0.5}),
+        ("mnist_cnn", {"drop": "dropconnect"}),
+        ("cifar_asymmetric", {"norm": "batch", "dropout": 0.5}),
+    ],
+)
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name, options):
+    model = zoo.create(name, dtype="bfloat16", width=4, **options)
+    x = jnp.zeros((2, 16, 16, 3))
+    variables = abstract(model, 16, 16, 3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    forward = partial(model.apply, train=True, mutable=["batch_stats"])
+    assert jax.eval_shape(forward, variables, x, rngs={"dropout": KEY})[0].dtype == jnp.bfloat16
+
+
+# What bad input gets
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mlp", {"init": "hee"}, "mlp: init 'hee' is unknown; did you mean 'he'"),
+        ("mlp", {"norm": "bach"}, "norm 'bach' is unknown; did you mean 'batch'"),
+        ("mlp", {"norm": "fixup"}, "norm 'fixup' is unknown; choose from batch, none"),
+        ("mlp", {"activation": "crelu"}, "activation 'crelu' is unknown; did you mean '.*relu'"),
+        ("mlp", {"dropout": 1.5}, r"mlp: dropout 1.5 is a probability; it must be in \[0, 1\]"),
+        ("mlp", {"dropout": -0.1}, r"mlp: dropout -0.1 is a probability"),
+        ("mlp", {"scale": 0.1}, "mlp: scale 0.1 belongs to init gaussian, not he; leave it out"),
+        ("mlp", {"init": "gaussian", "scale": 0.0}, "scale 0.0 must be"),
+        ("mlp", {"depth": 1, "norm": "batch"}, "depth 1 has no hidden layer for norm batch"),
+        ("mlp", {"depth": 1, "dropout": 0.5}, "depth 1 has no hidden layer .* dropout 0.5"),
+        ("mlp", {"dropout": "0.5"}, "must be float"),
+        ("mlp", {"dropout": True}, "must be float"),
+        ("mlp", {"width": 0}, "width 0"),
+        ("mnist_cnn", {"drop": "drop_connect"}, "drop 'drop_connect' is unknown; did you mean 'dropconnect'"),
+        ("mnist_cnn", {"drop": "dropout", "rate": 2}, "mnist_cnn: rate 2 is a probability"),
+        ("mnist_cnn", {"rate": 0.3}, "rate 0.3 does nothing with drop none"),
+        ("mnist_cnn", {"width": 0}, "mnist_cnn: width 0"),
+        ("mnist_cnn", {"num_classes": 0}, "num_classes 0"),
+        ("cifar_asymmetric", {"norm": "layer"}, "norm 'layer' is unknown; choose from batch, none"),
+        ("cifar_asymmetric", {"dropout": 1.01}, "cifar_asymmetric: dropout 1.01"),
+        ("cifar_asymmetric", {"width": -1}, "cifar_asymmetric: width -1"),
+    ],
+)
+def test_options_are_checked(name, options, message):
+    with pytest.raises(InputError, match=message) as error:
+        zoo.create(name, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_whole_number_is_a_rate_too():
+    assert zoo.create("mlp", dropout=0) == zoo.create("mlp", dropout=0.0) == zoo.create("mlp")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "least"),
+    [
+        ("mnist_cnn", (2, 15, 28, 1), "16x16"),
+        ("mnist_cnn", (28, 28, 1), "16x16"),
+        ("cifar_asymmetric", (2, 32, 7, 3), "8x8"),
+        ("cifar_asymmetric", (2, 32), "8x8"),
+    ],
+)
+def test_images_that_are_too_small_are_refused(name, shape, least):
+    with pytest.raises(InputError, match=f"{name}: x has shape .* at least {least} pixels"):
+        zoo.create(name).init(KEY, jnp.zeros(shape), train=False)
+
+
+def test_the_command_line_lists_them(capsys):
+    assert cli.main(["models", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)
+    assert models["mnist_cnn"] == {"width": 32, "drop": "none", "rate": 0.5}
+    assert models["cifar_asymmetric"] == {"width": 64, "norm": "none", "dropout": 0.0}
+    assert models["mlp"]["init"] == "he"
+    for name, total in (("mnist_cnn", "207,356"), ("cifar_asymmetric", "1,973,924")):
+        assert cli.main(["summary", name]) == 0
+        assert f"{total} parameters" in capsys.readouterr().out

@@ -1,0 +1,372 @@
+"""Schedules as PyTorch's over a run, and at points computed by hand; one-cycle's momentum; the plateau's memory."""
+
+import dataclasses
+import json
+import math
+import signal
+import typing
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose
+from rich.console import Console
+
+from deepjax import config, data, training
+from deepjax.errors import InputError, Stopped, TrainingFailed
+from deepjax.optimizers import make_optimizer, make_schedule, observe, rate_scale
+from deepjax.optimizers.schedules import BELONGS, NAMES, make_momentum, scale_by_plateau
+from deepjax.training import Checkpoints, loop
+
+PEAK = 0.8
+
+
+def rates(schedule, steps, *, epochs=10, steps_per_epoch=4, **optimizer):
+    optimizer = config.Optimizer(**{"learning_rate": PEAK} | optimizer)
+    schedule = make_schedule(optimizer, schedule, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    return jax.jit(lambda counts: jnp.stack([jnp.asarray(schedule(count)) for count in counts]))(list(steps))
+
+
+def half_cosine(share):
+    return 0.5 * (1 + math.cos(math.pi * share))
+
+
+@pytest.mark.parametrize(
+    ("fields", "points"),
+    [
+        ({}, {0: 0.8, 39: 0.8}),
+        ({"warmup": 2.0}, {0: 0, 1: 0.1, 4: 0.4, 8: 0.8, 39: 0.8}),
+        (
+            {"name": "step", "milestones": (5.0, 7.5)},
+            {0: 0.8, 19: 0.8, 20: 0.08, 29: 0.08, 30: 0.008, 39: 0.008},
+        ),
+        (
+            {"name": "step", "milestones": (5.0,), "factor": 0.5, "warmup": 1.0},
+            {0: 0, 2: 0.4, 4: 0.8, 19: 0.8, 20: 0.4},
+        ),
+        ({"name": "step", "milestones": (5.0, 20.0)}, {39: 0.08}),
+        (
+            {"name": "step", "period": 3.0, "factor": 0.5, "warmup": 1.0},
+            {2: 0.4, 11: 0.8, 12: 0.4, 24: 0.2, 36: 0.1, 39: 0.1},
+        ),
+        ({"name": "exponential", "factor": 0.25, "warmup": 1.0}, {0: 0, 4: 0.8, 6: 0.4, 8: 0.2, 12: 0.05}),
+        ({"name": "linear", "warmup": 2.0}, {4: 0.4, 8: 0.8, 24: 0.4, 40: 0.0, 50: 0.0}),
+        ({"name": "polynomial", "power": 2.0, "final": 0.25}, {0: 0.8, 20: 0.35, 40: 0.2, 50: 0.2}),
+        ({"name": "cosine"}, {0: 0.8, 10: 0.8 * half_cosine(1 / 4), 20: 0.4, 40: 0.0, 50: 0.0}),
+        ({"name": "cosine", "final": 0.1}, {0: 0.8, 20: 0.44, 40: 0.08}),
+        ({"name": "cosine", "warmup": 2.0}, {0: 0, 4: 0.4, 8: 0.8, 24: 0.4, 40: 0.0}),
+        (
+            {"name": "warm_restarts", "period": 2.0, "multiplier": 2.0, "warmup": 1.0},
+            {2: 0.4, 4: 0.8, 8: 0.4, 12: 0.8, 20: 0.4, 28: 0.8, 44: 0.4},
+        ),
+        ({"name": "one_cycle"}, {0: 0.8 / 25, 11: 0.8, 25: 0.8 * (1 + 4e-6) / 2, 39: 0.8 / 25e4, 50: 0.8 / 25e4}),
+        ({"name": "one_cycle", "warmup": 5.0}, {0: 0.8 / 25, 19: 0.8, 29: 0.4}),
+        ({"name": "plateau", "warmup": 1.0}, {0: 0, 2: 0.4, 4: 0.8, 39: 0.8}),
+    ],
+)
+def test_schedules_at_points(fields, points):
+    assert_allclose(rates(config.Schedule(**fields), points), list(points.values()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "arguments"),
+    [
+        ({"name": "exponential", "factor": 0.5}, "ExponentialLR", {"gamma": 0.5 ** (1 / 4)}),
+        (
+            {"name": "step", "milestones": (5.0, 7.5), "factor": 0.3},
+            "MultiStepLR",
+            {"milestones": [20, 30], "gamma": 0.3},
+        ),
+        ({"name": "step", "period": 2.5, "factor": 0.5}, "StepLR", {"step_size": 10, "gamma": 0.5}),
+        ({"name": "linear", "final": 0.1}, "LinearLR", {"start_factor": 1.0, "end_factor": 0.1, "total_iters": 40}),
+        ({"name": "polynomial"}, "PolynomialLR", {"total_iters": 40}),
+        ({"name": "polynomial", "power": 2.5}, "PolynomialLR", {"total_iters": 40, "power": 2.5}),
+        ({"name": "cosine", "final": 0.1}, "CosineAnnealingLR", {"T_max": 40, "eta_min": 0.1 * PEAK}),
+        ({"name": "warm_restarts", "period": 2.5}, "CosineAnnealingWarmRestarts", {"T_0": 10}),
+        (
+            {"name": "warm_restarts", "period": 1.0, "multiplier": 2.0, "final": 0.1},
+            "CosineAnnealingWarmRestarts",
+            {"T_0": 4, "T_mult": 2, "eta_min": 0.1 * PEAK},
+        ),
+        ({"name": "one_cycle"}, "OneCycleLR", {"max_lr": PEAK, "total_steps": 40}),
+        ({"name": "one_cycle", "warmup": 1.7}, "OneCycleLR", {"max_lr": PEAK, "total_steps": 40, "pct_start": 0.17}),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_schedules_are_torchs(fields, kind, arguments):
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK, momentum=0.9)
+    theirs = getattr(torch.optim.lr_scheduler, kind)(optimizer, **arguments)
+    rate, momentum = [], []
+    for _ in range(40):
+        rate.append(theirs.get_last_lr()[0])
+        momentum.append(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        theirs.step()
+    schedule = config.Schedule(**fields)
+    assert_allclose(rates(schedule, range(40)), rate, rtol=1e-5, atol=1e-6)
+    if kind == "OneCycleLR":
+        ours = make_momentum(config.Optimizer(), schedule, epochs=10, steps_per_epoch=4)
+        assert_allclose(jax.jit(jax.vmap(ours))(jnp.arange(40)), momentum, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "arguments"),
+    [
+        ("momentum", "SGD", {"momentum": 0.5}),
+        ("nesterov", "SGD", {"momentum": 0.5, "nesterov": True}),
+        ("adamw", "AdamW", {"weight_decay": 0.1}),
+        ("nadam", "NAdam", {"weight_decay": 0.1}),
+        ("rmsprop", "RMSprop", {}),
+    ],
+)
+def test_one_cycle_moves_momentum_as_torchs_does(name, kind, arguments):
+    torch = pytest.importorskip("torch")
+    gradients = np.random.default_rng(0).standard_normal((20, 5))
+    leaf = torch.tensor(np.arange(5.0), requires_grad=True)
+    theirs = getattr(torch.optim, kind)([leaf], lr=0.1, **arguments)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.1, total_steps=20)
+    with jax.enable_x64(True):
+        optimizer = config.Optimizer(name=name, learning_rate=0.1, weight_decay=arguments.get("weight_decay", 0.0))
+        schedule, times = config.Schedule("one_cycle"), {"epochs": 2, "steps_per_epoch": 10}
+        transform = make_optimizer(optimizer, make_schedule(optimizer, schedule, **times), schedule, **times)
+        params = {"kernel": jnp.arange(5.0)}
+        state, update = transform.init(params), jax.jit(transform.update)
+        for gradient in gradients:
+            updates, state = update({"kernel": jnp.asarray(gradient)}, state, params)
+            params = optax.apply_updates(params, updates)
+            leaf.grad = torch.tensor(gradient)
+            theirs.step()
+            cycle.step()
+            assert_allclose(params["kernel"], leaf.detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_times_are_epochs_of_updates_when_batches_accumulate():
+    schedule = config.Schedule("step", milestones=(5.0,), warmup=1.0)
+    assert_allclose(rates(schedule, (1, 2, 9, 10), accumulate=2), [0.4, 0.8, 0.8, 0.08], rtol=1e-5)
+    schedule = config.Schedule("exponential", factor=0.25)
+    assert_allclose(rates(schedule, (0, 1, 2), accumulate=2), [0.8, 0.4, 0.2], rtol=1e-5)
+
+
+def test_milestones_closer_than_an_update_both_count():
+    schedule = config.Schedule("step", milestones=(1.0, 1.1))
+    assert_allclose(rates(schedule, (3, 4)), [0.8, 0.008], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_of_one_update_has_a_rate(name):
+    fields = {"step": {"milestones": (0.5,)}, "warm_restarts": {"period": 1.0}}.get(name, {})
+    (rate,) = rates(config.Schedule(name, **fields), [0], epochs=1, steps_per_epoch=1)
+    assert 0 < rate < 0.801
+
+
+def test_the_names_of_the_config_are_those_that_are_made():
+    assert set(typing.get_args(typing.get_type_hints(config.Schedule)["name"])) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "linaer"}, "schedule.name .*did you mean 'linear'"),
+        ({"warmup": -1.0}, "schedule.warmup"),
+        ({"warmup": 10.0}, "schedule.warmup"),
+        ({"name": "cosine", "final": -0.1}, "schedule.final"),
+        ({"name": "cosine", "final": 1.1}, "schedule.final"),
+        ({"name": "polynomial", "power": 0.0}, "schedule.power"),
+        ({"name": "step", "milestones": (1.0,), "factor": 0.0}, "schedule.factor"),
+        ({"name": "step"}, "schedule.milestones"),
+        ({"name": "step", "milestones": (5.0, 3.0)}, "increasing order"),
+        ({"name": "step", "milestones": (5.0, 5.0)}, "increasing order"),
+        ({"name": "step", "milestones": (0.0,)}, "schedule.milestones"),
+        ({"name": "step", "milestones": (1.0,), "warmup": 1.0}, "after warmup"),
+        ({"name": "step", "milestones": (1.0,), "period": 1.0}, "leave one out"),
+        ({"name": "step", "period": 1.0, "warmup": 1.0}, "schedule.period 1.0 must be longer than warmup"),
+        ({"name": "warm_restarts"}, "schedule.period 0.0 must be greater than 0"),
+        ({"name": "warm_restarts", "period": 0.01}, "shorter than an update"),
+        ({"name": "warm_restarts", "period": 1.0, "multiplier": 0.5}, "schedule.multiplier"),
+        ({"name": "one_cycle", "momentum": (0.9, 1.0)}, "schedule.momentum"),
+        ({"name": "plateau", "factor": 1.0}, "schedule.factor"),
+        ({"name": "plateau", "patience": -1}, "schedule.patience"),
+        ({"name": "plateau", "threshold": 1.0}, "schedule.threshold"),
+        ({"name": "plateau", "cooldown": -1}, "schedule.cooldown"),
+    ],
+)
+def test_schedule_errors(fields, message):
+    with pytest.raises(InputError, match=message):
+        make_schedule(config.Optimizer(), config.Schedule(**fields), epochs=10, steps_per_epoch=4)
+
+
+@pytest.mark.parametrize("field", BELONGS)
+def test_a_field_that_does_not_belong_to_the_schedule_is_refused(field):
+    value = {"milestones": (1.0,), "momentum": (0.8, 0.9), "cooldown": 1, "patience": 1}.get(field, 0.5)
+    for name in set(NAMES) - set(BELONGS[field]):
+        with pytest.raises(InputError, match=f"schedule.{field} .* belongs to the schedule {BELONGS[field][0]}"):
+            make_schedule(config.Optimizer(), config.Schedule(name, **{field: value}), epochs=10, steps_per_epoch=4)
+
+
+def test_what_a_schedule_and_an_optimizer_cannot_do_together_is_refused():
+    with pytest.raises(InputError, match="schedule.name cosine .*does nothing for rprop"):
+        make_schedule(config.Optimizer("rprop"), config.Schedule("cosine"), epochs=10, steps_per_epoch=4)
+    with pytest.raises(InputError, match="optimizer.momentum 0.8 does nothing with schedule.name one_cycle"):
+        make_optimizer(config.Optimizer(momentum=0.8), 0.1, config.Schedule("one_cycle"), epochs=1, steps_per_epoch=1)
+    with pytest.raises(InputError, match="epochs and steps_per_epoch are needed"):
+        make_optimizer(config.Optimizer(), 0.1, config.Schedule("one_cycle"))
+
+
+# Plateau
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments"),
+    [
+        ({}, {}),
+        ({"patience": 0, "factor": 0.5}, {"patience": 0, "factor": 0.5}),
+        (
+            {"patience": 2, "factor": 0.3, "threshold": 0.02, "cooldown": 3, "final": 0.05},
+            {"patience": 2, "factor": 0.3, "threshold": 0.02, "cooldown": 3, "min_lr": 0.05},
+        ),
+        ({"patience": 1, "factor": 0.9, "threshold": 0.0}, {"patience": 1, "factor": 0.9, "threshold": 0.0}),
+    ],
+)
+def test_the_plateau_is_torchs(fields, arguments):
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **arguments, eps=0.0)
+    schedule = config.Schedule("plateau", **fields)
+    state = (optax.EmptyState(), scale_by_plateau().init({"kernel": jnp.ones(2)}))
+    see = jax.jit(partial(observe, schedule=schedule))
+    ours, expected = [], []
+    rng = np.random.default_rng(0)
+    for epoch in range(60):
+        # Falls, stands, falls again; some values twice, which is no improvement even with threshold 0.
+        loss = float(np.float32(max(3 - 0.1 * epoch, 1.5) + 0.2 * rng.integers(0, 4) / 4 - (epoch > 45) * 0.5))
+        theirs.step(loss)
+        state = see(state, loss)
+        ours.append(float(rate_scale(state)))
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert_allclose(ours, expected, rtol=1e-5)
+    assert ours[-1] < 1
+
+
+def test_a_plateau_scales_the_whole_update():
+    """The decoupled decay of adamw too, as the learning rate would."""
+    optimizer, schedule = config.Optimizer("adamw", weight_decay=0.1, accumulate=2), config.Schedule("plateau")
+    params = {"kernel": jnp.arange(4.0)}
+    made = [make_optimizer(optimizer, rate, schedule) for rate in (0.1, 0.02)]
+    states = [transform.init(params) for transform in made]
+    state = jax.tree.map(lambda x: x, states[0])
+    see = jax.jit(partial(observe, schedule=dataclasses.replace(schedule, factor=0.2)))
+    for _ in range(12):
+        state = see(state, 1.0)
+    assert_allclose(rate_scale(state), 0.2, rtol=1e-6)
+    states[0] = state
+    updates = [jax.jit(transform.update) for transform in made]
+    for _ in range(4):
+        (a, states[0]), (b, states[1]) = (
+            update(params, state, params) for update, state in zip(updates, states, strict=True)
+        )
+        chex.assert_trees_all_close(a, b, rtol=1e-5)
+    assert rate_scale(make_optimizer(optimizer, 0.1).init(params)) == 1.0
+
+
+# In the loop
+
+SPIRALS = config.Config(
+    data=config.Data(name="spirals"),
+    model="mlp",
+    model_options={"width": 8},
+    optimizer=config.Optimizer(name="nesterov", learning_rate=0.01),
+    devices=config.Devices(count=1),
+    epochs=4,
+    batch_size=400,
+    log_every=1,
+    checkpoint_every=3,
+)
+
+
+class StopAt:
+    """In the loop's Signals' place: as if a signal came during step `at` of this process."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def received(self):
+        self.left -= 1
+        return signal.SIGTERM if self.left < 0 else 0
+
+
+def train(folder, **changes):
+    return training.train(dataclasses.replace(SPIRALS, workdir=str(folder), **changes), console=Console(quiet=True))
+
+
+def rows(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def newest_state(folder):
+    manager = Checkpoints(folder / "checkpoints")
+    state = manager.manager.restore(manager.steps[-1])["state"]
+    manager.close()
+    return jax.tree.map(np.asarray, state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stops"),
+    [
+        # Nothing is an improvement by 99 %: the rate falls after each epoch but the first.
+        ({"schedule": config.Schedule("plateau", patience=0, threshold=0.99, factor=0.5)}, (7,)),
+        ({"schedule": config.Schedule("one_cycle")}, (4,)),
+    ],
+    ids=["plateau", "one_cycle"],
+)
+def test_a_stopped_and_resumed_schedule_goes_on_as_if_never_stopped(tmp_path, monkeypatch, changes, stops):
+    train(tmp_path / "whole", **changes)
+    for at in stops:
+        monkeypatch.setattr(loop, "Signals", lambda at=at: StopAt(at - 1))
+        with pytest.raises(Stopped):
+            train(tmp_path / "parts", **changes)
+    monkeypatch.undo()
+    train(tmp_path / "parts", **changes)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    chex.assert_trees_all_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
+    if changes["schedule"].name == "plateau":
+        by_epoch = {}
+        for row in rows(tmp_path / "whole"):
+            if row["kind"] == "train":
+                by_epoch.setdefault(math.ceil(row["epoch"]), set()).add(row["learning_rate"])
+        assert {epoch: [round(rate, 6) for rate in rates] for epoch, rates in by_epoch.items()} == {
+            1: [0.01], 2: [0.01], 3: [0.005], 4: [0.0025],
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_a_plateau_on_several_devices_and_without_a_validation_set(tmp_path, monkeypatch, strategy):
+    def load(*arguments, load=data.load):
+        dataset = load(*arguments)
+        return dataclasses.replace(dataset, validation=dataset.validation.take(np.arange(0)))
+
+    if strategy == "jit":
+        monkeypatch.setattr(data, "load", load)
+    schedule = config.Schedule("plateau", patience=0, threshold=0.99)
+    train(tmp_path / "run", schedule=schedule, devices=config.Devices(strategy, 2), epochs=3)
+    last = [row for row in rows(tmp_path / "run") if row["kind"] == "train"][-1]
+    assert_allclose(last["learning_rate"], 0.001, rtol=1e-5)
+
+
+def test_a_failure_names_the_rate_that_the_plateau_has_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Trainer, "_summarize", lambda self: self._fail("all is well", self.done))
+    schedule = config.Schedule("plateau", patience=0, threshold=0.99)
+    with pytest.raises(TrainingFailed, match=r"learning rate 0\.001\b"):
+        train(tmp_path / "run", schedule=schedule, epochs=2)
