@@ -8,8 +8,8 @@ Data: TFDS `cifar10`, or the original binary files in --data-dir.
 
     deepjax train cifar10_mlp_eight_layer_gaussian --data-dir FOLDER
 
-Not yet measured with these settings. With --model-options width=256 --optimizer.learning-rate 0.01 --epochs 10, on two
-CPU cores with other work, seed 0, on a JPEG-coded copy of the set: 90.0 % test error, loss 2.3026: chance.
+Measured on two CPU cores, seed 0, on a JPEG-coded copy of the set (--data.name cifar10_jpeg):
+90.0 % test error, loss 2.3026: chance. 6 s of training.
 """
 
 from deepjax.config import Config, Data, Optimizer, Schedule

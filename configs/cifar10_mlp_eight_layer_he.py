@@ -7,8 +7,8 @@ Data: TFDS `cifar10`, or the original binary files in --data-dir.
 
     deepjax train cifar10_mlp_eight_layer_he --data-dir FOLDER
 
-Measured on two CPU cores with other work, seed 0, on a JPEG-coded copy of the set:
-49.3 % test error, in 1:10 minutes of training.
+Measured on two CPU cores, seed 0, on a JPEG-coded copy of the set (--data.name cifar10_jpeg):
+49.3 % test error, 6 s of training.
 """
 
 from deepjax.config import Config, Data, Optimizer, Schedule

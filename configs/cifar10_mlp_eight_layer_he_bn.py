@@ -7,8 +7,8 @@ Data: TFDS `cifar10`, or the original binary files in --data-dir.
 
     deepjax train cifar10_mlp_eight_layer_he_bn --data-dir FOLDER
 
-Measured on two CPU cores with other work, seed 0, on a JPEG-coded copy of the set:
-47.2 % test error, in 54 s of training.
+Measured on two CPU cores, seed 0, on a JPEG-coded copy of the set (--data.name cifar10_jpeg):
+47.6 % test error, 7 s of training.
 """
 
 from deepjax.config import Config, Data, Optimizer, Schedule

@@ -15,6 +15,14 @@ Five seeds of all three:
     for drop in none dropout dropconnect; do for seed in 0 1 2 3 4; do
         deepjax train mnist_dropconnect_$drop --data-dir FOLDER --seed $seed --workdir runs/$drop-$seed
     done; done
+
+Measured so on two CPU cores, about 14 s a run; test errors in %, seeds 0 to 4:
+
+    none         2.18 2.08 2.08 2.05 2.07   mean 2.09
+    dropout      2.23 2.25 2.25 1.90 2.06   mean 2.14
+    dropconnect  2.21 2.27 2.15 1.99 2.02   mean 2.13
+
+The paper's ordering (both better than none) does not show at this size: the means differ by less than the seeds do.
 """
 
 from deepjax.config import Config, Data, Optimizer, Schedule

@@ -8,7 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "config", "data", "errors", "functional", "init_from_data", "initializers", "layers",
+    "benchmarks", "config", "data", "errors", "export", "functional", "init_from_data", "initializers", "layers",
     "optimizers", "summary", "training", "units", "weights", "zoo",
 )  # fmt: skip
 

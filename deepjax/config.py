@@ -112,7 +112,7 @@ class Data:
 
     name: str = "digits"
     """digits, spirals, disc, xor, a TFDS name (mnist, cifar10, imagenet2012, ...), a folder with
-    train/CLASS/*.png|jpg, or an .npz file."""
+    train/CLASS/*.png|jpg and val/ or test/, `folder` where data_dir is such a folder, or an .npz file."""
     validation: float | None = None
     """Fraction of the training set kept for validation, stratified. Unset: the set's own validation split, or 0.1."""
     image_size: int = 0
@@ -123,9 +123,9 @@ class Data:
     z_score: mean 0 and variance 1 of each pixel and channel. pca: whitened, a vector of components. zca: whitened, an
     image."""
     mean: tuple[float, ...] = ()
-    """channel: per channel, in units of [0, 1]. Empty: computed from the training set."""
+    """channel: per channel, in units of [0, 1]. Empty: that of `pretrained`, or computed from the training set."""
     std: tuple[float, ...] = ()
-    """channel: per channel, in units of [0, 1]. Empty: computed from the training set."""
+    """channel: per channel, in units of [0, 1]. Empty: that of `pretrained`, or computed from the training set."""
     epsilon: float = 0.0
     """pca, zca: added to the variance of each component, so that noise is not blown up; for images 0.01 to 0.1."""
     limits: tuple[float, float] = (0.0, 1.0)
@@ -196,7 +196,7 @@ class Optimizer:
     groups: Groups = field(default_factory=dict)
     """JSON: settings of the parameters whose path matches a pattern; of several patterns the first. For example
     '{"stem_conv/*": {"frozen": true}, "stage1*": {"frozen_until": 3}, "head/*": {"learning_rate": 0.5}}'. Batch norms'
-    moments are no parameters; they go on in what is frozen."""
+    moments are no parameters; they go on in what is frozen, but for freeze_moments."""
 
 
 @dataclass(frozen=True)
@@ -261,11 +261,27 @@ class Config:
     """A name that `deepjax models` lists."""
     model_options: Options = field(default_factory=dict)
     """Options of the model, added to the config's: --model-options depth=38 shortcut=B."""
-    init: Literal["model", "lsuv", "within_layer", "between_layer", "pca_kernels", "kmeans_kernels", "looks_linear"] = (
-        "model"
-    )
+    init: Literal[
+        "model", "auto", "lsuv", "within_layer", "between_layer", "pca_kernels", "kmeans_kernels", "looks_linear"
+    ] = "model"
     """Where the parameters begin. model: as the model draws them. Else a function of deepjax.init_from_data, which
-    sets them by the first training batch; kmeans_kernels needs a batch of at least as many images as features."""
+    sets them by the first training batch. auto measures, and picks what keeps the signal at any depth; kmeans_kernels
+    needs a batch of at least as many images as features."""
+    pretrained: str = ""
+    """Where the parameters begin instead: a weights file (.safetensors, .pth, .pt) with PyTorch's names or ours, the
+    folder of a run, or a network with weights on the hub, such as resnet18. Empty: with `init`."""
+    reset_head: bool = True
+    """pretrained: the last layers, whose size is the number of classes, begin anew. False: they are taken, too."""
+    freeze: tuple[str, ...] = ()
+    """pretrained: patterns of parameters that are not trained, such as 'stem*' 'stage1*', after those of
+    optimizer.groups, in which the first match counts."""
+    thaw: tuple[float, ...] = ()
+    """Epochs after which what `freeze` names is trained, too: one for each pattern, or one for all. Empty: never."""
+    thaw_share: float = 0.0
+    """thaw, as a share of `epochs`: 0.5 freezes for the first half. 0: never."""
+    freeze_moments: bool = False
+    """Frozen batch norms use and keep their running moments, as PyTorch's after eval(). False: these go on, and a
+    batch is normalized by its own, as in PyTorch where only requires_grad is off."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     devices: Devices = Devices()
@@ -298,7 +314,8 @@ class Config:
     workdir: str = ""
     """Where everything is written. Empty: runs/NAME."""
     data_dir: str = ""
-    """Where the images are: a TFDS folder, or the set's original files. Empty: TFDS's own folder."""
+    """Where the images are: a TFDS folder, the set's original files, or, for data.name folder, train/CLASS/*.png|jpg
+    and val/ or test/. Empty: TFDS's own folder."""
 
 
 def from_dict(kind, values):

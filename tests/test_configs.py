@@ -23,6 +23,8 @@ CASES = {  # what each is for: classes, and the shape of an image
     "mnist_resnet": (10, (28, 28, 1)),
     "cifar10_resnet20": (10, (32, 32, 3)),
     "imagenet_resnet50": (1000, (224, 224, 3)),
+    "finetune": (3, (224, 224, 3)),
+    "monster": (10, (64, 64, 3)),
     **{f"mnist_dropconnect_{drop}": (10, (28, 28, 1)) for drop in ("none", "dropout", "dropconnect")},
     **{
         f"cifar10_mlp_{net}": (10, (32, 32, 3))

@@ -27,7 +27,9 @@ def test_the_readmes_commands_are_the_two():
 def test_links_within_the_repository_lead_somewhere():
     for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+            found = document.parent / target
+            assert found.exists(), f"{document.name} links to {target}"
+            assert found.is_dir() or found.stat().st_size, f"{target} is empty"
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
-"""The table of layers: its parameters are the model's, its shapes those that the layers give."""
+"""The table of layers: its parameters are the model's, its shapes those that the layers give, its costs PyTorch's."""
+
+import json
+import time
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
-from deepjax import zoo
+from deepjax import cli, functional, zoo
 from deepjax.errors import InputError
+from deepjax.layers import Conv
 from deepjax.summary import summarize
 
 
@@ -32,17 +36,18 @@ def test_rows_sum_to_the_models_parameters(name, scan):
 
 def test_a_residual_nets_rows():
     layers = rows(zoo.create("cifar_resnet", depth=20), (32, 32, 3))
-    assert layers["stem_conv"] == ("stem_conv", "Conv", (32, 32, 16), 1, 432)
-    assert layers["stage2_first/branch/conv1"] == (
+    assert layers["stem_conv"][:6] == ("stem_conv", "Conv", (32, 32, 16), 1, 432, 432 * 32**2)
+    assert layers["stage2_first/branch/conv1"][:6] == (
         "stage2_first/branch/conv1",
         "Conv",
         (16, 16, 32),
         1,
         9 * 16 * 32,
+        9 * 16 * 32 * 16**2,
     )
-    assert layers["stage3_rest/unit/branch/conv2"][2:] == ((8, 8, 64), 2, 2 * 9 * 64 * 64)
-    assert layers["stage3_rest/unit/branch/norm2"][1:] == ("BatchNorm", (8, 8, 64), 2, 2 * 128)
-    assert layers["head"] == ("head", "Dense", (10,), 1, 650)
+    assert layers["stage3_rest/unit/branch/conv2"][2:6] == ((8, 8, 64), 2, 2 * 9 * 64 * 64, 2 * 9 * 64 * 64 * 8**2)
+    assert layers["stage3_rest/unit/branch/norm2"][1:6] == ("BatchNorm", (8, 8, 64), 2, 2 * 128, 0)
+    assert layers["head"] == ("head", "Dense", (10,), 1, 650, 640, ((32, 32), (0, 0), (0, 0)))
     order = list(layers)
     assert order[0] == "stem_conv"
     assert order[-1] == "head"
@@ -72,10 +77,10 @@ class Users(nn.Module):
 def test_a_users_model():
     layers = summarize(Users(), (3,))
     assert [tuple(layer) for layer in layers] == [
-        ("", "Users", (2,), 1, 5),
-        ("first", "Dense", (5,), 1, 20),
-        ("hidden", "Dense", (5,), 1, 30),
-        ("head", "Dense", (2,), 1, 12),
+        ("", "Users", (2,), 1, 5, 0, ((), (), ())),
+        ("first", "Dense", (5,), 1, 20, 15, ((), (), ())),
+        ("hidden", "Dense", (5,), 1, 30, 50, ((), (), ())),
+        ("head", "Dense", (2,), 1, 12, 10, ((), (), ())),
     ]
 
 
@@ -83,6 +88,8 @@ def test_a_recurrent_model():
     model = nn.RNN(nn.LSTMCell(4))
     layers = summarize(model, (7, 3))
     assert sum(layer.parameters for layer in layers) == parameter_count(model, (7, 3))
+    assert {layer.repeats for layer in layers} == {7}
+    assert sum(layer.macs for layer in layers) == 7 * 4 * (3 * 4 + 4 * 4)
 
 
 def test_further_arguments_reach_the_model():
@@ -117,3 +124,345 @@ def test_an_input_that_a_users_model_does_not_take():
 
     with pytest.raises(InputError, match=r"does not take an input of shape \(3,\)"):
         summarize(Net(), (3,))
+
+
+# Multiply-adds
+
+# torchvision's table of its networks: pixels, and multiply-adds in units of 10**9, rounded to three places.
+TORCHVISION = {
+    "alexnet": (224, 0.714),
+    "densenet121": (224, 2.834),
+    "densenet161": (224, 7.728),
+    "densenet169": (224, 3.36),
+    "densenet201": (224, 4.291),
+    "efficientnet_b0": (224, 0.386),
+    "efficientnet_b1": (240, 0.687),
+    "efficientnet_b2": (288, 1.088),
+    "efficientnet_b3": (300, 1.827),
+    "efficientnet_b4": (380, 4.394),
+    "efficientnet_b5": (456, 10.266),
+    "efficientnet_b6": (528, 19.068),
+    "efficientnet_b7": (600, 37.746),
+    "googlenet": (224, 1.498),
+    "inception_v3": (299, 5.713),
+    "mobilenet_v2": (224, 0.301),
+    "mobilenet_v3_large": (224, 0.217),
+    "mobilenet_v3_small": (224, 0.057),
+    "resnet18": (224, 1.814),
+    "resnet34": (224, 3.664),
+    "resnet50": (224, 4.089),
+    "resnet101": (224, 7.801),
+    "resnet152": (224, 11.514),
+    "resnext50_32x4d": (224, 4.23),
+    "resnext101_32x8d": (224, 16.414),
+    "resnext101_64x4d": (224, 15.46),
+    "vgg11": (224, 7.609),
+    "vgg11_bn": (224, 7.609),
+    "vgg13": (224, 11.308),
+    "vgg13_bn": (224, 11.308),
+    "vgg16": (224, 15.47),
+    "vgg16_bn": (224, 15.47),
+    "vgg19": (224, 19.632),
+    "vgg19_bn": (224, 19.632),
+    "wide_resnet50_2": (224, 11.398),
+    "wide_resnet101_2": (224, 22.753),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in TORCHVISION if name in zoo.MODELS])
+def test_torchvisions_networks_cost_what_it_says(name):
+    pixels, billions = TORCHVISION[name]
+    layers = summarize(zoo.create(name), (pixels, pixels, 3))
+    assert round(sum(layer.macs for layer in layers) / 1e9, 3) == billions
+
+
+def totals(model, shape, **call):
+    layers = summarize(model, shape, **call)
+    return sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers)
+
+
+class Attention(nn.Module):
+    """Queries from one sequence, keys and values from itself."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.MultiHeadDotProductAttention(4, qkv_features=16, out_features=16)(x)
+
+
+# Our model, the shape of its input, PyTorch's class and its arguments. PyTorch's input has the features first.
+KINDS = {
+    "dense": (nn.Dense(7), (3,), "Linear", (3, 7)),
+    "1d": (nn.Conv(6, (5,), 2, "VALID"), (33, 3), "Conv1d", (3, 6, 5, 2)),
+    "2d": (Conv(8, (3, 5), 2, 2, use_bias=True), (19, 17, 3), "Conv2d", (3, 8, (3, 5), 2, 2)),
+    "3d": (nn.Conv(4, (3, 2, 3), padding="VALID"), (9, 8, 7, 2), "Conv3d", (2, 4, (3, 2, 3))),
+    "grouped": (Conv(8, (3, 3), 1, 1, groups=4, use_bias=True), (9, 9, 12), "Conv2d", (12, 8, 3, 1, 1, 1, 4)),
+    "depthwise": (nn.Conv(12, (5, 5), 2, 2, feature_group_count=6), (9, 9, 6), "Conv2d", (6, 12, 5, 2, 2, 1, 6)),
+    "dilated": (Conv(4, (3, 3), 1, "VALID", 3, use_bias=True), (15, 15, 2), "Conv2d", (2, 4, 3, 1, 0, 3)),
+    "transposed": (nn.ConvTranspose(4, (3, 5), (2, 3)), (9, 7, 2), "ConvTranspose2d", (2, 4, (3, 5), (2, 3))),
+    "attention": (Attention(), (9, 16), "MultiheadAttention", (16, 4)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_layer_counts_as_in_torch(name):
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, shape, kind, arguments = KINDS[name]
+    theirs = getattr(torch.nn, kind)(*arguments).to("meta")
+    attention = name == "attention"
+    x = torch.empty((9, 1, 16) if attention else (1, shape[-1], *shape[:-1]), device="meta")
+    with FlopCounterMode(display=False) as counter:
+        theirs(x, x, x) if attention else theirs(x)
+    parameters = sum(p.numel() for p in theirs.parameters())
+    assert totals(model, shape) == (parameters, counter.get_total_flops() // 2)
+
+
+def test_layers_called_twice_and_scans_count_every_time():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.Dense(4, name="layer")
+            step = nn.Dense(4, name="step")
+            steps = nn.scan(
+                lambda step, x, _: (step(x), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=6
+            )
+            return steps(step, layer(layer(x)), None)[0]
+
+    layers = rows(Net(), (4,))
+    assert layers["layer"][3:6] == (1, 20, 2 * 16)
+    assert layers["step"][3:6] == (6, 6 * 20, 6 * 16)
+
+
+def test_the_dearest_branch_counts():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, wide):
+            kernels = self.param("a", nn.initializers.ones, (3, 50)), self.param("b", nn.initializers.ones, (3, 2))
+            return jax.lax.cond(wide, lambda x: (x @ kernels[0]).sum(), lambda x: (x @ kernels[1]).sum(), x)
+
+    assert totals(Net(), (3,), wide=jnp.array(False)) == (156, 150)
+
+
+def test_mapped_modules_and_jitted_ones():
+    heads = nn.vmap(nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=5)
+    assert totals(heads(4), (3,)) == (5 * 16, 5 * 12)
+    for _ in range(2):  # a jitted module is traced once
+        (layer,) = summarize(nn.jit(nn.Dense)(4), (3,))
+        assert layer[2:6] == ((4,), 1, 16, 12)
+
+
+class Two(nn.Module):
+    """Parts inside of nn.jit, of remat, and behind a method."""
+
+    def setup(self):
+        self.first = nn.jit(Part)(name=None)
+        self.second = nn.remat(Part)()
+
+    def encode(self, x):
+        return self.second(self.first(x))
+
+    def __call__(self, x):
+        return self.encode(x), x.sum()
+
+
+class Part(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Dense(3)(x))
+
+
+def test_parts_are_found_however_they_are_called():
+    for _ in range(2):
+        assert [layer[:6] for layer in summarize(Two(), (3,))] == [
+            ("first/Dense_0", "Dense", (3,), 1, 12, 9),
+            ("second/Dense_0", "Dense", (3,), 1, 12, 9),
+        ]
+
+
+def test_equal_jitted_parts_keep_the_sums():
+    jitted = nn.jit(Part)
+    for model, sums in ((nn.Sequential([jitted(), jitted()]), (24, 18)), (jitted(), (12, 9))):
+        assert totals(model, (3,)) == sums
+
+
+def test_outputs_of_several_arrays_and_none():
+    class Silent(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.param("unused", nn.initializers.ones, (7,))
+            return None
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            Silent(name="silent")(x)
+            x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(4, name="hidden")(x))
+            return {"logits": nn.Dense(2, name="head")(x), "aux": (nn.Dense(3, name="aux")(x), None)}
+
+    for train in (True, False):
+        layers = rows(Net(), (5,), train=train)
+        assert layers["silent"][1:] == ("Silent", (), 1, 7, 0, None)
+        assert [layers[name].macs for name in ("hidden", "head", "aux")] == [20, 8, 12]
+        assert sum(layer.parameters for layer in layers.values()) == parameter_count(Net(), (5,), train=train)
+
+
+def test_integer_inputs():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            return nn.Dense(3)(nn.Embed(10, 4)(tokens))
+
+    assert totals(Net(), jax.ShapeDtypeStruct((6,), jnp.int32)) == (40 + 15, 6 * 12)
+
+
+def test_poolings_that_are_functions_have_rows():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = functional.max_pool(nn.Conv(4, (3, 3), name="conv")(x), 2)
+            x = functional.layer_norm(functional.local_response_norm(x, 3))  # windows and means over features
+            x = nn.GroupNorm(2, name="norm")(nn.max_pool(x, (3, 3), (2, 2)))
+            return nn.avg_pool(x, (2, 2)).mean((1, 2))
+
+    layers = summarize(Net(), (16, 16, 3))
+    assert [(layer.path, layer.output) for layer in layers] == [
+        ("conv", (16, 16, 4)),
+        ("max_pool(1)", (8, 8, 4)),
+        ("max_pool(2)", (3, 3, 4)),
+        ("norm", (3, 3, 4)),
+        ("avg_pool(1)", (2, 2, 4)),
+        ("global_avg_pool(1)", (4,)),
+    ]
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet1202", "resnet152"])
+def test_it_takes_seconds(name):
+    begin = time.process_time()
+    summarize(zoo.create(name, scan=name != "resnet152"), (64, 64, 3))
+    assert time.process_time() - begin < 20
+
+
+# The lectures' count
+
+
+def sums(layers, *prefixes):
+    chosen = [layer for layer in layers if layer.path.startswith(prefixes)]
+    return sum(layer.parameters for layer in chosen), sum(layer.macs for layer in chosen)
+
+
+def test_the_lectures_table_of_resnet34():
+    layers = summarize(zoo.create("resnet34"), (224, 224, 3), count="conv-bias")
+
+    def stage(features, n, pixels):
+        kernels = 9 * features**2 + features
+        return 2 * n * kernels, 2 * n * kernels * pixels**2
+
+    def changing(features, pixels):
+        half = features // 2
+        parameters = (9 * half + 1) * features + (9 * features + 1) * features + (half + 1) * features
+        return parameters, parameters * pixels**2 + half * pixels**2  # the shortcut first takes every second pixel
+
+    table = {
+        ("stem",): (9_472, 118_816_768),  # conv(7,64)
+        ("max_pool",): (0, 64 * 56**2),
+        ("stage1",): (221_568, 694_837_248),  # 3 x res(3,64)
+        ("stage2_first",): (229_760, 180_182_016),  # res(3,128,s2)
+        ("stage2_rest",): stage(128, 3, 28),
+        ("stage3_first",): changing(256, 14),
+        ("stage3_rest",): stage(256, 5, 14),
+        ("stage4_first",): changing(512, 7),
+        ("stage4_rest",): stage(512, 2, 7),
+        ("global_avg_pool",): (0, 512),
+        ("head",): (513_000, 513_000),  # fc
+    }
+    assert (stage(64, 3, 56), changing(128, 28)) == (table["stage1",], table["stage2_first",])
+    assert {line: sums(layers, *line) for line in table} == table
+    assert sums(layers, "") == tuple(map(sum, zip(*table.values(), strict=True)))
+
+
+def test_the_lectures_count_of_other_layers():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.InstanceNorm(name="norm")(nn.Conv(4, (3, 3), use_bias=False, name="conv")(x))
+            x = nn.Conv(4, (3, 3), feature_group_count=4, name="depthwise")(x)
+            x = nn.Conv(6, (1, 1), 2, use_bias=False, name="strided")(nn.avg_pool(x, (2, 2), (2, 2)))
+            return nn.Dense(3, use_bias=False, name="head")(x.max((1, 2)))
+
+    layers = {layer.path: layer[4:6] for layer in summarize(Net(), (16, 16, 2), count="conv-bias")}
+    assert layers == {
+        "conv": (76, 76 * 256),
+        "norm": (0, 0),
+        "depthwise": (40, 40 * 256),
+        "avg_pool(1)": (0, 4 * 64),
+        "strided": (30, 30 * 16 + 4 * 16),
+        "global_max_pool(1)": (0, 6),
+        "head": (18, 18),
+    }
+
+
+def test_the_lectures_count_of_shortcuts_without_parameters():
+    layers = {layer.path: layer for layer in summarize(zoo.create("cifar_resnet20"), (32, 32, 3), count="conv-bias")}
+    assert layers["stage2_first/shortcut"][4:6] == (0, 16 * 16**2)
+    assert layers["stage3_rest/unit/branch/conv2"][4:6] == (2 * 36_928, 2 * 36_928 * 64)
+
+
+# Gathering, and the command
+
+
+@pytest.mark.parametrize("count", ["macs", "conv-bias"])
+def test_gathered_rows_have_the_same_sums(count):
+    model = zoo.create("cifar_resnet20")
+    layers, stages = (summarize(model, (32, 32, 3), count=count, level=level) for level in (None, 1))
+    assert sums(stages, "") == sums(layers, "")
+    stage = next(layer for layer in stages if layer.path == "stage2_rest")
+    assert stage[:4] == ("stage2_rest", "Stack", (16, 16, 32), 1)
+    assert stage[4:6] == sums(layers, "stage2_rest/")
+    assert stage.field == next(layer for layer in layers if layer.path == "stage2_rest/unit/join").field
+
+
+def test_the_command(capsys):
+    assert cli.main(["summary", "resnet18", "--num-classes", "7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert " ".join(lines[0].split()) == "layer kind output repeats parameters MACs field stride offset"
+    assert " ".join(lines[1].split()) == "stem_conv Conv 112x112x64 9,408 118,013,952 7 2 -3"
+    total = 11_689_512 - 513 * 993, 1_814_073_344 - 512 * 993
+    assert lines[-1] == f"resnet18: {total[0]:,} parameters, {total[1]:,} MACs (1.814 G)"
+
+
+def test_the_commands_json(capsys):
+    command = ["summary", "cifar_resnet20", "--input", "32,40,3", "--json"]
+    assert cli.main(command) == 0
+    record = json.loads(capsys.readouterr().out)
+    layers = summarize(zoo.create("cifar_resnet20"), (32, 40, 3))
+    assert (record["input"], record["count"]) == ([32, 40, 3], "macs")
+    assert (record["parameters"], record["macs"]) == sums(layers, "")
+    for found, layer in zip(record["layers"], layers, strict=True):
+        assert found == {
+            "path": layer.path,
+            "kind": layer.kind,
+            "output": list(layer.output),
+            "repeats": layer.repeats,
+            "parameters": layer.parameters,
+            "macs": layer.macs,
+            "receptive_field": {name: list(values) for name, values in layer.field._asdict().items()},
+        }
+    assert cli.main([*command, "--count", "conv-bias", "--level", "1"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["layers"][0]["operations"] == 28 * 16 * 32 * 40
+    assert "macs" not in record["layers"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": "flops"}, "count 'flops' is unknown; choose from"),
+        ({"count": "convbias"}, "did you mean 'conv-bias'"),
+        ({"level": 0}, "level 0 must be at least 1"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        summarize(nn.Dense(3), (4,), **options)

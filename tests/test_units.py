@@ -14,7 +14,26 @@ from numpy.testing import assert_allclose
 from deepjax import initializers, zoo
 from deepjax.errors import InputError
 from deepjax.layers import BatchNorm, Conv
-from deepjax.units import Add, Branch, NormActivation, Plain, Projection, SkipInit, Unit, ZeroPad, stack
+from deepjax.units import (
+    Add,
+    Branch,
+    Concat,
+    ConvNorm,
+    Drop,
+    Gate,
+    NormActivation,
+    Plain,
+    Projection,
+    Shake,
+    SkipInit,
+    SqueezeExcite,
+    Unit,
+    ZeroPad,
+    recompute,
+    stack,
+    stack_units,
+    unstack_units,
+)
 from deepjax.zoo.residual import cifar
 
 KEY = jax.random.key(0)
@@ -47,7 +66,20 @@ def restack(variables, depth):
     }
 
 
-def draw(model, x, gain=0.1):
+def to_torch(torch, x):
+    """An array [batch, *spatial, features] as a float64 tensor in PyTorch's order."""
+    return torch.from_numpy(np.moveaxis(np.float64(x), -1, 1).copy())
+
+
+def kernel_to_torch(torch, kernel):
+    return torch.from_numpy(np.moveaxis(np.float64(kernel), (-1, -2), (0, 1)).copy())
+
+
+def from_torch(y):
+    return np.moveaxis(y.detach().numpy(), 1, -1)
+
+
+def draw(model, x, gain=0.1, train=False, join=None):
     """Variables of the model, by NumPy: nothing compiles, no scale is 1, no bias 0, no variance large."""
     rng = np.random.default_rng(0)
 
@@ -65,7 +97,9 @@ def draw(model, x, gain=0.1):
             "var": 0.05 + 0.05 * abs(noise),
         }[name]
 
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    call = {} if train is None else {"train": train}
+    inputs = (x,) if join is None else (x, join)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, **call))
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
@@ -150,6 +184,287 @@ def test_plain_ignores_the_skip():
     inner = {collection: tree["branch"] for collection, tree in variables.items()}
     expected = nn.relu(branch.apply(inner, x, train=False))
     assert_allclose(unit.apply(variables, x, train=False), expected)
+
+
+@pytest.mark.parametrize("spatial", [(), (5, 6)])
+def test_gate_is_the_highway_of_the_paper(spatial):
+    torch = pytest.importorskip("torch")
+    x, h = images(2, *spatial, 3), images(2, *spatial, 3, seed=1)
+    gate = Gate(-3.0)
+    start = gate.init(KEY, x, h, train=True)["params"]["gate"]
+    assert_allclose(start["bias"], -3.0)
+    variables = draw(gate, x, join=h)
+    p = variables["params"]["gate"]
+    kernel, bias = kernel_to_torch(torch, p["kernel"]), torch.from_numpy(np.float64(p["bias"]))
+    tx = to_torch(torch, x)
+    f = torch.nn.functional
+    t = torch.sigmoid(f.conv2d(tx, kernel, bias, padding=1) if spatial else f.linear(tx, kernel, bias))
+    expected = from_torch(to_torch(torch, h) * t + tx * (1 - t))
+    assert_allclose(gate.apply(variables, x, h, train=True), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="Gate: the skip has shape"):
+        gate.init(KEY, x, h[..., :1], train=True)
+    if spatial:
+        with pytest.raises(InputError, match="window 2 must be odd"):
+            Gate(window=2).init(KEY, x, h, train=True)
+
+
+def test_concat_appends_the_branch():
+    x, h = images(2, 4, 4, 3), images(2, 4, 4, 2, seed=1)
+    assert_allclose(Concat().apply({}, x, h, train=True), np.concatenate([x, h], 3))
+    with pytest.raises(InputError, match="Concat: the skip has shape"):
+        Concat().apply({}, x, h[:1], train=True)
+
+
+@pytest.mark.parametrize("scaling", ["inverted", "original"])
+def test_drop_of_survival_1_is_add_and_of_0_the_skip(scaling):
+    skip, branch = images(4, 3), images(4, 3, seed=1)
+    for survival, expected in ((1.0, skip + branch), (0.0, skip)):
+        y = Drop(survival, scaling).apply({}, skip, branch, train=True, rngs={"dropout": KEY})
+        assert_allclose(y, expected)
+    with pytest.raises(InputError, match="survival is None"):
+        Drop().apply({}, skip, branch, train=False)
+    with pytest.raises(InputError, match="Drop: the skip has shape"):
+        Drop(0.5).apply({}, skip, branch[:, :1], train=False)
+
+
+class Ones(nn.Module):
+    """A branch that is 1 everywhere."""
+
+    @nn.compact
+    def __call__(self, x, *, train, mask=None):
+        return jnp.ones_like(x)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_units_survive_as_often_as_their_own_survival(scan):
+    """Sums of surviving ones, for each row: mean and variance of independent Bernoulli draws, at four sigma."""
+    survival, rows = (0.9, 0.5, 0.2), 4000
+    x = jnp.zeros((rows, 2))
+
+    def total(train, **options):
+        net = stack(Unit(Ones(), Drop(**options)), 3, scan=scan, own={"survival": survival})
+        return np.asarray(net.apply({}, x, train=train, rngs={"dropout": KEY}))
+
+    y = total(True, scaling="original")
+    assert (y[:, 0] == y[:, 1]).all()
+    variance = sum(p * (1 - p) for p in survival)
+    assert abs(y[:, 0].mean() - sum(survival)) < 4 * np.sqrt(variance / rows)
+    assert abs(y[:, 0].var() / variance - 1) < 4 * np.sqrt(2 / rows)
+    values = {round(float(v), 4) for v in np.unique(total(True))}
+    parts = [round(sum(1 / p for p, kept in zip(survival, word) if kept), 4) for word in np.ndindex(2, 2, 2)]
+    assert values == set(parts)
+    assert_allclose(total(False), 3)
+    assert_allclose(total(False, scaling="original"), sum(survival), rtol=1e-6)
+    assert len(np.unique(total(True, scaling="original", per="batch"))) == 1
+
+
+def two_branches(**options):
+    return Shake(*(Branch((4, 4), (3, 3), (1, 1)) for _ in range(2)), **options)
+
+
+def test_shake_mixes_its_branches():
+    x = images(6, 4, 4, 3)
+    variables = draw(two_branches(), x)
+    a, b = (
+        Branch((4, 4), (3, 3), (1, 1)).apply({c: tree[name] for c, tree in variables.items()}, nn.relu(x), train=False)
+        for name in "ab"
+    )
+    y = two_branches(activation=nn.relu).apply(variables, x, train=False)
+    assert_allclose(y, (a + b) / 2, rtol=1e-5, atol=1e-6)
+
+    def train(**options):
+        call = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": KEY}}
+        return two_branches(**options).apply(variables, x, **call)[0]
+
+    even, shaken, alike = train(forward="even"), train(), train(per="batch")
+    a, b = (
+        Branch((4, 4), (3, 3), (1, 1)).apply(
+            {c: tree[name] for c, tree in variables.items()}, x, train=True, mutable=["batch_stats"]
+        )[0]
+        for name in "ab"
+    )
+    assert_allclose(even, (a + b) / 2, rtol=1e-5, atol=1e-5)
+
+    def share(y):  # alpha of each image, by least squares
+        y, d = (np.asarray(v).reshape(6, -1) for v in (y - b, a - b))
+        alpha = (y * d).sum(1) / (d * d).sum(1)
+        assert_allclose(y, alpha[:, None] * d, atol=1e-4)
+        return alpha
+
+    assert len(set(share(shaken).round(4))) == 6
+    assert ((share(shaken) >= 0) & (share(shaken) <= 1)).all()
+    assert_allclose(share(alike), share(alike)[0], atol=1e-4)
+
+
+# Branches
+
+
+def test_groups_of_a_branch_are_torchs():
+    torch = pytest.importorskip("torch")
+    x = images(2, 5, 5, 4)
+    branch = Branch((8, 6), (1, 3), (1, 2), norm="none", groups=(1, 2))
+    variables = draw(branch, x)
+    y = to_torch(torch, x)
+    for i, (groups, stride) in enumerate(((1, 1), (2, 2))):
+        p = variables["params"][f"conv{i + 1}"]
+        kernel, bias = kernel_to_torch(torch, p["kernel"]), torch.from_numpy(np.float64(p["bias"]))
+        y = torch.relu(y) if i else y
+        y = torch.nn.functional.conv2d(y, kernel, bias, stride, kernel.shape[-1] // 2, groups=groups)
+    assert_allclose(branch.apply(variables, x, train=True), from_torch(y), rtol=1e-4, atol=1e-5)
+    for options, message in (
+        ({"groups": (1,)}, "and groups \\(1,\\) must be equally many"),
+        ({"drops": "input"}, "drops 'input' is unknown; did you mean 'inputs'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Branch((8, 6), (1, 3), (1, 2), **options).init(KEY, x, train=False)
+
+
+@pytest.mark.parametrize("drops", ["inputs", "outputs", "last"])
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_dropout_of_a_branch_stands_where_it_says(order, drops):
+    """Where all is dropped, what follows sees zeros; half dropped, half of the entries are 0, at four sigma."""
+    x = images(2, 16, 16, 3)
+    branch = Branch((4, 5), (3, 3), (1, 1), order, norm="none", dropout=1.0, drops=drops)
+    variables = draw(branch, x)
+    seen = {}
+
+    def watch(next_method, args, kwargs, context):
+        y = next_method(*args, **kwargs)
+        if isinstance(context.module, Conv):
+            seen[context.module.name] = (args[0], y)
+        return y
+
+    def run(branch, train=True):
+        with nn.intercept_methods(watch):
+            return branch.apply(variables, x, train=train, rngs={"dropout": KEY})
+
+    zeros = {"inputs": "entrance", "outputs": "exit", "last": "exit"}[drops]
+    y = run(branch)
+    assert (np.asarray(seen["conv1"][0]) != 0).mean() > 0.4  # the first convolution sees what there is
+    inner = nn.relu(jnp.zeros_like(seen["conv1"][1]) if drops == "outputs" else seen["conv1"][1])
+    assert_allclose(seen["conv2"][0], jnp.zeros_like(inner) if zeros == "entrance" else inner)
+    assert_allclose(y, seen["conv2"][1] if zeros == "entrance" else jnp.zeros_like(y))
+    half = run(branch.copy(dropout=0.5))
+    dropped, kept = (seen["conv2"][0], inner) if zeros == "entrance" else (half, run(branch, train=False))
+    alive = np.asarray(kept) != 0
+    if drops != "outputs":
+        assert abs((np.asarray(dropped)[alive] == 0).mean() - 0.5) < 4 * np.sqrt(0.25 / alive.sum())
+    assert_allclose(run(branch, train=False), run(branch.copy(dropout=0.0)))
+
+
+# Recomputation
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_recomputed_branches_give_the_same(masked):
+    """Values, running moments and gradients, where dropout draws and a mask is closed over; NaN stays NaN."""
+    x, weights = images(4, 5, 5, 3), images(4, 5, 5, 4, seed=1)
+    mask = jnp.arange(4) < 3 if masked else None
+
+    class Net(nn.Module):
+        again: bool
+
+        @nn.compact
+        def __call__(self, x):
+            def layer(branch, x):
+                return branch(x, train=True, mask=mask)
+
+            branch = Branch((4, 4), (3, 3), (1, 1), dropout=0.5, name="branch")
+            return recompute(layer, branch, x) if self.again else layer(branch, x)
+
+    shapes = [
+        jax.eval_shape(lambda net=net: net.init({"params": KEY, "dropout": KEY}, x)) for net in map(Net, (False, True))
+    ]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
+    variables = draw(Branch((4, 4), (3, 3), (1, 1)), x)
+    variables = {collection: {"branch": tree} for collection, tree in variables.items()}
+
+    @jax.jit
+    def answers(weights):
+        def loss(params, x, net):
+            y, new = net.apply({**variables, "params": params}, x, mutable=["batch_stats"], rngs={"dropout": KEY})
+            return (y * weights).sum(), (y, new)
+
+        return [jax.grad(loss, (0, 1), has_aux=True)(variables["params"], x, net) for net in map(Net, (False, True))]
+
+    chex.assert_trees_all_close(*answers(weights), rtol=1e-5, atol=1e-5)
+    for gradients, _ in answers(weights.at[0, 0, 0, 0].set(jnp.nan)):
+        assert np.isnan(gradients[1]).any()
+
+
+# Bricks
+
+
+@pytest.mark.parametrize("order", ["post", "last", "pre"])
+def test_conv_norm_is_torchs_in_every_order(order):
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+    x = images(4, 7, 7, 4)
+    brick = ConvNorm(6, (3, 5), 2, dilation=2, groups=2, order=order, epsilon=1e-2, momentum=0.7, activation=nn.silu)
+    variables = draw(brick, x)
+    p, moments = variables["params"], variables["batch_stats"]["norm"]
+    mean, var, scale, bias = (
+        torch.from_numpy(np.float64(v))
+        for v in (*map(moments.get, ("mean", "var")), p["norm"]["scale"], p["norm"]["bias"])
+    )
+    steps = {
+        "conv": lambda y: f.conv2d(y, kernel_to_torch(torch, p["conv"]["kernel"]), None, 2, (2, 4), 2, 2),
+        "norm": lambda y: f.batch_norm(y, mean, var, scale, bias, True, 0.3, 1e-2),
+        "activation": f.silu,
+    }
+    words = {"post": "conv norm activation", "last": "conv activation norm", "pre": "norm activation conv"}
+    y = to_torch(torch, x)
+    for word in words[order].split():
+        y = steps[word](y)
+    ours, new = brick.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert_allclose(ours, from_torch(y), rtol=1e-4, atol=1e-5)
+    assert_allclose(new["batch_stats"]["norm"]["mean"], mean, rtol=1e-4, atol=1e-5)
+    assert_allclose(new["batch_stats"]["norm"]["var"], var, rtol=1e-4)
+
+
+def test_conv_norm_has_a_bias_where_it_has_no_norm():
+    def names(**options):
+        params = jax.eval_shape(lambda: ConvNorm(3, **options).init(KEY, images(1, 4, 4, 2), train=False))["params"]
+        return {"/".join(path) for path in flax.traverse_util.flatten_dict(params)}
+
+    assert names() == {"conv/kernel", "norm/scale", "norm/bias"}
+    assert names(norm="none") == {"conv/kernel", "conv/bias"}
+    assert names(norm="none", use_bias=False) == {"conv/kernel"}
+    for options, message in (
+        ({"order": "first"}, "order 'first' is unknown"),
+        ({"norm": "bach"}, "did you mean 'batch'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            names(**options)
+
+
+def test_squeeze_excite_is_torchs():
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+    x = images(2, 5, 4, 6)
+    block = SqueezeExcite(3, activation=nn.silu, gate=nn.hard_sigmoid)
+    variables = draw(block, x, train=None)
+    tx, p = to_torch(torch, x), variables["params"]
+
+    def pointwise(y, name):
+        return f.conv2d(y, kernel_to_torch(torch, p[name]["kernel"]), torch.from_numpy(np.float64(p[name]["bias"])))
+
+    gate = f.hardsigmoid(pointwise(f.silu(pointwise(f.adaptive_avg_pool2d(tx, 1), "reduce")), "expand"))
+    assert_allclose(block.apply(variables, x), from_torch(tx * gate), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "groups"), [("group", 16), ("layer", 1), ("instance", 48)])
+def test_norms_of_one_example_are_torchs_group_norm(norm, groups):
+    """32 groups as far as they divide the features: 16 for 48. One group: layer norm; 48: instance norm."""
+    torch = pytest.importorskip("torch")
+    x = images(2, 5, 4, 48)
+    module = NormActivation(activation=lambda x: x, norm=norm)
+    variables = draw(module, x)
+    assert set(variables) == {"params"}
+    scale, bias = (torch.from_numpy(np.float64(variables["params"]["norm"][name])) for name in ("scale", "bias"))
+    expected = from_torch(torch.nn.functional.group_norm(to_torch(torch, x), groups, scale, bias))
+    for train in (True, False):
+        assert_allclose(module.apply(variables, x, train=train), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pre_activation_branch_starts_with_the_norm_unless_activated():
@@ -278,6 +593,56 @@ def test_a_unit_of_a_stack_keeps_shape_and_dtype(unit, dtype):
 def test_a_stack_has_units(depth, unroll):
     with pytest.raises(InputError, match="must be at least 1"):
         stack(basic_unit(), depth, unroll=unroll)
+
+
+class Scale(nn.Module):
+    """x times a number of this unit alone, plus its parameter."""
+
+    @nn.compact
+    def __call__(self, x, *, train, mask=None, factor):
+        return x * factor + self.param("bias", nn.initializers.normal(), x.shape[-1:])[None]
+
+
+def test_own_numbers_reach_their_units():
+    x, factors = images(2, 3), [1.5, -2.0, 0.5]
+    scanned, unrolled = (stack(Scale(), 3, scan=scan, own={"factor": factors}) for scan in (True, False))
+    variables = scanned.init(KEY, x, train=False)
+    expected = np.asarray(x)
+    for factor, bias in zip(factors, np.asarray(variables["params"]["unit"]["bias"]), strict=True):
+        expected = expected * factor + bias
+    assert_allclose(scanned.apply(variables, x, train=False), expected, rtol=1e-5)
+    assert_allclose(unrolled.apply(unstack_units(variables), x, train=False), expected, rtol=1e-5)
+    with pytest.raises(InputError, match="own factor has 2 numbers for 3 units"):
+        stack(Scale(), 3, own={"factor": [1.0, 2.0]})
+
+
+def test_units_are_stacked_and_unstacked():
+    """Stacks within units too; the tree without stacks stays, NumPy arrays stay NumPy's, outputs stay."""
+    x = images(2, 4, 4, 4)
+
+    def net(scan):
+        inner = stack(basic_unit(), 2, scan=scan)
+        return nn.Sequential([nn.Dense(4), Twice(inner, scan)])
+
+    variables = jax.device_get(draw(net(True), x, train=None))
+    apart = unstack_units(variables)
+    chex.assert_trees_all_equal_shapes_and_dtypes(apart, jax.eval_shape(lambda: net(False).init(KEY, x)))
+    assert {type(leaf) for leaf in jax.tree.leaves(apart)} == {np.ndarray}
+    chex.assert_trees_all_equal(stack_units(apart), variables)
+    assert_allclose(net(True).apply(variables, x), net(False).apply(apart, x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="leading axes \\[2, 3\\]"):
+        unstack_units({"unit": {"a": np.zeros(2), "b": np.zeros(3)}})
+
+
+class Twice(nn.Module):
+    """A stack of two stacks."""
+
+    inner: nn.Module
+    scan: bool
+
+    @nn.compact
+    def __call__(self, x):
+        return stack(self.inner, 2, scan=self.scan, name="outer")(x, train=False)
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -409,7 +774,7 @@ def test_zero_starts_in_bfloat16(options):
         (lambda: basic_unit(norm="zero_batch", join=SkipInit), "start at 0 twice"),
         (lambda: basic_unit(norm="fixup", branches=2, join=SkipInit), "start at 0 twice"),
         (lambda: basic_unit(norm="fixup", branches=2, join=Plain), "with join Plain it has no skip"),
-        (lambda: NormActivation(norm="layer"), "norm 'layer' is unknown"),
+        (lambda: NormActivation(norm="layr"), "did you mean 'layer'"),
         (lambda: Projection(4, norm="non"), "did you mean 'none'"),
     ],
 )
@@ -551,3 +916,14 @@ def test_masked_rows_do_not_reach_a_net():
     (padded, new), (expected, expected_new) = forward(x.at[3].set(1e4), mask), forward(x[:3], None)
     assert_allclose(padded[:3], expected, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(new, expected_new, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["zero_batch", "fixup"])
+def test_a_single_brick_has_no_norm_that_belongs_to_a_branch(norm):
+    with pytest.raises(InputError, match=f"ConvNorm: norm {norm}"):
+        ConvNorm(2, norm=norm).init(jax.random.key(0), jnp.ones((1, 4, 4, 2)), train=True)
+
+
+def test_stacks_with_numbers_of_their_own_can_be_hashed():
+    unit = Unit(Branch((2,), (1,), (1,)), Drop())
+    assert hash(stack(unit, 2, own={"survival": [1, 0.5]})) == hash(stack(unit, 2, own={"survival": [1, 0.5]}))

@@ -13,6 +13,8 @@ from numpy.testing import assert_allclose
 from deepjax import zoo
 from deepjax.errors import InputError
 from deepjax.units import Plain
+from deepjax.zoo import plain, small
+from deepjax.zoo.network import GENERAL
 from deepjax.zoo.residual import imagenet, resnet
 
 KEY = jax.random.key(0)
@@ -115,7 +117,7 @@ def test_mlp_count():
 # The dictionary
 
 
-@pytest.mark.parametrize("name", zoo.MODELS)
+@pytest.mark.parametrize("name", [*plain.MODELS, *small.MODELS, *PAPER_COUNTS])
 def test_every_model_gives_logits(name):
     model = zoo.create(name, num_classes=7)
     x = jnp.zeros((2, 32, 32, 3))
@@ -139,12 +141,15 @@ def test_options_are_those_that_the_name_leaves_open():
         "stem_stride",
         "norm",
         "skip_init",
+        "dropout",
         "scan",
         "dtype",
+        *GENERAL,
     }
-    assert set(zoo.options_of("resnet50")) == {"width", "shortcut", "norm", "skip_init", "scan", "dtype"}
-    assert set(zoo.options_of("plain34")) == {"width", "shortcut", "norm", "scan", "dtype"}
-    assert zoo.options_of("mlp") == {
+    imagenets = {"width", "shortcut", "norm", "dropout", "scan", "dtype", *GENERAL}
+    assert set(zoo.options_of("resnext50_32x4d")) == {"skip_init", *imagenets}
+    assert set(zoo.options_of("plain34")) == imagenets
+    assert zoo.options_of("mlp") == GENERAL | {
         "depth": 3,
         "width": 256,
         "init": "he",
@@ -208,23 +213,21 @@ def conv_and_norm_of(torch, tree, moments, train):
 
     def conv(x, path, stride=1):
         kernel = tree[path + "/kernel"]
-        return f.conv2d(x, kernel.permute(3, 2, 0, 1), stride=stride, padding=kernel.shape[0] // 2)
+        groups = x.shape[1] // kernel.shape[2]
+        return f.conv2d(x, kernel.permute(3, 2, 0, 1), stride=stride, padding=kernel.shape[0] // 2, groups=groups)
 
     def norm(x, path):
-        mean, old = moments[path + "/mean"].clone(), moments[path + "/var"]
-        var = old.clone()
-        n = x.numel() // x.shape[1]
+        mean, var = moments[path + "/mean"].clone(), moments[path + "/var"].clone()
         y = f.batch_norm(x, mean, var, tree[path + "/scale"], tree[path + "/bias"], train, 0.1, 1e-5)
-        if train:  # PyTorch's running variance is divided by n - 1, ours by n
-            moments[path + "/mean"] = mean
-            moments[path + "/var"] = 0.9 * old + (var - 0.9 * old) * (n - 1) / n
+        if train:
+            moments[path + "/mean"], moments[path + "/var"] = mean, var
         return y
 
     return conv, norm
 
 
 def torch_forward(torch, tree, moments, x, *, depths, kind, shortcut, preact, stem, train):
-    """The residual network as its papers draw it. kind: basic or bottleneck; shortcut None: a plain net."""
+    """The residual network as its papers draw it. kind: basic, bottleneck, or paper; shortcut None: a plain net."""
     f = torch.nn.functional
     conv, norm = conv_and_norm_of(torch, tree, moments, train)
     x = conv(x, "stem_conv", 2 if stem == "imagenet" else 1)
@@ -237,7 +240,7 @@ def torch_forward(torch, tree, moments, x, *, depths, kind, shortcut, preact, st
             unit = f"stage{stage + 1}_first" if i == 0 else f"stage{stage + 1}_rest/{i - 1}"
             stride = 2 if stage > 0 and i == 0 else 1
             layers = 2 if kind == "basic" else 3
-            strided = 1 if kind == "basic" else 2
+            strided = 2 if kind == "bottleneck" else 1
             features = tree[f"{unit}/branch/conv{layers}/kernel"].shape[-1]
             changes = stride == 2 or features != x.shape[1]
             if preact and changes:
@@ -294,29 +297,32 @@ def draw(model, x):
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-CASES = {  # test -> name, options, kind, depths, shortcut
-    "cifar_resnet A": ("cifar_resnet", {"depth": 20, "shortcut": "A"}, "basic", (3, 3, 3), "A"),
-    "cifar_resnet B": ("cifar_resnet", {"depth": 14, "shortcut": "B"}, "basic", (2, 2, 2), "B"),
-    "cifar_resnet C": ("cifar_resnet", {"depth": 14, "shortcut": "C"}, "basic", (2, 2, 2), "C"),
-    "cifar_plain": ("cifar_plain", {"depth": 14}, "basic", (2, 2, 2), None),
-    "cifar_preact A": ("cifar_preact", {"depth": 20, "shortcut": "A"}, "bottleneck", (2, 2, 2), "A"),
-    "cifar_preact B": ("cifar_preact", {"depth": 29, "shortcut": "B"}, "bottleneck", (3, 3, 3), "B"),
-    "cifar_preact C": ("cifar_preact", {"depth": 20, "shortcut": "C"}, "bottleneck", (2, 2, 2), "C"),
-    "resnet18": ("resnet18", {}, "basic", (2, 2, 2, 2), "B"),
-    "plain18": ("plain18", {}, "basic", (2, 2, 2, 2), None),
-    "resnet50": ("resnet50", {}, "bottleneck", (3, 4, 6, 3), "B"),
+CASES = {  # test -> name, options, kind (paper: bottlenecks whose first 1x1 has the stride), depths, shortcut
+    "cifar_resnet A": ("cifar_resnet", {"width": 4, "depth": 20, "shortcut": "A"}, "basic", (3, 3, 3), "A"),
+    "cifar_resnet B": ("cifar_resnet", {"width": 4, "depth": 14, "shortcut": "B"}, "basic", (2, 2, 2), "B"),
+    "cifar_resnet C": ("cifar_resnet", {"width": 4, "depth": 14, "shortcut": "C"}, "basic", (2, 2, 2), "C"),
+    "cifar_plain": ("cifar_plain", {"width": 4, "depth": 14}, "basic", (2, 2, 2), None),
+    "cifar_preact A": ("cifar_preact", {"width": 4, "depth": 20, "shortcut": "A"}, "bottleneck", (2, 2, 2), "A"),
+    "cifar_preact B": ("cifar_preact", {"width": 4, "depth": 29, "shortcut": "B"}, "bottleneck", (3, 3, 3), "B"),
+    "cifar_preact C": ("cifar_preact", {"width": 4, "depth": 20, "shortcut": "C"}, "bottleneck", (2, 2, 2), "C"),
+    "resnet18": ("resnet18", {"width": 4}, "basic", (2, 2, 2, 2), "B"),
+    "plain18": ("plain18", {"width": 4}, "basic", (2, 2, 2, 2), None),
+    "resnet50": ("resnet50", {"width": 4}, "bottleneck", (3, 4, 6, 3), "B"),
+    "resnet50_paper": ("resnet50_paper", {"width": 4}, "paper", (3, 4, 6, 3), "B"),
+    "wide_resnet": ("wide_resnet", {"depth": 16, "widen": 2}, "basic", (2, 2, 2), "B"),
+    "cifar_resnext": ("cifar_resnext", {"depth": 20, "groups": 4, "group_width": 2}, "bottleneck", (2, 2, 2), "B"),
 }
 
 
-SLOW = {"cifar_resnet C", "cifar_preact A", "cifar_preact C", "plain18", "resnet50"}
+SLOW = {"cifar_resnet C", "cifar_preact A", "cifar_preact C", "plain18", "resnet50", "resnet50_paper"}
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES])
 def test_network_is_torchs(case):
     torch = pytest.importorskip("torch")
     name, options, kind, depths, shortcut = CASES[case]
-    stem = "cifar" if name.startswith("cifar") else "imagenet"
-    model = zoo.create(name, num_classes=5, width=4, **options)
+    stem = "imagenet" if "18" in name or "50" in name else "cifar"
+    model = zoo.create(name, num_classes=5, **options)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((8, 16, 16, 3) if stem == "cifar" else (8, 64, 64, 3)).astype(np.float32)
     weights = rng.standard_normal((8, 5)).astype(np.float32)
@@ -334,7 +340,7 @@ def test_network_is_torchs(case):
             "depths": depths,
             "kind": kind,
             "shortcut": shortcut,
-            "preact": "preact" in name,
+            "preact": "preact" in name or "wide" in name,
             "stem": stem,
         }
         return torch_forward(torch, tree, moments, tx, train=train, **options), tree, moments

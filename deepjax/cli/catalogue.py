@@ -78,7 +78,7 @@ def datasets(arguments):
 
 @dataclass(frozen=True)
 class Summary:
-    """The layers of a network: output shape of one example, parameters."""
+    """The layers of a network: output shape of one example, parameters, multiply-adds, receptive field."""
 
     model: tyro.conf.Positional[str]
     """A name that `deepjax models` lists."""
@@ -88,6 +88,11 @@ class Summary:
     """Logits. Unset: the network's usual number."""
     options: Options = field(default_factory=dict)
     """Options of the model: --options depth=38 shortcut=B."""
+    count: str = "macs"
+    """macs: multiply-adds of convolutions and matrix products. conv-bias: parameters and operations as counted by hand,
+    every convolution with a bias, no batch norm, poolings by their outputs."""
+    level: int | None = None
+    """Gather the layers below this many names of their paths: 1 gives the stages."""
     json: bool = False
     """Print JSON."""
 
@@ -102,26 +107,50 @@ def summary(arguments):
     text = options.input or ",".join(map(str, zoo.usual_input(options.model)))
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise InputError(f"--input {text!r} must be numbers with commas between, such as 32,32,3")
-    layers = summarize(model, tuple(map(int, text.split(","))))
-    total = sum(layer.parameters for layer in layers)
+    shape = tuple(map(int, text.split(",")))
+    layers = summarize(model, shape, count=options.count, level=options.level)
+    parameters, macs = (sum(getattr(layer, name) for layer in layers) for name in ("parameters", "macs"))
+    cost = "macs" if options.count == "macs" else "operations"
     if options.json:
-        record = {
-            "model": options.model,
-            "parameters": total,
-            "layers": [layer._asdict() for layer in layers],
-        }
+        record = {"model": options.model, "input": shape, "count": options.count, "parameters": parameters, cost: macs}
+        record["layers"] = [_layer_record(layer, cost) for layer in layers]
         print(json.dumps(record, indent=2))
         return 0
-    rows = [
-        (
-            layer.path,
-            layer.kind,
-            "x".join(map(str, layer.output)) or "-",
-            f"x{layer.repeats}" if layer.repeats > 1 else "",
-            f"{layer.parameters:,}" if layer.parameters else "",
-        )
-        for layer in layers
-    ]
-    table(("layer", "kind", "output", "repeats", "parameters"), rows)
-    print(f"{options.model}: {total:,} parameters")
+    header = ("layer", "kind", "output", "repeats", "parameters", "MACs" if cost == "macs" else cost)
+    table(*_right((*header, "field", "stride", "offset"), [_layer_cells(layer) for layer in layers], first=4))
+    print("field, stride, offset: output position o sees the `field` pixels of the input from offset + o * stride on")
+    rounded = f" ({macs / 1e9:.3f} G)" if macs >= 10**7 else ""
+    print(f"{options.model}: {parameters:,} parameters, {macs:,} {'MACs' if cost == 'macs' else cost}{rounded}")
     return 0
+
+
+def _layer_record(layer, cost):
+    record = layer._asdict()
+    record[cost] = record.pop("macs")
+    seen = record.pop("field")
+    return record | {"receptive_field": seen and seen._asdict()}
+
+
+def _layer_cells(layer):
+    def pixels(values):
+        return "x".join(f"{v:g}" for v in (values[:1] if len(set(values)) == 1 else values))
+
+    return (
+        layer.path,
+        layer.kind,
+        "x".join(map(str, layer.output)) or "-",
+        f"x{layer.repeats}" if layer.repeats > 1 else "",
+        f"{layer.parameters:,}" if layer.parameters else "",
+        f"{layer.macs:,}" if layer.macs else "",
+        *(map(pixels, layer.field) if layer.field else ("", "", "")),
+    )
+
+
+def _right(header, rows, first):
+    """Header and rows whose cells from column `first` on are flush right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    header, *rows = (
+        (*row[:first], *(cell.rjust(width) for cell, width in zip(row[first:], widths[first:], strict=True)))
+        for row in [header, *rows]
+    )
+    return header, rows

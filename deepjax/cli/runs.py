@@ -1,7 +1,9 @@
-"""`deepjax eval` and `deepjax predict`: what starts from the folder of a run."""
+"""`deepjax eval` and `deepjax predict`: what starts from the folder of a run, or from pretrained weights."""
 
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -95,14 +97,18 @@ def _parts(options, runs, alone):
 
 @dataclass(frozen=True)
 class Predict:
-    """The likeliest classes of images, by a trained run."""
+    """The likeliest classes of images, by a trained run, or by a network with pretrained weights."""
 
-    workdir: tyro.conf.Positional[str]
-    """Folder of the run."""
+    source: tyro.conf.Positional[str]
+    """Folder of the run; or a network: resnet18, or as `deepjax weights list` has it, with weights of the hub."""
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files, or folders of them."""
+    weights: str = ""
+    """File of the network's weights: .safetensors, .pth or .pt."""
     top: int = 5
     """How many classes to show."""
+    crops: Literal[1, 5, 10] = 1
+    """Parts of each image whose predictions are averaged. 1: the centre. 5: corners and centre. 10: and mirrored."""
     json: bool = False
     """Print JSON."""
 
@@ -111,10 +117,11 @@ def predict(arguments):
     """Print the likeliest classes of each image; 1 if an image could not be read."""
     options = parse(Predict, arguments, "deepjax predict")
     if not options.images:
-        raise InputError("predict needs images: deepjax predict WORKDIR IMAGE...")
+        raise InputError("predict needs images: deepjax predict WORKDIR-or-NAME IMAGE...")
     from deepjax.training import inference
 
-    predictions = inference.predict(inference.load_run(options.workdir, warn), options.images, top=options.top)
+    run = classifier(options.source, options.weights)
+    predictions = inference.predict(run, options.images, top=options.top, crops=options.crops)
     problems = [p for p in predictions if p.problem]
     if options.json:
         rows = [
@@ -138,3 +145,17 @@ def predict(arguments):
     for prediction in problems:
         complain(prediction.problem, 1)
     return 1 if problems else 0
+
+
+def classifier(source, weights):
+    """The Run in the folder `source`, or the Classifier of the network of that name."""
+    from deepjax import zoo
+    from deepjax.training import inference
+    from deepjax.weights.hub import PRETRAINED
+
+    is_network = source in zoo.MODELS or source in PRETRAINED
+    if weights or (is_network and not (Path(source) / "config.json").exists()):
+        return inference.load_classifier(source, weights)
+    if not Path(source).exists() and "/" not in source and (close := get_close_matches(source, zoo.MODELS, 1, 0.7)):
+        raise InputError(f"{source} holds no run, and is no network; did you mean {close[0]!r}?")
+    return inference.load_run(source, warn)

@@ -27,9 +27,9 @@ class FindLR(Config):
 
 def train(arguments):
     """Train a config: one of those that come with deepjax, or a file of your own."""
-    if (path := _chosen("train", arguments)) is None:
+    if (path := chosen("train", arguments)) is None:
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    config = _configured("train", path, arguments, Config)
+    config = configured("train", path, arguments, Config)
     from deepjax.training import loop
 
     loop.train(config, path.stem, console=console())
@@ -38,9 +38,9 @@ def train(arguments):
 
 def find_lr(arguments):
     """Find a learning rate for a config by the range test, which trains nothing that stays; 1 if there is none."""
-    if (path := _chosen("find-lr", arguments)) is None:
+    if (path := chosen("find-lr", arguments)) is None:
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    options = _configured("find-lr", path, arguments, FindLR)
+    options = configured("find-lr", path, arguments, FindLR)
     config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
     from deepjax.training import range_test
 
@@ -49,7 +49,7 @@ def find_lr(arguments):
     return 0 if record["suggestion"] is not None else 1
 
 
-def _chosen(command, arguments):
+def chosen(command, arguments):
     """The file of the config that is named first, or None where only help is asked for, which is printed."""
     if not arguments or arguments[0].startswith("-"):
         print(f"usage: deepjax {command} NAME-or-FILE [OPTIONS]; NAME is one of")
@@ -63,7 +63,7 @@ def _chosen(command, arguments):
     return path
 
 
-def _configured(command, path, arguments, kind):
+def configured(command, path, arguments, kind):
     """A config file's Config, as the dataclass `kind`, with what the command line changes."""
     config = _load_config(path)
     default = kind(**{field.name: getattr(config, field.name) for field in fields(config)})

@@ -3,6 +3,7 @@
 from deepjax.data.augment import augment, change_colours
 from deepjax.data.augment import check as check_augment
 from deepjax.data.colour import lighting_components
+from deepjax.data.crops import check_crops, photograph_crops, read_crops, resizing
 from deepjax.data.images import read_image
 from deepjax.data.loaders import DeviceLoader, HostLoader, epoch_order, make_loader
 from deepjax.data.mixing import mix
@@ -23,12 +24,16 @@ __all__ = [
     "change_colours",
     "channel_statistics",
     "check_augment",
+    "check_crops",
     "epoch_order",
     "lighting_components",
     "load",
     "make_loader",
     "mix",
+    "photograph_crops",
     "prepare",
+    "read_crops",
     "read_image",
+    "resizing",
     "standardize",
 ]

@@ -92,16 +92,20 @@ def random_area(
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
-def read_image(path: Path, shape: tuple[int, int, int], fit: str) -> np.ndarray:
+def read_bytes(path: Path) -> bytes:
+    """A file's contents. Raises InputError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); replace or remove it") from error
+
+
+def read_image(path: Path, shape: tuple[int, ...], fit: str) -> np.ndarray:
     """An image file as uint8 of shape (H, W, C), brought to it as `fit` says (see Records.fit).
 
     Raises InputError for a file that cannot be read.
     """
     height, width, channels = shape
-    try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); replace or remove it") from error
-    image = decode(encoded, str(path), channels)
+    image = decode(read_bytes(path), str(path), channels)
     image = to_shape(image, height, width, fit)
     return np.asarray(image, np.uint8).reshape(shape)

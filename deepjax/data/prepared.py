@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,6 +75,22 @@ def load(name: str, data_dir: str, image_size: int, others: Iterable[str]) -> Da
     test = splits["test"] if "test" in splits else splits.pop("validation")
     validation = splits.get("validation") or splits["train"].take(np.arange(0))
     return Dataset(name, tuple(label.names), shape, splits["train"], validation, test)
+
+
+class About(NamedTuple):
+    """What TFDS has written of a prepared set."""
+
+    shape: tuple[int, int, int]  # of an image as read
+    classes: int
+    examples: dict[str, int]  # of each split
+
+
+def about(name: str, data_dir: str, image_size: int, others: Iterable[str]) -> About:
+    """What is known of a prepared set without reading it. Arguments and errors as of `load`."""
+    builder = _builder(name, data_dir, others)
+    image, label = _features(name, builder, *(builder.info.supervised_keys or ("image", "label")))
+    shape, _ = _fit(name, image.shape, image_size)
+    return About(shape, label.num_classes, {split: s.num_examples for split, s in builder.info.splits.items()})
 
 
 def _builder(name: str, data_dir: str, others: Iterable[str]) -> Any:

@@ -19,9 +19,9 @@ VALIDATION = 0.1  # of the training set, for sets without a validation split of 
 def load(data: config.Data, data_dir: str, seed: int) -> Dataset:
     """The set that `data` names, in three splits.
 
-    `data.name` is a built-in set, a folder or .npz file, a set whose original files lie in data_dir, or a
-    set that TFDS has prepared in data_dir (or in TFDS's own folder). `seed` picks the validation images
-    where the set has no validation split.
+    `data.name` is a built-in set, a folder or .npz file, "folder" for data_dir itself, a set whose original files lie
+    in data_dir, or a set that TFDS has prepared in data_dir (or in TFDS's own folder). `seed` picks the validation
+    images where the set has no validation split.
 
     Raises InputError where the set cannot be found or read, or where data's other fields do not fit it.
     """
@@ -47,6 +47,10 @@ def _find(data: config.Data, data_dir: str) -> Dataset:
         return builtin.digits()
     if data.name in builtin.BUILTIN:
         return builtin.toy(data.name)
+    if data.name == "folder":
+        if not data_dir:
+            raise InputError("data.name folder: needs --data-dir, a folder with train/CLASS/*.jpg and val/ or test/")
+        return files.folder(data_dir, data.image_size)
     path = Path(data.name).expanduser()
     # A bare name needs train/ inside to be a folder of images: ./mnist may as well be TFDS's folder of mnist.
     if (path / "train").is_dir() or ("/" in data.name and path.is_dir()):

@@ -12,6 +12,8 @@ from deepjax.functional.activations import (
     selu,
     sigmoid,
     softplus,
+    tailored_relu,
+    tailored_slope,
     tanh,
 )
 from deepjax.functional.batch_normalization import (
@@ -24,6 +26,7 @@ from deepjax.functional.batch_normalization import (
     moving_average_batch_norm,
 )
 from deepjax.functional.convolution import conv
+from deepjax.functional.convolution_kinds import conv_transpose, depthwise_conv, factorized_conv, separable_conv
 from deepjax.functional.dropout import (
     alpha_dropout,
     drop_connect,
@@ -54,10 +57,11 @@ from deepjax.functional.normalization import (
     local_response_norm,
     weight_norm,
 )
-from deepjax.functional.pooling import avg_pool, global_avg_pool, max_pool
+from deepjax.functional.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
 
 __all__ = [
     "Moments",
+    "adaptive_avg_pool",
     "alpha_dropout",
     "avg_pool",
     "batch_moments",
@@ -66,12 +70,15 @@ __all__ = [
     "batch_renorm",
     "binary_cross_entropy",
     "conv",
+    "conv_transpose",
     "crelu",
     "cross_entropy",
+    "depthwise_conv",
     "drop_connect",
     "drop_path",
     "dropout",
     "elu",
+    "factorized_conv",
     "focal",
     "gain",
     "ghost_batch_norm",
@@ -96,12 +103,15 @@ __all__ = [
     "prelu",
     "relu",
     "selu",
+    "separable_conv",
     "shake_shake",
     "sigmoid",
     "smooth_l1",
     "smooth_labels",
     "softplus",
     "spatial_dropout",
+    "tailored_relu",
+    "tailored_slope",
     "tanh",
     "weight_norm",
 ]

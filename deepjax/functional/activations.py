@@ -199,6 +199,60 @@ _GAINS = {
 _SLOPES = {"leaky_relu": 0.01, "prelu": 0.25}  # where none is given
 
 
+def tailored_relu(x, slope):
+    """A leaky ReLU that keeps E[y^2] of normal x: sqrt(2 / (1 + slope^2)) leaky_relu(x, slope).
+
+    With the slope that `tailored_slope` finds for its depth, a plain net does not make all inputs alike (Zhang,
+    Botev & Martens 2022, "Deep learning without shortcuts", section 4).
+
+    Args:
+      x: any shape.
+      slope: for negative x, in [0, 1].
+
+    >>> tailored_relu(jnp.array([-2.0, 2.0]), 1.0).tolist()
+    [-2.0, 2.0]
+    """
+    return math.sqrt(gain("leaky_relu", slope)) * leaky_relu(x, slope)
+
+
+def tailored_slope(depth, target=0.9):
+    """The slope with which `depth` layers of `tailored_relu` bring orthogonal inputs to a cosine of `target`, no more.
+
+    A layer takes the cosine c of two pre-activations to
+    c + (1 - slope)^2 / (pi (1 + slope^2)) (sqrt(1 - c^2) - c arccos c), so that ReLU, slope 0, makes all inputs of a
+    deep net alike. Solved for the slope by bisection (Zhang et al. 2022, section 4, eq. 13).
+
+    Args:
+      depth: layers, at least 1.
+      target: cosine after the last layer, in (0, 1).
+
+    Returns:
+      A float in [0, 1); 0 where even ReLUs stay below the target.
+
+    Raises:
+      InputError: a depth below 1, or a target outside (0, 1).
+
+    >>> round(tailored_slope(10), 3), round(tailored_slope(100), 3), round(tailored_slope(10000), 3)
+    (0.0, 0.57, 0.948)
+    """
+    if depth < 1 or not 0 < target < 1:
+        raise InputError(f"tailored_slope: depth {depth} must be at least 1, target {target} between 0 and 1")
+
+    def cosine(slope):
+        c, bend = 0.0, (1 - slope) ** 2 / (math.pi * (1 + slope**2))
+        for _ in range(depth):
+            c = min(c + bend * (math.sqrt(max(1 - c * c, 0.0)) - c * math.acos(c)), 1.0)
+        return c
+
+    low, high = 0.0, 1.0
+    if cosine(low) <= target:
+        return low
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cosine(middle) > target else (low, middle)
+    return high
+
+
 def gain(name, slope=None, *, pieces=None):
     """What the variance of a kernel's entries must be, times fan in, to keep the variance of pre-activations.
 

@@ -3,11 +3,13 @@
 XLA:CPU has a fast kernel for a convolution in canonical layout (batch first, features last). It brings a
 convolution into that layout only outside of loops, and the gradients that JAX derives are not in it: inside
 `lax.scan` the weight gradient is tens of times slower. Here both gradients are stated as canonical
-convolutions or products. Other platforms keep the gradients that JAX derives, which their backends know well;
-the choice falls when the program is lowered, so one traced program serves every platform.
+convolutions or products; a depthwise convolution and its gradients are sums over the window's taps
+(`depthwise.py`). Other platforms keep the gradients that JAX derives, which their backends know well; the choice
+falls when the program is lowered, so one traced program serves every platform.
 
-The price of a reverse rule of our own: with `groups=1` there is no forward mode (`jax.jvp`, `jax.jacfwd`,
-`jax.hessian`). Reverse over reverse works: `jax.jacrev(jax.grad(loss))` in place of `jax.hessian(loss)`.
+The price of a reverse rule of our own: with `groups=1`, or a group for each feature, there is no forward mode
+(`jax.jvp`, `jax.jacfwd`, `jax.hessian`). Reverse over reverse works: `jax.jacrev(jax.grad(loss))` in place of
+`jax.hessian(loss)`.
 """
 
 import math
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepjax.errors import InputError, choices
+from deepjax.functional import depthwise
 
 
 class Geometry(NamedTuple):
@@ -63,22 +66,27 @@ def conv(
 
     The arithmetic is Dumoulin & Visin's (2016), "A guide to convolution arithmetic for deep learning".
     """
-    _check_shapes(x, kernel, bias, groups)
+    check_shapes(x, kernel, bias, groups)
     spatial = x.shape[1 - kernel.ndim : -1]
     geometry = _geometry(spatial, kernel.shape[:-2], stride, padding, dilation)
     x, kernel = _vary_alike(x, kernel)
     images = x.reshape(math.prod(x.shape[: 1 - kernel.ndim]), *x.shape[1 - kernel.ndim :])
-    y = _conv(images, kernel, geometry) if groups == 1 else _grouped(images, kernel, geometry, groups)
+    if groups == 1:
+        y = _conv(images, kernel, geometry)
+    elif kernel.shape[-2] == 1 and math.prod(kernel.shape[:-2]) <= depthwise.MOST_TAPS and not _is_explicit(images):
+        y = _depthwise(images, kernel, geometry)
+    else:
+        y = _grouped(images, kernel, geometry, groups)
     y = y.reshape(*x.shape[: 1 - kernel.ndim], *y.shape[1:])
     return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
 
 
 def _grouped(x, kernel, geometry, groups):
     stride, padding, dilation = geometry
-    return _canonical(x, kernel, stride, padding, rhs_dilation=dilation, feature_group_count=groups)
+    return canonical(x, kernel, stride, padding, rhs_dilation=dilation, feature_group_count=groups)
 
 
-def _canonical(x, kernel, stride, padding, **options):
+def canonical(x, kernel, stride, padding, **options):
     """x NHWC, kernel HWIO -> NHWC, for any number of spatial axes."""
     last = kernel.ndim - 1
     activations = (0, last, *range(1, last))
@@ -107,7 +115,7 @@ def _save(x, kernel, geometry):
 def _gradients(geometry, saved, dy):
     x, kernel = saved
     ours, derived = partial(_canonical_gradients, geometry), partial(_derived_gradients, geometry)
-    if jax.typeof(dy).sharding.mesh.explicit_axes:  # there, our transposes and reshapes would need shardings
+    if _is_explicit(dy):  # there, our transposes and reshapes would need shardings
         return derived(x, kernel, dy)
     return lax.platform_dependent(x, kernel, dy, cpu=ours, default=derived)
 
@@ -116,8 +124,42 @@ _conv = jax.custom_vjp(_forward, nondiff_argnums=(2,))
 _conv.defvjp(_save, _gradients)
 
 
+def _is_explicit(x):
+    return bool(jax.typeof(x).sharding.mesh.explicit_axes)
+
+
 def _derived_gradients(geometry, x, kernel, dy):
     return jax.vjp(partial(_forward, geometry=geometry), x, kernel)[1](dy)
+
+
+# Of depthwise convolutions
+
+
+def _depthwise_forward(x, kernel, geometry):
+    by_taps = partial(depthwise.forward, geometry=geometry)
+    return lax.platform_dependent(x, kernel, cpu=by_taps, default=partial(_one_each, geometry=geometry))
+
+
+def _one_each(x, kernel, geometry):
+    return _grouped(x, kernel, geometry, x.shape[-1])
+
+
+def _depthwise_save(x, kernel, geometry):
+    return _depthwise_forward(x, kernel, geometry), (x, kernel)
+
+
+def _depthwise_gradients(geometry, saved, dy):
+    def derived(x, kernel, dy):
+        return jax.vjp(partial(_one_each, geometry=geometry), x, kernel)[1](dy)
+
+    return lax.platform_dependent(*saved, dy, cpu=partial(depthwise.gradients, geometry), default=derived)
+
+
+_depthwise = jax.custom_vjp(_depthwise_forward, nondiff_argnums=(2,))
+_depthwise.defvjp(_depthwise_save, _depthwise_gradients)
+
+
+# By canonical convolutions
 
 
 def _canonical_gradients(geometry, x, kernel, dy):
@@ -139,7 +181,7 @@ def _input_gradient(geometry, x, kernel, dy):
         first.append(max(-before, 0))  # the pixels before it are the forward's padding
     flipped = jnp.flip(kernel, axes).swapaxes(-1, -2)
     one = (1,) * len(axes)
-    dx = _canonical(dy, flipped, one, padding, lhs_dilation=geometry.stride, rhs_dilation=geometry.dilation)
+    dx = canonical(dy, flipped, one, padding, lhs_dilation=geometry.stride, rhs_dilation=geometry.dilation)
     return dx[(slice(None), *(slice(f, f + n) for f, n in zip(first, x.shape[1:-1], strict=True)))]
 
 
@@ -156,7 +198,7 @@ def _kernel_gradient(geometry, x, kernel, dy):
     parts = _parts(len(x))
     x, dy = (a.reshape(len(a) // parts, parts, *a.shape[1:]).swapaxes(0, 1) for a in (x, dy))
     dkernel = sum(
-        _canonical(
+        canonical(
             x[part].swapaxes(0, -1),
             jnp.moveaxis(dy[part], 0, -2),
             geometry.dilation,
@@ -194,30 +236,31 @@ def _pointwise_gradients(geometry, x, kernel, dy):
 # Checks
 
 
-def _check_shapes(x, kernel, bias, groups):
+def check_shapes(x, kernel, bias, groups, name="conv"):
+    """Raises InputError, in the name of a function, unless x, kernel and bias go together in this many groups."""
     spatial = kernel.ndim - 2
     if not 1 <= spatial <= 3:
-        raise InputError(f"conv: kernel of shape {kernel.shape} needs 3, 4 or 5 axes: [*window, features_in, out]")
+        raise InputError(f"{name}: kernel of shape {kernel.shape} needs 3, 4 or 5 axes: [*window, features_in, out]")
     if x.ndim < spatial + 2:
         raise InputError(
-            f"conv: x of shape {x.shape} needs a batch axis, {spatial} spatial axes and features, "
+            f"{name}: x of shape {x.shape} needs a batch axis, {spatial} spatial axes and features, "
             f"to match a kernel of shape {kernel.shape}"
         )
     if not isinstance(groups, int) or groups < 1 or kernel.shape[-1] % groups:
-        raise InputError(f"conv: groups {groups!r} must be at least 1 and divide the {kernel.shape[-1]} features_out")
+        raise InputError(f"{name}: groups {groups!r} must be at least 1 and divide the {kernel.shape[-1]} features_out")
     if x.shape[-1] != kernel.shape[-2] * groups:
         raise InputError(
-            f"conv: x has {x.shape[-1]} features, but a kernel of shape {kernel.shape} in {groups} "
+            f"{name}: x has {x.shape[-1]} features, but a kernel of shape {kernel.shape} in {groups} "
             f"groups takes {kernel.shape[-2] * groups}"
         )
     if bias is not None and bias.shape != kernel.shape[-1:]:
-        raise InputError(f"conv: bias of shape {bias.shape} must be {kernel.shape[-1:]}, one per feature of y")
+        raise InputError(f"{name}: bias of shape {bias.shape} must be {kernel.shape[-1:]}, one per feature of y")
 
 
 def _geometry(spatial, window, stride, padding, dilation):
-    stride, dilation = (_per_axis(n, v, len(spatial)) for n, v in (("stride", stride), ("dilation", dilation)))
+    stride, dilation = (per_axis(n, v, len(spatial)) for n, v in (("stride", stride), ("dilation", dilation)))
     extent = tuple((w - 1) * d + 1 for w, d in zip(window, dilation, strict=True))
-    padding = _low_high(padding, spatial, extent, stride)
+    padding = low_high(padding, spatial, extent, stride)
     for size, (low, high), pixels in zip(spatial, padding, extent, strict=True):
         if pixels > low + size + high:
             raise InputError(
@@ -227,24 +270,26 @@ def _geometry(spatial, window, stride, padding, dilation):
     return Geometry(stride, padding, dilation)
 
 
-def _per_axis(name, value, axes):
+def per_axis(argument, value, axes, name="conv"):
+    """An int or one per axis -> one per axis. Raises InputError, in the name of a function, for any below 1."""
     values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
     if len(values) != axes or not all(isinstance(v, int) and v >= 1 for v in values):
-        raise InputError(f"conv: {name} {value!r} must be an int of at least 1, or {axes} of them")
+        raise InputError(f"{name}: {argument} {value!r} must be an int of at least 1, or {axes} of them")
     return values
 
 
-def _low_high(padding, spatial, extent, stride):
+def low_high(padding, spatial, extent, stride, name="conv"):
+    """What `conv` takes as padding -> (low, high) pixels per axis. Raises InputError in the name of a function."""
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
-            raise InputError(f"conv: padding {padding!r}: {choices(padding, ('SAME', 'VALID'))}")
+            raise InputError(f"{name}: padding {padding!r}: {choices(padding, ('SAME', 'VALID'))}")
         return tuple(lax.padtype_to_pads(spatial, extent, stride, padding))
     sides = tuple(padding) if isinstance(padding, Sequence) else (padding,) * len(spatial)
     pairs = [tuple(p) if isinstance(p, Sequence) else (p, p) for p in sides]
     pixels = [p for pair in pairs for p in pair]
     if [len(pair) for pair in pairs] != [2] * len(spatial) or not all(isinstance(p, int) and p >= 0 for p in pixels):
         raise InputError(
-            f"conv: padding {padding!r} must be 'SAME', 'VALID', an int of at least 0, or {len(spatial)} "
+            f"{name}: padding {padding!r} must be 'SAME', 'VALID', an int of at least 0, or {len(spatial)} "
             "ints or (low, high) pairs"
         )
     return tuple((low, high) for low, high in pairs)

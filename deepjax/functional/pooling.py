@@ -1,5 +1,7 @@
 """Pooling over windows of x [batch, *spatial, features], for any number of spatial axes."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -7,7 +9,14 @@ from jax import lax
 from deepjax.errors import InputError
 
 
-def max_pool(x, window, *, stride=None, padding=0):
+def max_pool(
+    x,
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil=False,
+):
     """Largest value in each window.
 
     Args:
@@ -15,21 +24,86 @@ def max_pool(x, window, *, stride=None, padding=0):
       window: pixels, an int or one per spatial axis.
       stride: pixels between windows; None: the window's size.
       padding: pixels on both sides, an int or one per spatial axis; padding never wins.
+      ceil: also take the windows that reach over the high side, as long as they start before the high padding:
+        PyTorch's ceil_mode.
 
     Returns:
-      [batch, *out, features] with out = (spatial + 2 padding - window) // stride + 1.
+      [batch, *out, features] with out = (spatial + 2 padding - window) // stride + 1, or with ceil, that rounded up.
 
     Raises:
-      InputError: a window larger than the padded input, or padding of more than half the window.
+      InputError: a window that does not fit, which is one larger than the padded input, or with ceil, larger by as
+        much as the stride; padding of more than half the window.
+
+    >>> x = jnp.arange(5.0).reshape(1, 5, 1)
+    >>> max_pool(x, 2).ravel().tolist(), max_pool(x, 2, ceil=True).ravel().tolist()
+    ([1.0, 3.0], [1.0, 3.0, 4.0])
     """
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    return lax.reduce_window(x, np.asarray(lowest, x.dtype), lax.max, *_windows("max_pool", x, window, stride, padding))
+    windows = _windows("max_pool", x, window, stride, padding, ceil)
+    return lax.reduce_window(x, np.asarray(lowest, x.dtype), lax.max, *windows)
 
 
-def avg_pool(x, window, *, stride=None, padding=0):
-    """Mean of each window; padding counts as zeros, as in PyTorch. Arguments as in `max_pool`."""
-    dimensions, strides, pads = _windows("avg_pool", x, window, stride, padding)
-    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, dimensions, strides, pads) / np.prod(dimensions)
+def avg_pool(
+    x,
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil=False,
+    count_padding=True,
+):
+    """Mean of each window; padding counts as zeros, as in PyTorch, or with count_padding=False not at all.
+
+    Pixels that `ceil` adds beyond the padding never count. Arguments as in `max_pool`; sums are taken in at least
+    float32.
+
+    >>> x = jnp.ones((1, 3, 1))
+    >>> avg_pool(x, 2, padding=1).ravel().tolist(), avg_pool(x, 2, padding=1, count_padding=False).ravel().tolist()
+    ([0.5, 1.0], [1.0, 1.0])
+    """
+    dimensions, strides, pads = _windows("avg_pool", x, window, stride, padding, ceil)
+    wide = _at_least_float32(x)
+    total = lax.reduce_window(wide, np.zeros((), wide.dtype), lax.add, dimensions, strides, pads)
+    if count_padding and all(low == high for low, high in pads):
+        return (total / np.prod(dimensions)).astype(_mean_dtype(x))
+    counted, shape = pads, x.shape[1:-1]
+    if count_padding:  # the low padding and as much on the high side are ones, what lies beyond is not
+        shape = tuple(size + 2 * low for size, (low, _) in zip(shape, pads[1:-1], strict=True))
+        counted = ((0, 0), *((0, max(high - low, 0)) for low, high in pads[1:-1]), (0, 0))
+    ones = np.ones((1, *shape, 1), np.float32)
+    count = lax.reduce_window(ones, np.float32(0), lax.add, dimensions, strides, counted)
+    return (total / count.astype(wide.dtype)).astype(_mean_dtype(x))
+
+
+def adaptive_avg_pool(x, size):
+    """Mean over a grid of `size` windows, whatever the image's size: PyTorch's adaptive_avg_pool.
+
+    Window i of n on an axis of s pixels reaches from floor(i s / n) to ceil((i + 1) s / n).
+
+    Args:
+      x: [batch, *spatial, features].
+      size: of the output, an int or one per spatial axis.
+
+    Raises:
+      InputError: a size below 1.
+
+    >>> adaptive_avg_pool(jnp.arange(5.0).reshape(1, 5, 1), 2).ravel().tolist()
+    [1.0, 3.0]
+    """
+    sizes = (size,) * (x.ndim - 2) if isinstance(size, int) else tuple(size)
+    if len(sizes) != x.ndim - 2 or min(sizes) < 1:
+        raise InputError(f"adaptive_avg_pool: size {size!r} must be at least 1, one per spatial axis of x {x.shape}")
+    y = _at_least_float32(x)
+    for axis, n in enumerate(sizes, 1):
+        s = x.shape[axis]
+        if s == n:
+            continue
+        weights = np.zeros((n, s))
+        for i in range(n):
+            low, high = i * s // n, -(-(i + 1) * s // n)
+            weights[i, low:high] = 1 / (high - low)
+        y = jnp.moveaxis(jnp.tensordot(y, jnp.asarray(weights, y.dtype), (axis, 1)), -1, axis)
+    return y.astype(_mean_dtype(x))
 
 
 def global_avg_pool(x):
@@ -37,7 +111,16 @@ def global_avg_pool(x):
     return x.mean(tuple(range(1, x.ndim - 1)))
 
 
-def _windows(name, x, window, stride, padding):
+def _at_least_float32(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _mean_dtype(x):
+    """That of x; the mean of integers is float32."""
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+
+
+def _windows(name, x, window, stride, padding, ceil):
     """Window, stride and padding of every axis of x, as `lax.reduce_window` wants them."""
     spatial = x.shape[1:-1]
 
@@ -50,10 +133,14 @@ def _windows(name, x, window, stride, padding):
     for argument, value in (("window", window), ("stride", stride), ("padding", padding)):
         if len(value) != len(spatial):
             raise InputError(f"{name}: {argument} {value} needs {len(spatial)} entries for x of shape {x.shape}")
+    pads = []
     for size, w, s, p in zip(spatial, window, stride, padding, strict=True):
-        if w < 1 or s < 1 or not 0 <= p <= w // 2 or size + 2 * p < w:
+        if w < 1 or s < 1 or not 0 <= p <= w // 2 or size + 2 * p + ceil * (s - 1) < w:
             raise InputError(
                 f"{name}: window {w}, stride {s}, padding {p} do not fit an axis of {size} pixels; window and stride "
                 f"must be at least 1, padding at most half the window, the window within the padded axis"
             )
-    return (1, *window, 1), (1, *stride, 1), ((0, 0), *((p, p) for p in padding), (0, 0))
+        more = -(size + 2 * p - w) % s if ceil else 0
+        starts_inside = size + 2 * p - w + more < size + p  # PyTorch drops a window that starts in the high padding
+        pads.append((p, p + more if starts_inside else p))
+    return (1, *window, 1), (1, *stride, 1), ((0, 0), *pads, (0, 0))

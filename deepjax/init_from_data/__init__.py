@@ -1,11 +1,14 @@
 """Initialization from data, for any Linen model: it is run on a batch, and each layer set by what it puts out."""
 
+from deepjax.init_from_data.auto import Choice, auto
 from deepjax.init_from_data.between_layer import between_layer
 from deepjax.init_from_data.looks_linear import looks_linear
 from deepjax.init_from_data.lsuv import lsuv, output_variances
 from deepjax.init_from_data.within_layer import kmeans_kernels, pca_kernels, within_layer
 
 __all__ = [
+    "Choice",
+    "auto",
     "between_layer",
     "kmeans_kernels",
     "looks_linear",

@@ -6,7 +6,6 @@ Kraehenbuehl, Doersch, Donahue & Darrell 2016, "Data-dependent initializations o
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax.errors import InputError
 from deepjax.init_from_data import walk
+from deepjax.init_from_data.measure import squared_gradients, squared_norm
 from deepjax.init_from_data.walk import Change
 from deepjax.init_from_data.within_layer import find_unshared, within_layer
-
-FREE = nn.DenyList("intermediates")  # collections that a call may change
-
-DRAWS = 8  # random linear functions of the outputs that a rate is averaged over
 
 
 def between_layer(model, key, x, *, variables=None, iterations=10, damping=0.5, tolerance=0.05, report=None, **call):
@@ -93,28 +89,9 @@ def between_layer(model, key, x, *, variables=None, iterations=10, damping=0.5, 
 
 def _squared_rates(model, variables, key, x, call, found):
     """{path: mean squared gradient over squared kernel, of the kernel's rank, the axes of units kept}."""
-
-    def random_function(params, key):
-        y = model.apply({**variables, "params": params}, x, **call, rngs={"params": key}, mutable=FREE)[0]
-        leaves = jax.tree.leaves(y)
-        keys = jax.random.split(key, len(leaves))
-        # drawn apart for each example, so that the square of the sum's gradient is the sum of squares, in the mean
-        return sum(
-            (jax.random.normal(k, leaf.shape, leaf.dtype) * leaf).sum() for k, leaf in zip(keys, leaves, strict=True)
-        )
-
-    def squares(key):
-        gradients: Any = flatten_dict(jax.grad(random_function)(variables["params"], key))
-        return {layer.path: _square(gradients[*layer.path, "kernel"], layer) for layer in found}
-
     params: Any = flatten_dict(variables["params"])
-    total = jax.tree.map(lambda a: a.mean(0), jax.lax.map(squares, jax.random.split(key, DRAWS)))
-    return {layer.path: total[layer.path] / _square(params[*layer.path, "kernel"], layer) for layer in found}
-
-
-def _square(kernel, layer):
-    axes = tuple(range(kernel.ndim - len(layer.shape), kernel.ndim))
-    return jnp.square(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))).sum(axes, keepdims=True)
+    total = squared_gradients(model, variables, key, x, call, found)
+    return {layer.path: total[layer.path] / squared_norm(params[*layer.path, "kernel"], layer) for layer in found}
 
 
 def _relative(found, squared):

@@ -44,10 +44,10 @@ def looks_linear(model, key, x, **call):
     first = found[0].path
 
     def start(layer, module, x):
-        plain = _orthonormal(layer, module.make_rng("params"), 1)
+        plain = at_centre(layer, module.make_rng("params"), 1)
         if layer.path == first or layer.inputs % 2:
             return plain
-        mirrored = _orthonormal(layer, module.make_rng("params"), 2)
+        mirrored = at_centre(layer, module.make_rng("params"), 2)
         return jnp.where(jnp.all(x >= 0), mirrored, plain)
 
     def without_bias(layer, z, bias):
@@ -57,13 +57,34 @@ def looks_linear(model, key, x, **call):
     return run(key, x)
 
 
-def _orthonormal(layer, key, parts):
-    """A kernel with an orthonormal matrix of each group at its centre, its inputs in `parts` of alternating sign."""
+def mirrored(layer, module, x, *, is_last):
+    """A kernel to start with, for `walk.settle`, by which activations that bend cancel: a network looks linear.
+
+    Outputs come in pairs u, -u, but for the last layer. Then what an activation f makes of them is a pair of opposite
+    signs, from which the next layer takes f(u) - f(-u): u itself, of a ReLU, GELU or SiLU; (1 + slope) u of a leaky
+    ReLU. Whether its input is made of such pairs, a layer sees from the signs.
+    """
+    outputs = 1 if is_last or (layer.features // layer.groups) % 2 else 2
+    plain = at_centre(layer, module.make_rng("params"), 1, outputs)
+    if layer.inputs % 2 or x.shape[-1] != layer.inputs * layer.groups:
+        return plain
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    opposite = jnp.all(pairs[..., 0] * pairs[..., 1] <= 0)
+    return jnp.where(opposite, at_centre(layer, module.make_rng("params"), 2, outputs), plain)
+
+
+def at_centre(layer, key, parts, copies=1):
+    """A kernel with an orthonormal matrix of each group at its window's centre: delta-orthogonal (Xiao et al. 2018).
+
+    With parts=2 its inputs come in pairs w, -w, with copies=2 its outputs do.
+    """
     window, inputs = layer.window, layer.inputs
-    shape = inputs // parts, layer.features // layer.groups
+    shape = inputs // parts, layer.features // layer.groups // copies
     draw = jax.nn.initializers.orthogonal()
     matrices = jax.vmap(lambda key: draw(key, shape))(jax.random.split(key, layer.groups))
     if parts == 2:
         matrices = jnp.stack([matrices, -matrices], 2).reshape(layer.groups, inputs, shape[1])
+    if copies == 2:
+        matrices = jnp.stack([matrices, -matrices], 3).reshape(layer.groups, inputs, 2 * shape[1])
     centre = jnp.zeros((*window, inputs, layer.features)).at[tuple((w - 1) // 2 for w in window)]
     return layer.to_kernel(centre.set(jnp.moveaxis(matrices, 0, 1).reshape(inputs, layer.features)))

@@ -12,8 +12,8 @@ from deepjax.init_from_data import walk
 from deepjax.init_from_data.walk import Change
 
 
-def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, method="one_pass", report=None, **call):
-    """Variables of any Linen model in which the output of every Dense and Conv has variance 1.
+def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, method="one_pass", variance=1.0, report=None, **call):
+    """Variables of any Linen model in which the output of every Dense and Conv has one variance, 1 by default.
 
     Every kernel starts orthonormal (Saxe et al. 2014; of a convolution, the matrix of its patches; of groups, each one)
     and is divided by the standard deviation of what the layer puts out, layer after layer, biases as the model has
@@ -25,10 +25,11 @@ def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, method="one_pass", 
       key: for the kernels, and for everything else that `model.init` draws.
       x: the model's first argument, a batch of examples; or an iterator of batches. "iterative" takes the next one
         for each measurement, "one_pass" only the first.
-      tolerance: how far from 1 a variance may stay, where it is approached in steps.
+      tolerance: how far from `variance` one may stay, as a fraction of it, where it is approached in steps.
       max_iterations: steps for each layer.
       method: "one_pass" sets every layer while `init` runs: one forward pass, whatever the depth, and exact.
         "iterative" is algorithm 1 of the paper, at least one forward pass for each layer.
+      variance: of every layer's output.
       report: called with {layer's path: variance reached}, the value an array where the layer is inside a scan.
       **call: the model's other arguments, such as train=True.
 
@@ -47,16 +48,19 @@ def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, method="one_pass", 
     """
     if method not in ("one_pass", "iterative"):
         raise InputError(f"lsuv: method {method!r} is unknown; {choices(method, ('one_pass', 'iterative'))}")
-    if not tolerance > 0 or max_iterations < 1:
-        raise InputError(f"lsuv: tolerance {tolerance} must be above 0, max_iterations {max_iterations} at least 1")
+    if not (tolerance > 0 and variance > 0) or max_iterations < 1:
+        raise InputError(
+            f"lsuv: tolerance {tolerance} and variance {variance} must be above 0, max_iterations {max_iterations} at "
+            f"least 1"
+        )
     batches = x if isinstance(x, Iterator) else None
     x = x if batches is None else next(batches)
     found = walk.find_layers(model, key, x, call)
     shared = walk.find_shared(model, key, x, call, found)
     if method == "one_pass":
-        variables, notes = _one_pass(model, key, x, call, found, shared, tolerance, max_iterations)
+        variables, notes = _one_pass(model, key, x, call, found, shared, variance, tolerance, max_iterations)
     else:
-        variables, notes = _iterative(model, key, x, batches, call, found, shared, tolerance, max_iterations)
+        variables, notes = _iterative(model, key, x, batches, call, found, shared, variance, tolerance, max_iterations)
     if report is not None:
         report({layer.name: walk.squeezed(notes[layer.path]["reached"]) for layer in found})
     return variables
@@ -72,7 +76,7 @@ def output_variances(model, variables, x, *, key=None, **call):
     shared = walk.find_shared(model, key, x, call, found)
     pooled = Pooled(shared)
     same = {path: pooled.noting() for path in shared}
-    run = walk.compiled(lambda v, key, x: walk.settle(model, v, key, x, call, found, _keep, shared=same))
+    run = walk.compiled(lambda v, key, x: walk.settle(model, v, key, x, call, found, keep, shared=same))
     notes = pooled.after(run, variables, key, x)[1]
     return {layer.name: walk.squeezed(notes[layer.path]["reached"]) for layer in found}
 
@@ -85,65 +89,67 @@ def orthonormal(layer, module, _):
     return layer.to_kernel(jnp.moveaxis(matrices, 0, 1))
 
 
-def to_unit_variance(layer, z, bias):
-    """The scale that makes the variance of scale * z + bias one."""
+def to_variance(target, layer, z, bias):
+    """The Change that makes the variance of scale * z + bias the target."""
     v, shift = walk.variance(z), 0.0
-    rest = 1.0
+    rest = target
     if bias is not None and layer.affine:
         b = bias.astype(z.dtype).reshape((1,) * (z.ndim - bias.ndim) + bias.shape)
         b = b - b.mean()
-        shift, rest = jnp.mean((z - z.mean()) * b), 1 - jnp.mean(b**2)
-    # v s^2 + 2 shift s = rest; a bias that alone varies by more than 1 leaves NaN, which is told
+        shift, rest = jnp.mean((z - z.mean()) * b), target - jnp.mean(b**2)
+    # v s^2 + 2 shift s = rest; a bias that alone varies by more leaves NaN, which is told
     scale = (jnp.sqrt(shift**2 + v * rest) - shift) / v
     return Change(scale, notes={"varies": walk.varies(layer, z)})
 
 
-def _one_pass(model, key, x, call, found, shared, tolerance, max_iterations):
+def _one_pass(model, key, x, call, found, shared, variance, tolerance, max_iterations):
     """Scale inside `init`. What a scan's steps share is scaled between runs of it, all others anew in each."""
     pooled = Pooled(shared)
 
     def init(key, x, scales):
         inside = {path: pooled.noting(scale) for path, scale in scales.items()}
-        return walk.settle(model, None, key, x, call, found, to_unit_variance, start=orthonormal, shared=inside)
+        change = partial(to_variance, variance)
+        return walk.settle(model, None, key, x, call, found, change, start=orthonormal, shared=inside)
 
     run, scales, roots = walk.compiled(init), dict.fromkeys(shared, 1.0), {path: Root() for path in shared}
     for _ in range(max_iterations * len(shared) + 1):
         variables, notes = pooled.after(run, key, x, scales)
         for layer in found:
             walk.check_alive(layer, notes)
-        off = [layer.path for layer in found if layer.path in shared and _off(notes[layer.path], tolerance).any()]
+        ratios = {path: notes[path]["reached"] / variance for path in notes}
+        off = [layer.path for layer in found if layer.path in shared and _off(ratios[layer.path], tolerance).any()]
         if not off:
             break
-        scales = scales | {off[0]: scales[off[0]] * roots[off[0]].factor(notes[off[0]]["reached"])}
+        scales = scales | {off[0]: scales[off[0]] * roots[off[0]].factor(ratios[off[0]])}
     return variables, notes
 
 
-def _iterative(model, key, x, batches, call, found, shared, tolerance, max_iterations):
+def _iterative(model, key, x, batches, call, found, shared, variance, tolerance, max_iterations):
     """Algorithm 1: measure, scale the first layer that is off, again."""
     pooled = Pooled(shared)
     start = {path: pooled.noting(1.0) for path in shared}
     same = {path: pooled.noting() for path in shared}
 
     def begin(key, x):
-        return walk.settle(model, None, key, x, call, found, _keep, start=orthonormal, shared=start)
+        return walk.settle(model, None, key, x, call, found, keep, start=orthonormal, shared=start)
 
     def step(variables, scales, key, x):
         variables = walk.scaled(variables, scales)
-        return variables, walk.settle(model, variables, key, x, call, found, _keep, shared=same)[1]
+        return variables, walk.settle(model, variables, key, x, call, found, keep, shared=same)[1]
 
     variables, notes = pooled.after(walk.compiled(begin), key, x)
     run, by_path = walk.compiled(step), {layer.path: layer for layer in found}
     ones = {path: np.ones_like(note["reached"]) for path, note in notes.items()}
     roots = {(path, unit): Root() for path, unit in in_order(found, ones)}
     while True:
-        off = {path: _off(note, tolerance) for path, note in notes.items()}
+        off = {path: _off(note["reached"] / variance, tolerance) for path, note in notes.items()}
         place = next((p for p, root in roots.items() if off[p[0]].flat[p[1]] and root.tries < max_iterations), None)
         if place is None:
             break
         path, unit = place
         walk.check_alive(by_path[path], notes, unit)
         scales = ones | {path: ones[path].copy()}
-        scales[path].flat[unit] = roots[place].factor(notes[path]["reached"].flat[unit])
+        scales[path].flat[unit] = roots[place].factor(notes[path]["reached"].flat[unit] / variance)
         x = x if batches is None else next(batches)
         variables, notes = pooled.after(run, variables, scales, key, x)
     for layer in found:
@@ -152,7 +158,7 @@ def _iterative(model, key, x, batches, call, found, shared, tolerance, max_itera
 
 
 class Root:
-    """Steps towards variance 1. The first takes it to grow with the square of the scale, the next as it was seen to.
+    """Steps towards a ratio of 1. The first takes it to grow with the square of the scale, the next as it was seen to.
 
     A layer that feeds itself, as the cell of a recurrent net does, has more of its factors in its variance than two.
     """
@@ -160,9 +166,9 @@ class Root:
     def __init__(self):
         self.tries, self.before, self.power = 0, None, 2.0
 
-    def factor(self, variance):
-        """By what to multiply the kernel that gave this variance."""
-        log = float(np.log(variance))
+    def factor(self, ratio):
+        """By what to multiply the kernel whose output's variance is so many times what it should be."""
+        log = float(np.log(ratio))
         if self.before:
             step, was = self.before
             self.power = float(np.clip((log - was) / step, 2.0, 100.0))
@@ -194,13 +200,14 @@ def in_order(found, ones):
         group.append(layer)
 
 
-def _keep(layer, z, bias):
+def keep(layer, z, bias):
+    """The Change that changes nothing, and notes what `walk.check_alive` looks at."""
     del bias
     return Change(notes={"varies": walk.varies(layer, z)})
 
 
-def _off(note, tolerance):
-    return ~(np.abs(note["reached"] - 1) <= tolerance)
+def _off(ratio, tolerance):
+    return ~(np.abs(ratio - 1) <= tolerance)
 
 
 class Pooled:

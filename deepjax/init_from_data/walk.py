@@ -185,7 +185,8 @@ def settle(model, variables, key, x, call, found, change, *, start=None, shared=
             starting.pop()
             return y
 
-        return _change(module, layer, again, y, change)
+        size = mean_square(args[0]) if args and hasattr(args[0], "dtype") else jnp.ones(())
+        return _change(module, layer, again, y, change, {"input": size})
 
     variables = _pass(around, model, variables, key, x, call)
     return _take_notes(variables)
@@ -195,7 +196,7 @@ def _noted(module):
     return any(name.startswith(NOTE) for name in module.variables.get("params", {}))
 
 
-def _change(module, layer, again, y, change):
+def _change(module, layer, again, y, change, seen):
     params = module.variables["params"]
     bias = params.get("bias")
     dtype = y.dtype
@@ -213,7 +214,7 @@ def _change(module, layer, again, y, change):
         y = (y if bias is None else y + _to_rank(bias, y.ndim)).astype(dtype)
     else:
         y = again()
-    for name, value in {"reached": variance(y), **notes}.items():
+    for name, value in {"reached": variance(y), **seen, **notes}.items():
         module.put_variable("params", NOTE + name, jnp.reshape(value, (1,) * len(layer.shape)))
     return y
 
@@ -225,6 +226,11 @@ def _to_rank(per_feature, rank):
 def variance(y):
     """Of all numbers in y together, in at least float32."""
     return jnp.var(y.astype(jnp.promote_types(y.dtype, jnp.float32)))
+
+
+def mean_square(x):
+    """Of all numbers in x together, in at least float32."""
+    return jnp.mean(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))))
 
 
 def _take_notes(variables):

@@ -5,7 +5,7 @@ marks the rows that are examples: a batch padded to keep its shape must not let 
 """
 
 from deepjax.layers.activations import Maxout, PReLU
-from deepjax.layers.convolution import Conv
+from deepjax.layers.convolution import Conv, ConvTranspose
 from deepjax.layers.dropout import AlphaDropout, DropConnectDense, Dropout, DropPath, ShakeShake, SpatialDropout
 from deepjax.layers.normalization import (
     BatchNorm,
@@ -24,6 +24,7 @@ __all__ = [
     "BatchNorm",
     "BatchRenorm",
     "Conv",
+    "ConvTranspose",
     "DropConnectDense",
     "DropPath",
     "Dropout",

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from deepjax import data, init_from_data, zoo
+from deepjax import data, init_from_data
 from deepjax.config import Augment
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer, make_schedule
-from deepjax.training import averaging, sharding
+from deepjax.training import averaging, freezing, pretrained, sharding
 from deepjax.training.evaluate import Evaluator
-from deepjax.training.state import init_state
+from deepjax.training.run import make_model
+from deepjax.training.state import init_state, state_shapes
 from deepjax.training.step import eval_step, train_step
 from deepjax.training.workdir import Statistics, key_of, read_statistics
 
@@ -32,11 +32,16 @@ def check(config):
     if not 0 <= config.ema < 1:
         raise InputError(f"ema {config.ema} must be in [0, 1)")
     averaging.check(config)
+    freezing.check(config)
+    if config.pretrained and config.init != "model":
+        raise InputError(
+            f"init {config.init} and pretrained {config.pretrained} both say where parameters begin; leave one out"
+        )
     if not 0 <= config.label_smoothing <= 1:
         raise InputError(f"label_smoothing {config.label_smoothing} must be in [0, 1]")
     times = {"epochs": config.epochs, "steps_per_epoch": 1000}
     rate = make_schedule(config.optimizer, config.schedule, **times)
-    make_optimizer(config.optimizer, rate, config.schedule, **times)
+    make_optimizer(freezing.frozen_optimizer(config), rate, config.schedule, **times)
 
 
 def with_absolute_paths(config):
@@ -44,22 +49,9 @@ def with_absolute_paths(config):
     path, data_dir = Path(config.data.name).expanduser(), config.data_dir
     if (path / "train").is_dir() or (path.suffix == ".npz" and path.exists()):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=str(path.absolute())))
+    if config.pretrained and (source := Path(config.pretrained).expanduser()).exists():
+        config = dataclasses.replace(config, pretrained=str(source.absolute()))
     return dataclasses.replace(config, data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else "")
-
-
-def make_model(config, num_classes):
-    """The network of a config for a set of `num_classes`. Raises InputError where they do not go together."""
-    options = dict(config.model_options)
-    if "dtype" in options:
-        raise InputError("model_options dtype is set by --dtype")
-    wanted = options.pop("num_classes", num_classes)
-    if wanted != num_classes:
-        raise InputError(
-            f"model_options num_classes {wanted} differs from the {num_classes} classes of {config.data.name}; "
-            f"leave it out"
-        )
-    dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
-    return zoo.create(config.model, num_classes=num_classes, dtype=dtype, **options)
 
 
 class Experiment(NamedTuple):
@@ -73,7 +65,8 @@ class Experiment(NamedTuple):
     step: Any  # jitted: (state, data, rows, key) -> (state, metrics)
     statistics: Statistics  # of the training set
     place: Any  # rows -> rows on the devices, for step
-    init: Any  # () -> a fresh TrainState on the devices
+    init: Any  # (say=None) -> a fresh TrainState on the devices; `say` is told how `init_from_data.auto` chose
+    shapes: Any  # of that TrainState
     schedule: Any  # updates -> learning rate
 
     def evaluator(self, split):
@@ -136,12 +129,20 @@ def load(config, folder, *, schedule=None):
     dataset = data.load(config.data, config.data_dir, config.seed)
     devices = sharding.select_devices(config.devices.count, config.batch_size)
     model = make_model(config, len(dataset.classes))
-    known = read_statistics(folder) or statistics(config, dataset)
-    return build(config, dataset, model, devices, known, schedule=schedule)
+    source = variables = None
+    saved = any(path.name.isdigit() for path in (Path(folder) / "checkpoints").glob("*"))  # whole, not half written
+    if config.pretrained and not saved:  # a run that goes on needs it no more
+        source = pretrained.read(config.pretrained, config.model)
+        key, anew = _parameters_key(config), config.reset_head
+        variables = pretrained.begin(source, model, config.model, dataset.shape, key, reset_head=anew)
+    known = read_statistics(folder) or statistics(config, dataset, source)
+    return build(config, dataset, model, devices, known, schedule=schedule, variables=variables)
 
 
-def build(config, dataset, model, devices, statistics, *, schedule=None):
+def build(config, dataset, model, devices, statistics, *, schedule=None, variables=None):
     """The Experiment of a config. `schedule` (updates -> learning rate) takes the place of the config's, if given.
+
+    `variables`: with which the model begins, if not as config.init says.
 
     Raises InputError where the batch is larger than the set or cannot be split, or the input does not fit the model.
     """
@@ -149,14 +150,15 @@ def build(config, dataset, model, devices, statistics, *, schedule=None):
         raise InputError(f"patience {config.patience} needs a validation set; give data.validation a fraction above 0")
     if config.batch_size > len(dataset.train):
         raise InputError(
-            f"batch_size {config.batch_size} is larger than the training set of {len(dataset.train)} examples"
+            f"batch_size {config.batch_size} is larger than the training set of {len(dataset.train)} examples; set "
+            f"batch_size {len(dataset.train)} or less"
         )
     strategy = config.devices.strategy
     put = partial(sharding.replicate, devices=devices)
     loader = data.make_loader(dataset.train, config.data, config.batch_size, config.seed, train=True, put=put)
     times = {"epochs": config.epochs, "steps_per_epoch": loader.steps}
     schedule = schedule or make_schedule(config.optimizer, config.schedule, **times)
-    optimizer = make_optimizer(config.optimizer, schedule, config.schedule, **times)
+    optimizer = make_optimizer(freezing.frozen_optimizer(config), schedule, config.schedule, **times)
 
     augment, shape = config.data.augment, statistics.standardizer.output_shape(dataset.shape)
 
@@ -177,22 +179,21 @@ def build(config, dataset, model, devices, statistics, *, schedule=None):
         smoothing=config.label_smoothing,
         ema=config.ema,
         accumulate=config.optimizer.accumulate,
+        kept=freezing.kept_moments(config, loader.steps),
     )
 
     def step(state, whole, rows, key, axis_name=None):
         return pure_step(state, loader.fetch(whole, rows), key, axis_name=axis_name)
 
-    def init():
-        key = jax.random.fold_in(key_of(config), 2**31)  # apart from the steps' keys, folded from step numbers
-        variables = None
+    def init(say=None):
+        key, start = _parameters_key(config), variables
         if config.init != "model":
-            variables = _variables_from_data(config, model, key, loader, statistics.standardizer)
-        averages = {"ema": config.ema > 0, "swa": config.swa_start > 0}
-        return put(init_state(model, optimizer, key, shape, variables=variables, **averages))
+            start = _variables_from_data(config, model, key, loader, statistics.standardizer, say)
+        return put(init_state(model, optimizer, key, shape, variables=start, **averages))
 
+    averages = {"ema": config.ema > 0, "swa": config.swa_start > 0}
     # Refuses an input that the model does not take, and groups of parameters that it does not have.
-    variables = jax.eval_shape(lambda: model.init(key_of(config), jnp.zeros((1, *shape)), train=False))
-    jax.eval_shape(optimizer.init, variables["params"])
+    shapes = state_shapes(model, optimizer, shape, **averages)
 
     return Experiment(
         config=config,
@@ -204,30 +205,49 @@ def build(config, dataset, model, devices, statistics, *, schedule=None):
         statistics=statistics,
         place=partial(sharding.split_rows, devices=devices, strategy=strategy),
         init=init,
+        shapes=shapes,
         schedule=schedule,
     )
 
 
-def _variables_from_data(config, model, key, loader, standardizer):
+def _parameters_key(config):
+    return jax.random.fold_in(key_of(config), 2**31)  # apart from the steps' keys, folded from step numbers
+
+
+def _variables_from_data(config, model, key, loader, standardizer, say):
     """Variables by `config.init` from the first batch of the first epoch, without augmentation."""
     with contextlib.closing(loader.epoch(0)) as batches:
         batch = jax.device_get(loader.fetch(loader.data, next(batches)))
     x = standardizer.apply(batch["image"][batch["mask"]])
-    return getattr(init_from_data, config.init)(model, key, x, train=True)
+    if config.init != "auto":
+        return getattr(init_from_data, config.init)(model, key, x, train=True)
+    return init_from_data.auto(model, key, x, report=lambda choice: say and say(f"init: {choice}"), train=True)
 
 
-def statistics(config, dataset):
-    """The Statistics of the training set, as far as the config asks for them; mean and std may be the config's own.
+def statistics(config, dataset, source=None):
+    """The Statistics of the training set, as far as the config asks for them.
 
-    Raises InputError where only one of these is given, or not one per channel.
+    Mean and std may be the config's own, or those of `source`, a pretrained.Source, for whose network they are right.
+
+    Raises InputError where only one of these is given, or not one per channel; where `source` has another standardize.
     """
     wanted, given = config.data, (config.data.mean, config.data.std)
     lighting = data.lighting_components(dataset.train) if wanted.augment.lighting else None
     if not any(given):
-        fit = data.Standardizer.fit(wanted.standardize, dataset.train, epsilon=wanted.epsilon, limits=wanted.limits)
-        return Statistics(fit, lighting)
+        return Statistics(_standardizer(wanted, dataset, source), lighting)
     if any(len(values) != dataset.shape[-1] for values in given) or min(given[1]) <= 0:
         raise InputError(
             f"data.mean {given[0]} and data.std {given[1]} must each have {dataset.shape[-1]} values, std above 0"
         )
     return Statistics(data.Standardizer("channel", *(np.asarray(values, np.float32) for values in given)), lighting)
+
+
+def _standardizer(wanted, dataset, source):
+    if source is None:
+        return data.Standardizer.fit(wanted.standardize, dataset.train, epsilon=wanted.epsilon, limits=wanted.limits)
+    if source.standardizer.kind != wanted.standardize:
+        raise InputError(
+            f"data.standardize {wanted.standardize} is not what pretrained {source.where} has been trained with; set "
+            f"data.standardize {source.standardizer.kind}"
+        )
+    return source.standardizer

@@ -1,103 +1,29 @@
-"""Finished (or stopped) runs put to use: evaluation on their test set, alone or averaged; predictions for images."""
+"""Finished (or stopped) runs put to use: evaluation on their test set, alone or averaged."""
 
-import contextlib
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from deepjax import data
-from deepjax.config import Config
 from deepjax.errors import InputError
-from deepjax.optimizers import make_optimizer
-from deepjax.training import averaging, experiment, sharding, workdir
+from deepjax.training import experiment, sharding
 from deepjax.training.averaging import mean_parameters
-from deepjax.training.checkpoint import Checkpoints
 from deepjax.training.evaluate import Evaluation, of_probabilities, together
-from deepjax.training.state import init_state
-from deepjax.training.step import apply_model
+from deepjax.training.predict import Classifier, Prediction, load_classifier, predict
+from deepjax.training.run import Run, load_run
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-
-
-class Run(NamedTuple):
-    """What a workdir holds."""
-
-    config: Config
-    model: Any  # Linen module
-    members: tuple  # variables whose predictions are averaged: of all snapshots, oldest first; else of one state
-    steps: tuple[int, ...]  # of each
-    classes: tuple[str, ...]
-    shape: tuple[int, ...]  # of one example
-    standardizer: data.Standardizer
-    fit: str  # how images of another size are brought to `shape`: "whole" or "photograph"
-
-    @property
-    def variables(self):
-        """Of the newest member."""
-        return self.members[-1]
-
-    @property
-    def step(self):
-        """Of the newest member."""
-        return self.steps[-1]
-
-
-def load_run(folder, warn=print):
-    """The Run in a workdir: what its summary has the test error of.
-
-    That is the state that validated best (the newest, without validation); the averaged weights of SWA; or all
-    snapshots. While such a run goes on: the snapshots so far, and before the first, or for SWA, the best state.
-
-    `warn` is told, a line each, of damaged checkpoints that were passed over.
-
-    Raises InputError where the folder holds no run, or no whole checkpoint.
-    """
-    config = workdir.read_config(folder)
-    record = workdir.read_json(Path(folder) / "data.json")
-    statistics: Any = workdir.read_statistics(folder)  # there, since data.json is
-    model = experiment.make_model(config, len(record["classes"]))
-    if not (Path(folder) / "checkpoints").exists():
-        raise InputError(f"workdir {folder} has no checkpoint yet; `deepjax train` with --workdir {folder} makes one")
-    fresh = init_state(
-        model,
-        make_optimizer(  # only the shape of its state matters
-            config.optimizer, optax.constant_schedule(0.0), config.schedule, epochs=config.epochs, steps_per_epoch=1
-        ),
-        workdir.key_of(config),
-        statistics.standardizer.output_shape(record["shape"]),
-        ema=config.ema > 0,
-        swa=config.swa_start > 0,
-    )
-    states = _states(Path(folder), config, fresh, warn)
-    if not states:
-        raise InputError(f"workdir {folder} has no checkpoint yet; `deepjax train` with --workdir {folder} makes one")
-    return Run(
-        config=config,
-        model=model,
-        members=tuple(state.eval_variables for state in states),
-        steps=tuple(int(state.step) for state in states),
-        classes=tuple(record["classes"]),
-        shape=tuple(record["shape"]),
-        standardizer=statistics.standardizer,
-        fit=record["fit"],
-    )
-
-
-def _states(folder, config, fresh, warn):
-    """The states to use, oldest first; [] where there is none yet."""
-    with contextlib.ExitStack() as stack:
-        if finals := averaging.finals(config, folder, make=False):
-            stack.callback(finals.close)
-            if states := finals.whole(averaging.final_state(fresh, fresh.eval_variables), warn):
-                return states
-        checkpoints = Checkpoints(folder / "checkpoints", config.keep)
-        stack.callback(checkpoints.close)
-        best = checkpoints.best_or_newest(fresh, warn)
-        return [] if best is None else [best]
+__all__ = [
+    "Classifier",
+    "Evaluated",
+    "Prediction",
+    "Run",
+    "average_weights",
+    "evaluate_run",
+    "evaluate_runs",
+    "load_classifier",
+    "load_run",
+    "predict",
+]
 
 
 class Evaluated(NamedTuple):
@@ -228,63 +154,3 @@ def _check_standardization(first, other):
             f"weights of {first.config.workdir} and {other.config.workdir} cannot be averaged: their standardization "
             f"of images differs ({one.kind} and {two.kind}); average predictions"
         )
-
-
-class Prediction(NamedTuple):
-    """The likeliest classes of one image file, or why it could not be read."""
-
-    path: str
-    classes: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    problem: str = ""
-
-
-def predict(run, paths, *, top=5, batch_size=64):
-    """Predictions for image files and for the images in folders (not in their subfolders), in order.
-
-    An image that cannot be read gives a Prediction with `problem`; the others are predicted all the same.
-
-    Raises InputError for a folder without images, or a run that was not trained on images.
-    """
-    if len(run.shape) != 3:
-        raise InputError(f"the run was trained on {run.shape[0]} features, not on images; it cannot read image files")
-    if top < 1:
-        raise InputError(f"top {top} must be at least 1")
-    files = [file for path in paths for file in _image_files(Path(path))]
-
-    @jax.jit
-    def probabilities(members, images):
-        return jnp.stack([answer(variables, images) for variables in members]).mean(0)
-
-    def answer(variables, images):
-        x = run.standardizer.apply(images)
-        logits = apply_model(run.model, variables, x, jnp.ones(len(images), bool), train=False)
-        return jax.nn.softmax(logits.astype(jnp.float32))
-
-    predictions = []
-    for start in range(0, len(files), batch_size):
-        images, problems = np.zeros((batch_size, *run.shape), np.uint8), {}
-        chunk = files[start : start + batch_size]
-        for i, file in enumerate(chunk):
-            try:
-                images[i] = data.read_image(file, run.shape, run.fit)
-            except InputError as error:
-                problems[i] = str(error)
-        rows = np.asarray(probabilities(run.members, images))
-        for i, file in enumerate(chunk):
-            best = np.argsort(-rows[i], kind="stable")[:top]
-            predictions.append(
-                Prediction(str(file), problem=problems[i])
-                if i in problems
-                else Prediction(str(file), tuple(run.classes[c] for c in best), tuple(rows[i, best].tolist()))
-            )
-    return predictions
-
-
-def _image_files(path):
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not files:
-            raise InputError(f"folder {path} has no images ({', '.join(SUFFIXES)})")
-        return files
-    return [path]

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -90,7 +91,7 @@ class Trainer:
             shutil.rmtree(leftover)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.config.keep)
         self.finals: Any = averaging.finals(self.config, folder)
-        self.state, self.progress = exp.init(), Progress()
+        self.state, self.progress = exp.init(partial(_say, console)), Progress()
         self.parameters = parameter_count(self.state.params)
         if restored := self.checkpoints.newest(self.state, self._warn, repair=True):
             self.state, self.progress = restored[0], Progress(**restored[1])

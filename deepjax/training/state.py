@@ -1,5 +1,6 @@
 """Everything that training carries from step to step, as one tree of arrays."""
 
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -43,25 +44,32 @@ def init_state(model, optimizer, key, shape, *, variables=None, ema=False, swa=F
       InputError: the model keeps collections other than params and batch_stats.
     """
 
-    def init(key, variables):
-        if variables is None:
-            variables = model.init(key, jnp.zeros((1, *shape)), train=False)
-        if other := set(variables) - {"params", "batch_stats"}:
-            raise InputError(f"the model keeps {sorted(other)}; training knows params and batch_stats only")
-        params = variables["params"]
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-            # A copy: the state is donated to the step, and one buffer cannot be donated twice.
-            ema=jax.tree.map(jnp.copy, params) if ema else {},
-            swa=jax.tree.map(jnp.copy, params) if swa else {},
-        )
-
+    init = partial(_fresh, model, optimizer, shape, ema, swa)
     # Random numbers are slow to compile and quick to draw: six times less waiting on CPU without optimization.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options)(key, variables)
+
+
+def state_shapes(model, optimizer, shape, *, ema=False, swa=False):
+    """What `init_state` gives, as shapes; nothing is computed."""
+    return jax.eval_shape(partial(_fresh, model, optimizer, shape, ema, swa), jax.random.key(0), None)
+
+
+def _fresh(model, optimizer, shape, ema, swa, key, variables):
+    if variables is None:
+        variables = model.init(key, jnp.zeros((1, *shape)), train=False)
+    if other := set(variables) - {"params", "batch_stats"}:
+        raise InputError(f"the model keeps {sorted(other)}; training knows params and batch_stats only")
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        # A copy: the state is donated to the step, and one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        swa=jax.tree.map(jnp.copy, params) if swa else {},
+    )
 
 
 def parameter_count(params):

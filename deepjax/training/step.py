@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from deepjax import functional, optimizers
+from deepjax.errors import InputError
+from deepjax.training.freezing import keep_moments
 
 
 def train_step(
@@ -22,9 +24,14 @@ def train_step(
     smoothing=0.0,
     ema=0.0,
     accumulate=1,
+    kept=None,
     axis_name=None,
 ):
     """Loss, gradients, update.
+
+    A network with auxiliary heads answers (logits, auxiliary logits, ...) in training. The loss is then that of the
+    logits plus `model.auxiliary_weight` times that of each head (Szegedy et al. 2014, section 5); accuracy is the
+    logits'.
 
     Args:
       state: `TrainState`.
@@ -40,6 +47,8 @@ def train_step(
       smoothing: of the labels.
       ema: decay per update of the parameters' moving average; 0: none.
       accumulate: batches per update, as the optimizer was told.
+      kept: None, or `freezing.kept_moments`'s {pattern: updates}: batch norms so named use their running moments, and
+        keep them, for so many updates.
       axis_name: the mapped axis over which the batch is split, if it is: gradients and metrics are then those of the
         whole batch, batch statistics those of replica 0, as with PyTorch's DataParallel.
 
@@ -51,7 +60,7 @@ def train_step(
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     gradients, batch_stats, metrics, loss_of = _gradients(
-        state, batch, key, model, preprocess, mix, smoothing, axis_name
+        state, batch, key, model, preprocess, mix, smoothing, axis_name, keep_moments(kept, state.step // accumulate)
     )
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         gradients,
@@ -79,7 +88,7 @@ def train_step(
     return state, metrics
 
 
-def _gradients(state, batch, key, model, preprocess, mix, smoothing, axis_name):
+def _gradients(state, batch, key, model, preprocess, mix, smoothing, axis_name, intercepted):
     """What one forward and backward pass gives, of the whole batch over all devices.
 
     (gradients, new batch statistics, {"loss", "accuracy", "count"}, params -> (this device's share of the loss, ...)).
@@ -91,17 +100,23 @@ def _gradients(state, batch, key, model, preprocess, mix, smoothing, axis_name):
     count = jnp.maximum(_sum(mask, axis_name), 1)
 
     def loss_of(params):
-        logits, updated = apply_model(
-            model,
-            {"params": params, "batch_stats": state.batch_stats},
-            image,
-            mask,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.fold_in(key, 1)},
+        with intercepted():
+            answer, updated = apply_model(
+                model,
+                {"params": params, "batch_stats": state.batch_stats},
+                image,
+                mask,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.fold_in(key, 1)},
+            )
+        heads, weights = _heads(model, answer)
+        losses = sum(
+            weight * functional.cross_entropy(logits, target, smoothing=smoothing)
+            for logits, weight in zip(heads, weights, strict=True)
         )
-        losses = jnp.where(mask, functional.cross_entropy(logits, target, smoothing=smoothing), 0)
-        return losses.sum() / count, (logits, updated.get("batch_stats", state.batch_stats))
+        total = jnp.where(mask, losses, 0).sum()
+        return total / count, (heads[0], updated.get("batch_stats", state.batch_stats))
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     if axis_name is not None:
@@ -110,6 +125,18 @@ def _gradients(state, batch, key, model, preprocess, mix, smoothing, axis_name):
     label = target if mix is None else target.argmax(-1)
     accuracy = _sum(mask & (logits.argmax(-1) == label), axis_name) / count
     return gradients, batch_stats, {"loss": loss, "accuracy": accuracy, "count": count}, loss_of
+
+
+def _heads(model, answer):
+    """(logits of all heads, the weights of their losses): of one head, or of a network with auxiliary ones."""
+    heads = list(answer) if isinstance(answer, tuple) else [answer]
+    weight = getattr(model, "auxiliary_weight", 0.0)
+    if len(heads) > 1 and not weight:
+        raise InputError(
+            f"{type(model).__name__} answers with {len(heads) - 1} auxiliary heads in training, but has no "
+            f"auxiliary_weight for their losses; give the module that attribute, such as 0.3"
+        )
+    return heads, [1.0, *[weight] * (len(heads) - 1)]
 
 
 def _whole_loss(loss_of, axis_name):

@@ -7,9 +7,50 @@ import operator
 import jax.numpy as jnp
 
 from deepjax.errors import InputError, choices
-from deepjax.zoo import plain, residual, small
+from deepjax.zoo import (
+    alexnet,
+    allconv,
+    dense,
+    efficientnet,
+    googlenet,
+    highway,
+    inception,
+    inception_v4,
+    lenet,
+    mobile,
+    monster,
+    plain,
+    residual,
+    residual_cifar,
+    shake,
+    small,
+    speed,
+    vgg,
+    xception,
+)
+from deepjax.zoo.network import GENERAL, with_general_options
 
-MODELS = residual.MODELS | plain.MODELS | small.MODELS
+MODELS = (
+    residual.MODELS
+    | residual_cifar.MODELS
+    | shake.MODELS
+    | highway.MODELS
+    | dense.MODELS
+    | plain.MODELS
+    | small.MODELS
+    | googlenet.MODELS
+    | inception.MODELS
+    | inception_v4.MODELS
+    | lenet.MODELS
+    | monster.MODELS
+    | alexnet.MODELS
+    | vgg.MODELS
+    | allconv.MODELS
+    | speed.MODELS
+    | mobile.MODELS
+    | xception.MODELS
+    | efficientnet.MODELS
+)
 
 
 def create(name, *, num_classes=None, **options):
@@ -22,7 +63,11 @@ def create(name, *, num_classes=None, **options):
     Args:
       name: a key of `MODELS`.
       num_classes: number of logits; None: the network's usual number.
-      **options: what `options_of(name)` lists, such as depth, width, dtype.
+      **options: what `options_of(name)` lists, such as depth, width, dtype. Every network has
+        features_only: True: called, it returns {stage's name: its map}, and has no head.
+        return_logits: False: called, it returns what the last dense layer would see, such as pooled features.
+        remat: "unit" or "sqrt": what its scanned units keep for the backward pass; see `units.stack`.
+        init: how kernels start, a name in `network.INITS`; None: as is usual for the network.
 
     Raises:
       InputError: an unknown name or option, or a value that the network cannot have.
@@ -30,6 +75,7 @@ def create(name, *, num_classes=None, **options):
     if name not in MODELS:
         raise InputError(f"model {name!r} is unknown; {choices(name, MODELS)}")
     valid = options_of(name)
+    function, general = MODELS[name], {}
     for option, value in options.items():
         if option not in valid:
             raise InputError(f"model {name} has no option {option!r}; {choices(option, valid)}")
@@ -49,7 +95,9 @@ def create(name, *, num_classes=None, **options):
             options["num_classes"] = operator.index(num_classes)
         except TypeError:
             raise InputError(f"num_classes {num_classes!r} must be an int") from None
-    return MODELS[name](**options)
+    for option in set(options) - set(inspect.signature(function).parameters):
+        general[option] = options.pop(option)
+    return with_general_options(function(**options), general)
 
 
 def options_of(name):
@@ -57,11 +105,12 @@ def options_of(name):
     function = MODELS[name]
     fixed = {"num_classes", *(function.keywords if isinstance(function, functools.partial) else ())}
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.name not in fixed}
+    own = {p.name: p.default for p in parameters if p.name not in fixed}
+    # what scanned units keep is a question only where there are such units
+    general = {name: default for name, default in GENERAL.items() if name != "remat" or "scan" in own}
+    return general | own
 
 
 def usual_input(name):
     """Shape of one example, (height, width, channels), that a network was designed for."""
-    if name.startswith("mnist"):
-        return 28, 28, 1
-    return (224, 224, 3) if name.startswith(("resnet", "plain")) else (32, 32, 3)
+    return create(name).usual_input

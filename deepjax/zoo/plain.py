@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from deepjax import functional, initializers
-from deepjax.errors import InputError, choices
-from deepjax.layers import Dropout
+from deepjax.errors import InputError
+from deepjax.layers import Conv, Dropout
 from deepjax.units import Plain, normalize, stack
+from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
 from deepjax.zoo.residual import cifar, imagenet
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "softplus", "sigmoid", "tanh", "lecun_tanh")
-INITS = ("he", "xavier", "lecun", "gaussian")
+STARTS = ("he", "xavier", "lecun", "gaussian")
 SCALE = 0.01
 
 
@@ -36,32 +37,33 @@ class DenseUnit(nn.Module):
         return Dropout(self.dropout)(x, train=train)
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """Flatten, `depth` dense layers, of which the last gives the logits."""
 
     depth: int
     width: int
-    num_classes: int
     activation: Callable = functional.relu
-    kernel_init: Callable = initializers.he_normal()
     head_init: Callable = initializers.lecun_normal()
-    norm: str = "none"
-    dropout: float = 0.0
     scan: bool = True
-    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
-        """x [batch, ...] -> logits [batch, num_classes]."""
-        x = x.reshape(x.shape[0], -1)
+        """x [batch, ...] -> see `Network`; its maps are vectors, `first` and `hidden`."""
+        x, maps = x.reshape(x.shape[0], -1), {}
         if self.depth > 1:
             bias = self.norm == "none"
             first = nn.Dense(self.width, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name="first")
             x = self.activation(normalize(first(x), self.norm, train=train, mask=mask, name="first_norm"))
-            x = Dropout(self.dropout)(x, train=train)
+            x = maps["first"] = Dropout(self.dropout)(x, train=train)
         if self.depth > 2:
             unit = DenseUnit(self.activation, self.kernel_init, self.norm, self.dropout, self.dtype)
-            x = stack(unit, self.depth - 2, scan=self.scan, name="hidden")(x, train=train, mask=mask)
+            x = maps["hidden"] = stack(unit, self.depth - 2, scan=self.scan, remat=self.remat, name="hidden")(
+                x, train=train, mask=mask
+            )
+        if self.features_only:
+            return maps
+        if not self.return_logits:
+            return x
         return nn.Dense(self.num_classes, kernel_init=self.head_init, dtype=self.dtype, name="head")(x)
 
 
@@ -99,10 +101,10 @@ def mlp(
     """
     if depth < 1 or width < 1 or num_classes < 1:
         raise InputError(f"mlp: depth {depth}, width {width} and num_classes {num_classes} must be at least 1")
-    check_option("mlp", "init", init, INITS)
+    check_option("mlp", "init", init, STARTS)
     check_option("mlp", "norm", norm, ("none", "batch"))
     check_option("mlp", "activation", activation, ACTIVATIONS)
-    check_rate("mlp", "dropout", dropout)
+    check_rate("mlp", dropout=dropout)
     if scale != SCALE and init != "gaussian":
         raise InputError(f"mlp: scale {scale} belongs to init gaussian, not {init}; leave it out")
     if depth == 1 and (norm, activation, dropout) != ("none", "relu", 0):
@@ -113,7 +115,7 @@ def mlp(
     return MLP(
         depth,
         width,
-        num_classes,
+        num_classes=num_classes,
         activation=getattr(functional, activation),
         kernel_init=_kernel_init(init, scale),
         head_init=_kernel_init("lecun" if init == "he" else init, scale),
@@ -121,7 +123,92 @@ def mlp(
         dropout=dropout,
         scan=scan,
         dtype=dtype,
+        usual_input=(32, 32, 3),
     )
+
+
+class ConvUnit(nn.Module):
+    """activation(Conv(x)), with the number of features kept."""
+
+    activation: Callable
+    kernel_init: Callable
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """[batch, H, W, features] -> the same shape."""
+        init = self.kernel_init
+        conv = Conv(x.shape[-1], (3, 3), use_bias=True, kernel_init=init, dtype=self.dtype, name="conv")
+        return self.activation(conv(x))
+
+
+class PlainCNN(Network):
+    """A strided convolution, `depth` - 2 equal 3x3 ones without skips or norms, global average pool, linear head."""
+
+    depth: int
+    width: int
+    stem_stride: int
+    activation: Callable
+    scan: bool = True
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, H, W, channels] -> see `Network`; its maps are `stem` and `hidden`."""
+        self.check_images(x)
+        options = {"use_bias": True, "dtype": self.dtype, "kernel_init": INITS["he_fan_in"], "name": "stem"}
+        stem = Conv(self.width, (self.stem_stride + 1,) * 2, self.stem_stride, self.stem_stride // 2, **options)
+        maps = {"stem": self.activation(stem(x))}
+        unit = ConvUnit(self.activation, self.kernel_init, self.dtype)
+        hidden = stack(unit, self.depth - 2, scan=self.scan, remat=self.remat, name="hidden")
+        maps["hidden"] = hidden(maps["stem"], train=train, mask=mask)
+        if self.features_only:
+            return maps
+        return self.classify(functional.global_avg_pool(maps["hidden"]), train=train)
+
+
+def plain_cnn(
+    depth=100, num_classes=10, *, width=16, stem_stride=4, activation="relu", init="he", scan=True, dtype=None
+):
+    """A plain convolutional network of any depth, as Xiao et al. 2018 train it with 10,000 layers (arXiv 1806.05393).
+
+    How it begins decides whether it learns: `init_from_data.auto`, or --init auto, makes it trainable at any depth.
+
+    Args:
+      depth: layers: convolutions and the head; at least 3.
+      num_classes: logits.
+      width: features of every convolution.
+      stem_stride: pixels between the windows of the first convolution, which are one pixel wider.
+      activation: one of `ACTIVATIONS`, or "tailored_relu", whose slope is `functional.tailored_slope` for the depth.
+      init: of the equal convolutions' kernels, a name in `network.INITS`.
+      scan: equal convolutions as one scan; False unrolls them.
+      dtype: of the computation.
+
+    Raises:
+      InputError: a depth below 3, a width, stem_stride or num_classes below 1, an unknown activation or init.
+    """
+    check_at_least_one("plain_cnn", num_classes=num_classes, width=width, stem_stride=stem_stride)
+    if depth < 3:
+        raise InputError(f"plain_cnn: depth {depth} must be at least 3: stem, one convolution, head")
+    check_option("plain_cnn", "activation", activation, (*ACTIVATIONS, "tailored_relu"))
+    check_option("plain_cnn", "init", init, INITS)
+    return PlainCNN(
+        depth,
+        width,
+        stem_stride,
+        _tailored(depth) if activation == "tailored_relu" else getattr(functional, activation),
+        scan,
+        num_classes=num_classes,
+        norm="none",
+        kernel_init=INITS[init],
+        dtype=dtype,
+        usual_input=(28, 28, 1),
+        least=stem_stride,
+    )
+
+
+@cache  # so that equal networks are equal
+def _tailored(depth):
+    return partial(functional.tailored_relu, slope=functional.tailored_slope(depth))
 
 
 @cache  # so that equal networks are equal
@@ -134,23 +221,12 @@ def _kernel_init(init, scale):
     }[init]()
 
 
-def check_option(network, option, value, valid):
-    """Raises InputError for a value that is not one of the valid ones."""
-    if value not in valid:
-        raise InputError(f"{network}: {option} {value!r} is unknown; {choices(str(value), valid)}")
-
-
-def check_rate(network, option, value):
-    """Raises InputError for a probability outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise InputError(f"{network}: {option} {value} is a probability; it must be in [0, 1]")
-
-
 cifar_plain = partial(cifar, join=Plain, skip_init=False)
-plain = partial(imagenet, join=Plain, skip_init=False, bottleneck=False)
+plain = partial(imagenet, join=Plain, skip_init=False, bottleneck=False, paper_stride=False, widen=1, groups=1)
 
 MODELS = {
     "mlp": mlp,
+    "plain_cnn": plain_cnn,
     "cifar_plain": cifar_plain,
     **{f"cifar_plain{depth}": partial(cifar_plain, depth) for depth in (20, 32, 44, 56, 110, 1202)},
     "plain18": partial(plain, (2, 2, 2, 2)),

@@ -1,7 +1,8 @@
 """Residual networks, and the plain networks that they are compared with.
 
 He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385): table 1 for ImageNet, section 4.2 for
-CIFAR. He et al. 2016, "Identity mappings in deep residual networks" (arXiv 1603.05027): pre-activation.
+CIFAR. Zagoruyko & Komodakis 2016 make the units wider (`widen`), Xie et al. 2017 cut them into groups (`groups`). What
+else they and others have for CIFAR is in `residual_cifar`.
 
 Two options of the residual networks say how their branches start: `norm` (see `units.Branch`) and `skip_init`
 (`units.SkipInit`). Without normalization, norm="none", skip_init=True and norm="fixup" train at any depth.
@@ -12,7 +13,6 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from deepjax import functional, initializers
 from deepjax.errors import InputError
@@ -31,56 +31,92 @@ from deepjax.units import (
     normalize,
     stack,
 )
+from deepjax.zoo.network import Network, check_rate
 
 BASIC = (3, 3)
 BOTTLENECK = (1, 3, 1)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Stem, stages of equal units, global average pool, linear head.
 
-    Every stage is its first unit, which may change the shape, and a scan over the rest.
+    Every stage is its first unit, which may change the shape, and a scan over the rest. `dropout` drops what enters a
+    unit's convolutions, but the first one's.
     """
 
     depths: Sequence[int]  # units of each stage
     features: Sequence[Sequence[int]]  # of each convolution in a unit, for each stage
     windows: Sequence[int] = BASIC  # of each convolution in a unit
-    num_classes: int = 10
     stem: str = "cifar"  # "cifar": 3x3; "imagenet": 7x7 with stride 2, then a 3x3 max pool with stride 2
     stem_features: int = 16
     stem_stride: int = 1  # of the cifar stem
     order: str = "post"  # "post" or "pre" activation
     shortcut: str = "A"  # where the shape changes; "A": zeros, "B": projection, "C": projection in every unit
     join: Callable = Add
-    norm: str = "batch"  # see `units.Branch`
     scan: bool = True
-    dtype: jnp.dtype | None = None
+    strided: int = 0  # which convolution of a unit takes the stage's stride; torchvision's bottlenecks: the 3x3, 1
+    groups: int = 1  # of the 3x3 convolutions in the units
+    survival: float = 1.0  # of the last unit, in linear decay from 1; below 1, the join must be Drop
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
-        """x [batch, H, W, channels] -> logits [batch, num_classes]."""
-        if x.ndim != 4:
-            raise InputError(f"images must be [batch, height, width, channels]; x has shape {x.shape}")
-        x = self._stem(x, train, mask)
+        """x [batch, H, W, channels] -> see `Network`; the stages are stem, stage1, stage2, ..."""
+        self.check_images(x)
+        maps = {"stem": self._stem(x, train, mask)}
+        x = maps["stem"]
         for i, depth in enumerate(self.depths):
-            stride = 1 if i == 0 else 2
-            x = self._unit(i, x.shape[-1], stride, name=f"stage{i + 1}_first")(x, train=train, mask=mask)
+            own = self._own(i)
+            unit = self._unit(i, x.shape[-1], 1 if i == 0 else 2, name=f"stage{i + 1}_first")
+            x = unit(x, train=train, mask=mask, **{name: each[0] for name, each in own.items()})
             if depth > 1:
-                unit = self._unit(i, x.shape[-1], 1, name=None)
-                x = stack(unit, depth - 1, scan=self.scan, name=f"stage{i + 1}_rest")(x, train=train, mask=mask)
+                units = stack(
+                    self._unit(i, x.shape[-1], 1, name=None),
+                    depth - 1,
+                    scan=self.scan,
+                    remat=self.remat,
+                    own={name: each[1:] for name, each in own.items()},
+                    name=f"stage{i + 1}_rest",
+                )
+                x = units(x, train=train, mask=mask)
+            maps[f"stage{i + 1}"] = x
+        if self.features_only:
+            return maps
         if self.order == "pre":
             x = NormActivation(norm=self.norm, name="final")(x, train=train, mask=mask)
         x = functional.global_avg_pool(x)
-        kernel_init = initializers.lecun_normal()
-        if self.norm == "fixup":
-            x, kernel_init = Shift(name="head_shift")(x), initializers.zeros
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype, name="head")(x)
+        if self.norm != "fixup" or not self.return_logits:
+            return self.classify(x, train=train, dropout=0.0)
+        return self.classify(Shift(name="head_shift")(x), train=train, kernel_init=initializers.zeros, dropout=0.0)
+
+    def torch_names(self):
+        """As `Network.torch_names`; torchvision has those with the imagenet stem and projections."""
+        theirs = self.order == "post" and self.strided == self.windows.index(3)
+        if self.stem != "imagenet" or not theirs or self.norm not in ("batch", "zero_batch"):
+            return super().torch_names()
+        names = {"stem_conv": "conv1", "stem_norm": "bn1", "head": "fc"}
+        for stage, depth in enumerate(self.depths, 1):
+            for i in range(depth):
+                ours = f"stage{stage}_rest/unit{i}" if i else f"stage{stage}_first"
+                theirs = f"layer{stage}.{i}"
+                names[f"{ours}/shortcut/conv"] = f"{theirs}.downsample.0"
+                names[f"{ours}/shortcut/norm"] = f"{theirs}.downsample.1"
+                for j in range(1, len(self.windows) + 1):
+                    names[f"{ours}/branch/conv{j}"] = f"{theirs}.conv{j}"
+                    names[f"{ours}/branch/norm{j}"] = f"{theirs}.bn{j}"
+        return names
 
     def _stem(self, x, train, mask):
         window, stride = (7, 2) if self.stem == "imagenet" else (3, self.stem_stride)
         bias = self.norm == "none"
         conv = Conv(
-            self.stem_features, (window, window), stride, window // 2, use_bias=bias, dtype=self.dtype, name="stem_conv"
+            self.stem_features,
+            (window, window),
+            stride,
+            window // 2,
+            use_bias=bias,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="stem_conv",
         )
         x = conv(x)
         # A CIFAR pre-activation net leaves this to its first unit.
@@ -91,9 +127,8 @@ class ResNet(nn.Module):
     def _unit(self, stage, features_in, stride, name):
         features = self.features[stage]
         changes = stride != 1 or features_in != features[-1]
-        # The stride sits on the first 3x3: torchvision's choice for bottlenecks ("ResNet v1.5"), the paper's for basic.
         strides = [1] * len(features)
-        strides[self.windows.index(3)] = stride
+        strides[self.strided] = stride
         pre = self.order == "pre"
         shared = pre and changes  # He et al. 2016: a changing unit's shortcut starts after norm and activation
         # parent=None: each part belongs to the unit that it is given to, and gets its name there.
@@ -102,17 +137,22 @@ class ResNet(nn.Module):
             if self.shortcut == "A":
                 shortcut = ZeroPad(features[-1], stride, parent=None)
             else:
-                norm = "none" if pre and self.norm == "batch" else self.norm
-                shortcut = Projection(features[-1], stride, norm=norm, dtype=self.dtype, parent=None)
+                norm = "none" if pre and self.norm != "fixup" else self.norm
+                shortcut = Projection(
+                    features[-1], stride, norm=norm, kernel_init=self.kernel_init, dtype=self.dtype, parent=None
+                )
         branch = Branch(
             features,
             self.windows,
             strides,
             self.order,
             activated=shared,
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
             norm=self.norm,
             branches=sum(self.depths),
+            groups=[self.groups if window == 3 else 1 for window in self.windows],
+            dropout=self.dropout,
             parent=None,
         )
         return Unit(
@@ -125,6 +165,14 @@ class ResNet(nn.Module):
             parent=self if name else None,
         )
 
+    def _own(self, stage):
+        """Numbers of each unit of a stage, for its join."""
+        if self.survival == 1:
+            return {}
+        before, units = sum(self.depths[:stage]), sum(self.depths)
+        numbers = range(before + 1, before + self.depths[stage] + 1)
+        return {"survival": [functional.linear_survival(i, units, self.survival) for i in numbers]}
+
 
 def cifar(
     depth=32,
@@ -136,6 +184,7 @@ def cifar(
     stem_stride=1,
     norm="batch",
     skip_init=False,
+    dropout=0.0,
     scan=True,
     dtype=None,
 ):
@@ -150,15 +199,16 @@ def cifar(
       stem_stride: 2 halves the resolution at once, for a quarter of the cost.
       norm: "batch"; "zero_batch": the last scale of each branch starts at 0; "none": biases in its place; "fixup".
       skip_init: a multiplier of each branch starts at 0.
+      dropout: the probability to drop what enters a unit's convolutions, but the first one's.
       scan: equal units as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
-      InputError: a depth that is not 6n + 2, an unknown shortcut or norm, a width below 1, branches that start at 0
-        twice, or without a skip.
+      InputError: a depth that is not 6n + 2, an unknown shortcut or norm, a width below 1, a dropout outside [0, 1],
+        branches that start at 0 twice, or without a skip.
     """
-    units = _units_per_stage(depth, 6)
-    _check(num_classes=num_classes, width=width, stem_stride=stem_stride, shortcut=shortcut)
+    units = units_per_stage(depth, 6)
+    check_residual(shortcut, dropout, num_classes=num_classes, width=width, stem_stride=stem_stride)
     return ResNet(
         depths=(units,) * 3,
         features=tuple((width * scale,) * 2 for scale in (1, 2, 4)),
@@ -166,44 +216,12 @@ def cifar(
         stem_features=width,
         stem_stride=stem_stride,
         shortcut=shortcut,
-        join=_join(join, skip_init, norm),
+        join=join_of(join, skip_init, norm),
         norm=norm,
+        dropout=dropout,
         scan=scan,
         dtype=dtype,
-    )
-
-
-def cifar_preact(
-    depth=164,
-    num_classes=10,
-    *,
-    width=16,
-    shortcut="B",
-    stem_stride=1,
-    norm="batch",
-    skip_init=False,
-    scan=True,
-    dtype=None,
-):
-    """The pre-activation bottleneck network of He et al. 2016, section 3: depth 9n + 2.
-
-    Arguments as `cifar`; norm "zero_batch" does not go with pre-activation.
-    """
-    units = _units_per_stage(depth, 9)
-    _check(num_classes=num_classes, width=width, stem_stride=stem_stride, shortcut=shortcut)
-    return ResNet(
-        depths=(units,) * 3,
-        features=tuple((width * scale, width * scale, 4 * width * scale) for scale in (1, 2, 4)),
-        windows=BOTTLENECK,
-        num_classes=num_classes,
-        stem_features=width,
-        stem_stride=stem_stride,
-        order="pre",
-        shortcut=shortcut,
-        join=_join(Add, skip_init, norm, order="pre"),
-        norm=norm,
-        scan=scan,
-        dtype=dtype,
+        usual_input=(32, 32, 3),
     )
 
 
@@ -213,57 +231,77 @@ def imagenet(
     *,
     join,
     bottleneck=False,
+    paper_stride=False,
     width=64,
+    widen=1,
+    groups=1,
     shortcut="B",
     norm="batch",
     skip_init=False,
+    dropout=0.0,
     scan=True,
     dtype=None,
 ):
-    """The ImageNet network of He et al. 2015, table 1, with torchvision's stride on the 3x3 of bottlenecks.
+    """The ImageNet network of He et al. 2015, table 1, also wide and grouped.
 
     Args:
       depths: units of each stage, whose features are width times 1, 2, 4, 8, ...
       num_classes: logits.
       join: `Add` for the residual network, `Plain` for its plain twin.
       bottleneck: units of 1x1, 3x3, 1x1 whose output has four times the features, in place of two 3x3.
+      paper_stride: bottlenecks take a stage's stride in the first 1x1, as in the paper; torchvision's in the 3x3.
       width: features of the stem and the first stage.
+      widen: that many times the features inside of units (Zagoruyko & Komodakis 2016, for bottlenecks).
+      groups: of the 3x3 convolutions (Xie et al. 2017, ResNeXt).
       shortcut: "A", "B" or "C" (section 4.1).
       norm: as of `cifar`; "zero_batch" is torchvision's zero_init_residual.
       skip_init: a multiplier of each branch starts at 0.
+      dropout: the probability to drop what enters a unit's convolutions, but the first one's.
       scan: equal units as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
-      InputError: an empty stage, an unknown shortcut or norm, a width below 1, branches that start at 0 twice, or
-        without a skip.
+      InputError: an empty stage, an unknown shortcut or norm, a width below 1, a dropout outside [0, 1], groups that
+        do not divide a unit's inner features, branches that start at 0 twice, or without a skip.
     """
-    _check(num_classes=num_classes, width=width, units_per_stage=min(depths, default=0), shortcut=shortcut)
+    units = min(depths, default=0)
+    check_residual(
+        shortcut, dropout, num_classes=num_classes, width=width, units_per_stage=units, widen=widen, groups=groups
+    )
+    if widen * width % groups:
+        raise InputError(f"groups {groups} must divide a unit's inner features, {widen} x {width}")
+    if paper_stride and not bottleneck:
+        raise InputError("paper_stride: units of two 3x3 have their stride where the paper has it; leave it out")
     scales = [width * 2**i for i in range(len(depths))]
     return ResNet(
         depths=tuple(depths),
-        features=tuple((s, s, 4 * s) if bottleneck else (s, s) for s in scales),
+        features=tuple((widen * s, widen * s, 4 * s) if bottleneck else (widen * s, s) for s in scales),
         windows=BOTTLENECK if bottleneck else BASIC,
         num_classes=num_classes,
+        strided=1 if bottleneck and not paper_stride else 0,
+        groups=groups,
         stem="imagenet",
         stem_features=width,
         shortcut=shortcut,
-        join=_join(join, skip_init, norm),
+        join=join_of(join, skip_init, norm),
         norm=norm,
+        dropout=dropout,
         scan=scan,
         dtype=dtype,
     )
 
 
-def _units_per_stage(depth, layers):
-    units, rest = divmod(depth - 2, layers)
+def units_per_stage(depth, layers, others=2):
+    """n of a depth of layers x n + others. Raises InputError where there is none."""
+    units, rest = divmod(depth - others, layers)
     if rest or units < 1:
-        low = max(units, 1) * layers + 2
-        raise InputError(f"depth {depth} is not {layers}n + 2; the nearest are {low} and {low + layers}")
+        low = max(units, 1) * layers + others
+        raise InputError(f"depth {depth} is not {layers}n + {others}; the nearest are {low} and {low + layers}")
     return units
 
 
-def _join(join, skip_init, norm, order="post"):
+def join_of(join, skip_init, norm, order="post"):
+    """The join, or SkipInit in its place. Raises InputError where branches could not learn."""
     if skip_init and join is Plain:
         raise InputError("skip_init: a plain network has no skip to start with; take the residual network")
     join = SkipInit if skip_init else join
@@ -271,9 +309,11 @@ def _join(join, skip_init, norm, order="post"):
     return join
 
 
-def _check(shortcut, **at_least_one):
+def check_residual(shortcut, dropout, **at_least_one):
+    """Raises InputError for an unknown shortcut, a dropout outside [0, 1], a count below 1."""
     if shortcut not in ("A", "B", "C"):
         raise InputError(f"shortcut {shortcut!r} is not one of A (zeros), B (projection), C (always projection)")
+    check_rate("residual network", dropout=dropout)
     for name, value in at_least_one.items():
         if value < 1:
             raise InputError(f"{name} {value} must be at least 1")
@@ -281,15 +321,23 @@ def _check(shortcut, **at_least_one):
 
 cifar_resnet = partial(cifar, join=Add)
 resnet = partial(imagenet, join=Add)
+basic = partial(resnet, bottleneck=False, paper_stride=False, widen=1, groups=1)
+bottleneck = partial(resnet, bottleneck=True, paper_stride=False, widen=1, groups=1)
 
 MODELS = {
     "cifar_resnet": cifar_resnet,
     **{f"cifar_resnet{depth}": partial(cifar_resnet, depth) for depth in (20, 32, 44, 56, 110, 1202)},
-    "cifar_preact": cifar_preact,
-    **{f"cifar_preact{depth}": partial(cifar_preact, depth) for depth in (164, 1001)},
-    "resnet18": partial(resnet, (2, 2, 2, 2), bottleneck=False),
-    "resnet34": partial(resnet, (3, 4, 6, 3), bottleneck=False),
-    "resnet50": partial(resnet, (3, 4, 6, 3), bottleneck=True),
-    "resnet101": partial(resnet, (3, 4, 23, 3), bottleneck=True),
-    "resnet152": partial(resnet, (3, 8, 36, 3), bottleneck=True),
+    "resnet18": partial(basic, (2, 2, 2, 2)),
+    "resnet34": partial(basic, (3, 4, 6, 3)),
+    "resnet50": partial(bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(bottleneck, (3, 4, 23, 3)),
+    "resnet152": partial(bottleneck, (3, 8, 36, 3)),
+    "resnet50_paper": partial(bottleneck, (3, 4, 6, 3), paper_stride=True),
+    "resnet101_paper": partial(bottleneck, (3, 4, 23, 3), paper_stride=True),
+    "resnet152_paper": partial(bottleneck, (3, 8, 36, 3), paper_stride=True),
+    "wide_resnet50_2": partial(bottleneck, (3, 4, 6, 3), widen=2),
+    "wide_resnet101_2": partial(bottleneck, (3, 4, 23, 3), widen=2),
+    "resnext50_32x4d": partial(bottleneck, (3, 4, 6, 3), widen=2, groups=32),
+    "resnext101_32x8d": partial(bottleneck, (3, 4, 23, 3), widen=4, groups=32),
+    "resnext101_64x4d": partial(bottleneck, (3, 4, 23, 3), widen=4, groups=64),
 }

@@ -2,49 +2,51 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from deepjax import functional, initializers
+from deepjax import functional
 from deepjax.errors import InputError
 from deepjax.layers import Conv, DropConnectDense, Dropout
 from deepjax.units import normalize
-from deepjax.zoo.plain import check_option, check_rate
+from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
 
 RATE = 0.5
 
 
-class MnistCNN(nn.Module):
+class MnistCNN(Network):
     """Two convolutions with pooling, a dense layer that drops activations or connections, and the logits."""
 
     width: int
-    num_classes: int
     drop: str = "none"
     rate: float = RATE
-    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
-        """x [batch, H, W, channels] -> logits [batch, num_classes]."""
-        _check_images("mnist_cnn", x, 16)
+        """x [batch, H, W, channels] -> see `Network`; the stages are stage1 and stage2."""
+        self.check_images(x)
+        maps = {}
         for i, features in enumerate((self.width, 2 * self.width)):
             x = Conv(
                 features,
                 (5, 5),
                 padding="VALID",
                 use_bias=True,
-                kernel_init=initializers.he_normal(),
+                kernel_init=self.kernel_init,
                 dtype=self.dtype,
                 name=f"conv{i + 1}",
             )(x)
-            x = functional.max_pool(functional.relu(x), 2)
+            x = maps[f"stage{i + 1}"] = functional.max_pool(functional.relu(x), 2)
+        if self.features_only:
+            return maps
         x = x.reshape(x.shape[0], -1)
         if self.drop == "dropconnect":
-            x = DropConnectDense(150, self.rate, dtype=self.dtype, name="hidden")(x, train=train)
+            x = DropConnectDense(150, self.rate, kernel_init=self.kernel_init, dtype=self.dtype, name="hidden")(
+                x, train=train
+            )
         else:
-            hidden = nn.Dense(150, kernel_init=initializers.he_normal(), dtype=self.dtype, name="hidden")
+            hidden = nn.Dense(150, kernel_init=self.kernel_init, dtype=self.dtype, name="hidden")
             x = functional.relu(hidden(x))
             x = Dropout(self.rate if self.drop == "dropout" else 0.0)(x, train=train)
-        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head")(x)
+        return self.classify(x, train=train)
 
 
 def mnist_cnn(num_classes=10, *, width=32, drop="none", rate=RATE, dtype=None):
@@ -65,28 +67,34 @@ def mnist_cnn(num_classes=10, *, width=32, drop="none", rate=RATE, dtype=None):
       InputError: an unknown drop, a rate outside [0, 1] or without a drop, a width below 1; when called, images of
         less than 16x16 pixels.
     """
-    _check_counts("mnist_cnn", width, num_classes)
+    check_at_least_one("mnist_cnn", width=width, num_classes=num_classes)
     check_option("mnist_cnn", "drop", drop, ("none", "dropout", "dropconnect"))
-    check_rate("mnist_cnn", "rate", rate)
+    check_rate("mnist_cnn", rate=rate)
     if rate != RATE and drop == "none":
         raise InputError(f"mnist_cnn: rate {rate} does nothing with drop none; set drop dropout or dropconnect")
-    return MnistCNN(width, num_classes, drop, rate, dtype)
+    return MnistCNN(
+        width,
+        drop,
+        rate,
+        num_classes=num_classes,
+        norm="none",
+        kernel_init=INITS["he_fan_in"],
+        dtype=dtype,
+        usual_input=(28, 28, 1),
+        least=16,
+    )
 
 
-class AsymmetricCNN(nn.Module):
+class AsymmetricCNN(Network):
     """Three stages of 1x3 and 3x1 convolutions in turn, each ended by pooling, then two dense layers."""
 
     width: int
-    num_classes: int
-    norm: str = "none"
-    dropout: float = 0.0
-    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
-        """x [batch, H, W, channels] -> logits [batch, num_classes]."""
-        _check_images("cifar_asymmetric", x, 8)
-        bias, init = self.norm == "none", initializers.he_normal()
+        """x [batch, H, W, channels] -> see `Network`; the stages are stage1, stage2, stage3."""
+        self.check_images(x)
+        maps, bias, init = {}, self.norm == "none", self.kernel_init
         for stage in (1, 2, 3):
             features = self.width * 2 ** (stage - 1)
             for i, window in enumerate(((1, 3), (3, 1)) * 2):
@@ -94,12 +102,12 @@ class AsymmetricCNN(nn.Module):
                 padding = [size // 2 for size in window]
                 conv = Conv(features, window, 1, padding, use_bias=bias, kernel_init=init, dtype=self.dtype, name=name)
                 x = self._finish(conv(x), f"stage{stage}_norm{i + 1}", train, mask)
-            x = functional.max_pool(x, 2)
+            x = maps[f"stage{stage}"] = functional.max_pool(x, 2)
+        if self.features_only:
+            return maps
         x = Dropout(self.dropout)(x.reshape(x.shape[0], -1), train=train)
         hidden = nn.Dense(4 * self.width, use_bias=bias, kernel_init=init, dtype=self.dtype, name="hidden")
-        x = self._finish(hidden(x), "hidden_norm", train, mask)
-        x = Dropout(self.dropout)(x, train=train)
-        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=self.dtype, name="head")(x)
+        return self.classify(self._finish(hidden(x), "hidden_norm", train, mask), train=train)
 
     def _finish(self, x, name, train, mask):
         return functional.relu(normalize(x, self.norm, train=train, mask=mask, name=name))
@@ -123,23 +131,19 @@ def cifar_asymmetric(num_classes=100, *, width=64, norm="none", dropout=0.0, dty
       InputError: an unknown norm, a dropout outside [0, 1], a width below 1; when called, images of less than 8x8
         pixels.
     """
-    _check_counts("cifar_asymmetric", width, num_classes)
+    check_at_least_one("cifar_asymmetric", width=width, num_classes=num_classes)
     check_option("cifar_asymmetric", "norm", norm, ("none", "batch"))
-    check_rate("cifar_asymmetric", "dropout", dropout)
-    return AsymmetricCNN(width, num_classes, norm, dropout, dtype)
-
-
-def _check_counts(network, width, num_classes):
-    if width < 1 or num_classes < 1:
-        raise InputError(f"{network}: width {width} and num_classes {num_classes} must be at least 1")
-
-
-def _check_images(network, x, least):
-    if x.ndim != 4 or min(x.shape[1:3]) < least:
-        raise InputError(
-            f"{network}: x has shape {x.shape}; images must be [batch, height, width, channels] of at least "
-            f"{least}x{least} pixels"
-        )
+    check_rate("cifar_asymmetric", dropout=dropout)
+    return AsymmetricCNN(
+        width,
+        num_classes=num_classes,
+        norm=norm,
+        dropout=dropout,
+        kernel_init=INITS["he_fan_in"],
+        dtype=dtype,
+        usual_input=(32, 32, 3),
+        least=8,
+    )
 
 
 MODELS = {"mnist_cnn": mnist_cnn, "cifar_asymmetric": cifar_asymmetric}

@@ -1,0 +1,127 @@
+"""What can be measured, and what must be alike in every system: images, labels, kernels. No JAX here, no PyTorch.
+
+A cell of the benchmark's table is one program: a unit kind, a variant, a depth. Each is measured in a process of its
+own (`worker`), so that nothing compiled for one is at hand for another.
+"""
+
+import importlib.util
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from deepjax.errors import InputError, choices
+
+UNITS = ("basic", "preact", "plain", "reversible")
+SCANNED = {"scan": "none", "unit": "unit", "sqrt": "sqrt", "reversible": "reversible"}  # variant: `remat` of `stack`
+TORCH = ("torch", "torch-checkpoint", "torch-compile")
+OF_BASIC = ("stochastic", "flax", *TORCH)  # there for the basic unit alone
+VARIANTS = ("unrolled", *SCANNED, *OF_BASIC)
+STAGES = {"dense": ("scan", "sqrt"), "conv": ("scan", "sqrt"), "reversible": ("reversible",)}  # unit: variants
+
+CLASSES = 10
+LEARNING_RATE, MOMENTUM = 0.01, 0.9
+
+
+class Cell(NamedTuple):
+    """One program to measure."""
+
+    kind: str  # "net": the training step of a CIFAR net; "stage": loss and gradients of equal units, not run
+    unit: str
+    variant: str
+    depth: int  # of a net: layers, 6n + 2; of a stage: units
+    batch: int
+    width: int
+
+
+def nets(units, variants, depths, batch, width):
+    """The cells of nets, in groups to be timed together: one list for each unit and depth.
+
+    Args:
+      units: of `UNITS`.
+      variants: of `VARIANTS`; None: all, but PyTorch's only where it is installed.
+      depths: each 6n + 2.
+      batch: images.
+      width: features of the first stage.
+
+    Raises:
+      InputError: no unit or depth, an unknown unit or variant, a variant that goes with none of the units, PyTorch
+        named but not installed, a depth that is not 6n + 2 with n at least 1, a batch below 2 or a width below 1.
+    """
+    _check_known("unit", units, UNITS)
+    _check_known("variant", variants or (), VARIANTS)
+    for depth in depths:
+        if depth < 8 or depth % 6 != 2:
+            raise InputError(f"depth {depth} is not 6n + 2 with n at least 1, such as 8, 20, 56, 110")
+    if not units or not depths:
+        raise InputError(f"units {list(units)} and depths {list(depths)}: name at least one of each")
+    if batch < 2 or width < 1:
+        raise InputError(f"batch {batch} must be at least 2, width {width} at least 1")
+    asked = {name for name in variants or () if name in TORCH}
+    if asked and not has_torch():
+        raise InputError(f"variant {min(asked)}: PyTorch is not installed; install torch, or leave it out")
+    chosen = variants or [name for name in VARIANTS if name not in TORCH or has_torch()]
+    for name in variants or ():
+        if not any(_goes(unit, name) for unit in units):
+            needed = "reversible" if name == "reversible" else "basic"
+            raise InputError(f"variant {name} is measured with unit {needed}; add that to the units {list(units)}")
+    groups = [
+        [Cell("net", unit, name, depth, batch, width) for name in dict.fromkeys(chosen) if _goes(unit, name)]
+        for unit in dict.fromkeys(units)
+        for depth in sorted(set(depths))
+    ]
+    return [group for group in groups if group]
+
+
+def stages(units, depths, batch, width):
+    """The cells of stages of equal units. Raises InputError for an unknown unit or a depth below 1."""
+    _check_known("stage unit", units, STAGES)
+    if any(depth < 1 for depth in depths):
+        raise InputError(f"stage depths {list(depths)} must be at least 1")
+    return [
+        Cell("stage", unit, variant, depth, batch, width)
+        for unit in units
+        for variant in STAGES[unit]
+        for depth in sorted(set(depths))
+    ]
+
+
+def cores():
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_torch():
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def _goes(unit, variant):
+    if variant == "reversible":
+        return unit == "reversible"
+    return unit == "basic" or variant not in OF_BASIC
+
+
+def _check_known(what, names, known):
+    for name in names:
+        if name not in known:
+            raise InputError(f"{what} {name!r} is unknown; {choices(name, known)}")
+
+
+def images(batch):
+    """(images [batch, 32, 32, 3] float32, labels [batch] int32)."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((batch, 32, 32, 3), np.float32), rng.integers(CLASSES, size=batch).astype(np.int32)
+
+
+def start(name, shape):
+    """The start of a parameter or running moment; kernels are [..., features_in, features], the same for one shape.
+
+    He et al. 2015's standard deviation, so that nets of other systems, and stacks (with an axis of units in front),
+    compute the same numbers.
+    """
+    if name != "kernel":
+        return np.full(shape, name in ("scale", "var"), np.float32)
+    core = shape[-4:] if len(shape) > 3 else shape[-2:]
+    kernel = np.random.default_rng(core).standard_normal(core) * np.sqrt(2 / np.prod(core[:-1]))
+    return np.broadcast_to(kernel.astype(np.float32), shape)

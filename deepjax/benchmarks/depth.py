@@ -1,0 +1,246 @@
+"""What depth costs: seconds to trace, lower and compile, temporaries, step time; deepjax's forms, Flax and PyTorch.
+
+Every program is compiled alone, in a process of its own, without any cache. Those of one unit kind and depth then take
+turns at training steps, so that whatever slows the machine for a while slows all of them.
+"""
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from deepjax.benchmarks import cells, claims, report
+from deepjax.benchmarks.process import Ended, Process, cached
+from deepjax.errors import InputError
+
+DEPTHS = (20, 56, 110, 332, 1202)
+STAGE_DEPTHS = (10, 1024, 4096, 10000)
+TURN = 0.2  # seconds: a turn is one step, or as many as fit
+QUIET = 0.5  # processes that want to run, over cores: above, the machine is busy
+MEASURED = ("trace", "lower", "compile", "temporaries", "arguments", "outputs", "code", "cache_hits", "platform")
+
+
+def run(
+    out,
+    *,
+    units=cells.UNITS,
+    variants=None,
+    depths=DEPTHS,
+    steps=10,
+    batch=8,
+    width=16,
+    stage_units=tuple(cells.STAGES),
+    stage_depths=STAGE_DEPTHS,
+    second_start=True,
+    compile_cap=600.0,
+    say=print,
+):
+    """Measure, and write depth.json, depth.md and depth.png into a folder, after every group of cells.
+
+    Args:
+      out: the folder; a report that is there is replaced.
+      units, variants, depths, batch, width: of the nets; see `cells.nets`.
+      steps: turns that each net takes; short steps are repeated within a turn.
+      stage_units, stage_depths: of the stages, which are compiled, not run; see `cells.stages`.
+      second_start: also time a fresh process to its first step, with JAX's persistent compilation cache, at the
+        greatest depth of the first unit.
+      compile_cap: seconds to build, trace, lower and compile one cell; then it is stopped, and deeper ones of its kind
+        are not tried.
+      say: called with each line of progress.
+
+    Returns:
+      The contents of depth.json: "command", "machine", "options", "nets", "stages", "starts" (one record for each
+      cell), "fits", "claims". Seconds and bytes; None where there is no number.
+
+    Raises:
+      InputError: what `cells.nets` and `cells.stages` say, steps below 1, a cap that is not positive, a folder that
+        cannot be written.
+    """
+    groups = cells.nets(units, variants, depths, batch, width)
+    staged = cells.stages(stage_units, stage_depths, batch, width)
+    if steps < 1 or not 0 < compile_cap < math.inf:
+        raise InputError(f"steps {steps} must be at least 1, compile_cap {compile_cap:g} a number of seconds above 0")
+    folder = _writable(out)
+    options = {"units": list(units), "variants": variants and list(variants), "depths": sorted(set(depths))}
+    options |= {"steps": steps, "batch": batch, "width": width, "compile_cap": compile_cap}
+    options |= {"stage_units": list(stage_units), "stage_depths": sorted(set(stage_depths))}
+    options["second_start"] = bool(second_start)
+    record = {"command": command(options), "machine": machine(), "options": options}
+    record |= {"nets": [], "stages": [], "starts": []}
+    if variants is None and not cells.has_torch():
+        say("PyTorch is not installed: its variants are left out")
+    if (record["machine"]["load"] or 0) > QUIET * record["machine"]["cores"]:
+        say(f"the machine is busy (load {record['machine']['load']:.1f}): timings will not be worth much")
+    capped = {}
+    for group in groups:
+        record["nets"] += measure(group, capped, compile_cap, steps, say)
+        _write(folder, record)
+    for cell in staged:
+        record["stages"] += measure([cell], capped, compile_cap, 0, say)
+    if second_start:
+        deepest = [group for group in groups if group[0].unit == groups[0][0].unit][-1]
+        scanned = [cell for cell in deepest if cell.variant in cells.SCANNED and cell[:3] not in capped]
+        record["starts"] = [start_twice(cell, compile_cap, say) for cell in scanned]
+    _write(folder, record)
+    return record
+
+
+def measure(group, capped, cap, steps, say):
+    """The records of cells: each is compiled alone, then they take turns at steps.
+
+    `capped` is {(kind, unit, variant): depth at which the cap hit}, and is kept up.
+    """
+    records, running = [], []
+    with contextlib.ExitStack() as stack:
+        for cell in group:
+            record = {"unit": cell.unit, "variant": cell.variant, "depth": cell.depth, "stopped": None}
+            record |= dict.fromkeys((*MEASURED, "loss", "steps", "step", "step_least", "step_mean", "peak"))
+            records.append(record)
+            if cell[:3] in capped:
+                record["stopped"] = f"not tried: the cap hit at {capped[cell[:3]]}"
+            else:
+                process = stack.enter_context(Process(cell))
+                if _prepared(process, record, cap):
+                    running.append((record, process))
+                elif record["stopped"].startswith("cap"):
+                    capped[cell[:3]] = cell.depth
+            say(report.line(cell.kind, record))
+        if steps:
+            _take_turns(running, steps, cap)
+            for record, _ in running:
+                say(report.step_line(record))
+    return records
+
+
+def _prepared(process, record, cap):
+    """Fill in what compiling takes. False, and the process has ended, where it does not succeed."""
+    try:
+        for phase in process.phases(cap):
+            record |= {name: phase[name] for name in (*MEASURED, "loss") if name in phase}
+            if "seconds" in phase:
+                record[phase["phase"]] = phase["seconds"]
+    except Ended as end:
+        process.end()
+        record["stopped"] = str(end)
+    return record["stopped"] is None
+
+
+def _take_turns(running, steps, cap):
+    """Fill in the step times of records, whose processes take turns. The first turn is not counted."""
+    seconds = {id(record): [] for record, _ in running}
+    for turn in range(steps + 1):
+        for record, process in running:
+            if record["stopped"]:
+                continue
+            try:
+                answer = process.turn(TURN if turn else 0.0, cap)
+            except Ended as end:
+                record["stopped"] = str(end)
+                continue
+            record["peak"] = answer["peak"]
+            if turn:
+                seconds[id(record)] += answer["seconds"]
+            elif record["loss"] is None:
+                record["loss"] = answer["loss"]
+    for record, _ in running:
+        taken = seconds[id(record)]
+        if not math.isfinite(record["loss"] or 0.0):
+            record["loss"] = None  # JSON has no such number
+        if taken and not record["stopped"]:
+            record |= {"steps": len(taken), "step": statistics.median(taken), "step_least": min(taken)}
+            record["step_mean"] = statistics.fmean(taken)
+
+
+def start_twice(cell, cap, say):
+    """Seconds from the start of a process to the end of its first step: with an empty cache, and with what that left.
+
+    {"unit", "variant", "depth", "cold", "warm", "cache_hits" of the second, "step" (seconds of its second step)}.
+    """
+    record = {"unit": cell.unit, "variant": cell.variant, "depth": cell.depth, "cold": None, "warm": None}
+    record |= {"cache_hits": None, "step": None, "stopped": None}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for name in ("cold", "warm"):
+                begin = time.monotonic()
+                with Process(cell, cached(folder)) as process:
+                    *_, compiled = process.phases(cap)
+                    process.turn(0.0, cap)
+                    record[name] = time.monotonic() - begin
+                    record["step"] = statistics.median(process.turn(TURN, cap)["seconds"])
+                record["cache_hits"] = compiled["cache_hits"]
+        except Ended as end:
+            record["stopped"] = str(end)
+    say(report.start_line(record))
+    return record
+
+
+def command(options):
+    """The command line that measures the same.
+
+    >>> command({"depths": [20, 56], "variants": None, "steps": 10, "second_start": False})
+    'deepjax bench depth --depths 20,56 --steps 10 --no-second-start'
+    """
+    words = ["deepjax bench depth"]
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag}")
+        elif value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
+            words.append(f"--{flag} {text or chr(39) * 2}")
+    return " ".join(words)
+
+
+def machine():
+    """What the numbers were measured on, and with."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    pages = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}) and os.sysconf("SC_PHYS_PAGES")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": names[0] if names else platform.processor(),
+        "cores": cells.cores(),
+        "memory": pages * os.sysconf("SC_PAGE_SIZE") if pages else None,
+        "system": platform.platform(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("deepjax", "jax", "jaxlib", "flax", "optax", "torch")},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _writable(out):
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"out {folder} cannot be written ({error.strerror or error}); choose another folder") from None
+    return folder
+
+
+def _write(folder, record):
+    record |= {"fits": claims.fits(record["nets"]), "claims": [claim._asdict() for claim in claims.check(record)]}
+    beside = folder / "depth.json.tmp"
+    beside.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    beside.replace(folder / "depth.json")
+    (folder / "depth.md").write_text(report.markdown(record))
+    report.plot(record).savefig(folder / "depth.png", dpi=150)

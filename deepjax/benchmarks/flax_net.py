@@ -1,0 +1,39 @@
+"""The CIFAR residual net as one writes it in plain Flax: nothing of deepjax, a Python loop over units."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class FlaxUnit(nn.Module):
+    """Two 3x3 convolutions and a skip, zeros appended where the shape changes (He et al. 2015, section 4.2)."""
+
+    features: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        """[batch, H, W, features_in] -> [batch, H / stride, W / stride, features]."""
+        y = nn.Conv(self.features, (3, 3), self.stride, padding=1, use_bias=False)(x)
+        y = nn.relu(nn.BatchNorm(not train, momentum=0.9)(y))
+        y = nn.Conv(self.features, (3, 3), padding=1, use_bias=False)(y)
+        y = nn.BatchNorm(not train, momentum=0.9)(y)
+        more = self.features - x.shape[-1]
+        return nn.relu(y + jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (0, more))))
+
+
+class FlaxResNet(nn.Module):
+    """Stem, three stages of equal units, average, head: 6 * units + 2 layers."""
+
+    units: int
+    width: int
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        """x [batch, H, W, channels] -> logits [batch, classes]."""
+        x = nn.Conv(self.width, (3, 3), padding=1, use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
+        for stage in range(3):
+            for unit in range(self.units):
+                x = FlaxUnit(self.width * 2**stage, 2 if stage > 0 and unit == 0 else 1)(x, train=train)
+        return nn.Dense(self.classes)(x.mean((1, 2)))

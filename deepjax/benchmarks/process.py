@@ -1,0 +1,115 @@
+"""The other end of `worker`: start it, ask it, end it when its time is up."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from deepjax.benchmarks.cells import TORCH
+
+WORKER = [sys.executable, "-m", "deepjax.benchmarks.worker"]
+PHASES = ("build", "trace", "lower", "compile")  # PyTorch has the first and the last
+
+# Compile times are to be compile times, and several processes may share a GPU.
+ALONE = {
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
+
+
+def cached(folder):
+    """The environment in which JAX keeps every compiled program in a folder."""
+    return {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+
+
+class Ended(Exception):
+    """A worker has no answer: it was stopped at its cap, or failed. The message says which, and where."""
+
+
+class Process:
+    """One worker, which measures one cell. A context manager, which ends it."""
+
+    def __init__(self, cell, environment=None):
+        """Start it, under changes of the environment."""
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed on exit
+        self._capped = False
+        self._phases = (PHASES[0], PHASES[-1]) if cell.variant in TORCH else PHASES
+        self._child = subprocess.Popen(
+            [*WORKER, json.dumps(cell._asdict())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **ALONE, **(environment or {})},
+            start_new_session=True,  # so that a compiler it has started ends with it
+        )
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._in, self._out = self._child.stdin, self._child.stdout
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+    def end(self):
+        """End it, and what it has started. A second time does nothing."""
+        if self._in.closed:
+            return
+        self._kill()
+        self._child.wait()
+        for pipe in (self._in, self._out, self._log):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+    def phases(self, cap):
+        """Yields what each phase took, as the worker tells. Raises Ended, at the latest `cap` seconds from now."""
+        end = time.monotonic() + cap
+        for phase in self._phases:
+            yield self._answer(end - time.monotonic(), f"cap of {cap:g} s reached in {phase}")
+
+    def turn(self, least, cap):
+        """What the worker's `turn` returns. Raises Ended, at the latest `cap` seconds from now."""
+        with contextlib.suppress(BrokenPipeError):  # from one that has failed: the answer says so
+            self._in.write(f"{least}\n".encode())
+            self._in.flush()
+        return self._answer(cap, f"cap of {cap:g} s reached in a step")
+
+    def _answer(self, seconds, late):
+        timer = threading.Timer(max(seconds, 0), self._stop)
+        timer.start()
+        line = self._out.readline()
+        timer.cancel()
+        if line:
+            return json.loads(line)
+        raise Ended(late if self._capped else f"failed: {self._last_words()}")
+
+    def _stop(self):
+        self._capped = True
+        self._kill()
+
+    def _kill(self):
+        if not hasattr(os, "killpg"):
+            self._child.kill()
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
+            os.killpg(self._child.pid, signal.SIGKILL)
+
+    def _last_words(self):
+        code = self._child.wait()
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        if code < 0:
+            return f"ended by signal {-code}; was there memory enough?"
+        return " ".join(lines[-1].split())[:200] if lines else f"exit code {code}"

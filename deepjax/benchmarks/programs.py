@@ -1,0 +1,192 @@
+"""The programs in JAX: whole training steps of CIFAR nets, and loss and gradients of stages of equal units."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from deepjax import functional
+from deepjax.benchmarks import cells
+from deepjax.benchmarks.flax_net import FlaxResNet
+from deepjax.layers import Conv
+from deepjax.units import Add, Branch, NormActivation, Plain, Reversible, Unit, ZeroPad, stack
+from deepjax.zoo.plain import DenseUnit
+from deepjax.zoo.residual import cifar
+from deepjax.zoo.residual_cifar import stochastic_depth
+
+
+class ReversibleNet(nn.Module):
+    """A net of reversible units, each of as many layers and operations as a basic one.
+
+    Two streams of `width` features; in each reversible unit one convolution for each stream. A stage's first unit is an
+    ordinary one over both, as in Gomez et al. 2017, section 3.1: it may change the shape.
+    """
+
+    units: int  # of each stage
+    width: int
+    scan: bool
+    remat: str
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        """x [batch, H, W, 3] -> logits [batch, classes]."""
+        x = Conv(2 * self.width, (3, 3), 1, 1, name="stem")(x)
+        for i in range(3):
+            width, stride = self.width * 2**i, 1 if i == 0 else 2
+            branch = Branch((width, 2 * width), (3, 3), (stride, 1), "pre", parent=None)
+            shortcut = ZeroPad(2 * width, stride, parent=None) if i else None
+            x = Unit(branch, Add(parent=None), shortcut, name=f"stage{i + 1}_first")(x, train=train)
+            if self.units > 1:
+                rest = stack(
+                    reversible_unit(width),
+                    self.units - 1,
+                    scan=self.scan,
+                    remat=self.remat,
+                    name=f"stage{i + 1}_rest",
+                )
+                x = rest(x, train=train)
+        x = functional.global_avg_pool(NormActivation(name="final")(x, train=train))
+        return nn.Dense(cells.CLASSES, name="head")(x)
+
+
+def reversible_unit(width):
+    """Two streams of `width` features, a convolution in each."""
+    f, g = (Branch((width,), (3,), (1,), "pre", parent=None) for _ in "fg")
+    return Reversible(f, g, parent=None)
+
+
+def network(cell):
+    """The Linen module of a net's cell."""
+    depth, width = cell.depth, cell.width
+    if cell.variant == "flax":
+        return FlaxResNet((depth - 2) // 6, width, cells.CLASSES)
+    if cell.variant == "stochastic":
+        return stochastic_depth(depth, cells.CLASSES, width=width, survival=0.5, per="batch")
+    how = {"scan": cell.variant != "unrolled", "remat": cells.SCANNED.get(cell.variant, "none")}
+    if cell.unit == "reversible":
+        return ReversibleNet((depth - 2) // 6, width, **how)
+    join = Plain if cell.unit == "plain" else Add
+    order = "pre" if cell.unit == "preact" else "post"
+    return cifar(depth, cells.CLASSES, join=join, width=width).clone(order=order, **how)
+
+
+def stage(cell):
+    """(the stack of a stage's cell, the shape of its input)."""
+    maps = (cell.batch, 32, 32)
+    unit, shape = {
+        "dense": lambda: (DenseUnit(), (cell.batch, 4 * cell.width)),
+        "conv": lambda: (
+            Unit(Branch((cell.width,), (3,), (1,)), Plain(), activation=functional.relu),
+            (*maps, cell.width),
+        ),
+        "reversible": lambda: (reversible_unit(cell.width), (*maps, 2 * cell.width)),
+    }[cell.unit]()
+    return stack(unit, cell.depth, remat=cells.SCANNED[cell.variant]), shape
+
+
+class Program:
+    """A cell's program: `prepare`, then `step` as often as wanted."""
+
+    def __init__(self, cell):
+        """Shapes alone: nothing is compiled, and no array made."""
+        self.cell, self.state = cell, None
+        hits = self.hits = []
+        jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
+        if cell.kind == "stage":
+            model, shape = stage(cell)
+            self.batch = jax.ShapeDtypeStruct(shape, jnp.float32)
+            self.shapes, self.program = self._variables(model, self.batch), jax.jit(_gradients_of(model))
+        else:
+            model, self.batch = network(cell), jax.tree.map(jnp.asarray, cells.images(cell.batch))
+            variables = self._variables(model, self.batch[0])
+            optimizer = optax.sgd(cells.LEARNING_RATE, cells.MOMENTUM)
+            steps_done = jax.ShapeDtypeStruct((), jnp.int32)
+            self.shapes = variables, (jax.eval_shape(optimizer.init, variables["params"]), steps_done)
+            self.program = jax.jit(_training_step(model, optimizer), donate_argnums=0)
+
+    @staticmethod
+    def _variables(model, x):
+        return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+
+    def prepare(self):
+        """Yields what tracing, lowering and compiling take, each as a dict."""
+        jax.clear_caches()  # what was traced for the shapes is not to help
+        self.hits.clear()
+        traced, seconds = _timed(lambda: self.program.trace(self.shapes, self.batch))
+        yield {"phase": "trace", "seconds": seconds}
+        lowered, seconds = _timed(traced.lower)
+        yield {"phase": "lower", "seconds": seconds}
+        self.compiled, seconds = _timed(lowered.compile)
+        memory: Any = self.compiled.memory_analysis()
+        yield {
+            "phase": "compile",
+            "seconds": seconds,
+            "cache_hits": len(self.hits),
+            "platform": jax.default_backend(),
+            "temporaries": memory.temp_size_in_bytes,
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+        }
+
+    def step(self):
+        """One step, to its end. Returns the loss before it."""
+        if self.state is None:
+            self.state = self._start()
+        self.state, loss = self.compiled(self.state, self.batch)
+        jax.block_until_ready(self.state)
+        return float(loss)
+
+    def _start(self):
+        variables, rest = self.shapes
+        variables = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.array(cells.start(path[-1].key, leaf.shape)), variables
+        )
+        return variables, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
+
+
+def _timed(function: Callable):
+    start = time.perf_counter()
+    return function(), time.perf_counter() - start
+
+
+def _training_step(model, optimizer):
+    """(state, (images, labels)) -> (state, loss), where state is (variables, (the optimizer's state, steps done))."""
+
+    def step(state, batch):
+        variables, (optimizer_state, count) = state
+        rngs = {"dropout": jax.random.fold_in(jax.random.key(0), count)}
+
+        def loss_of(params):
+            logits, new = model.apply(
+                {**variables, "params": params}, batch[0], train=True, mutable=["batch_stats"], rngs=rngs
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), new
+
+        (loss, new), gradients = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state)
+        params = optax.apply_updates(variables["params"], updates)
+        return ({"params": params, **new}, (optimizer_state, count + 1)), loss
+
+    return step
+
+
+def _gradients_of(model):
+    """(variables, x) -> (loss, gradients, new batch statistics).
+
+    The gradients are results, not temporaries: they grow with depth whatever is kept of activations.
+    """
+
+    def gradients(variables, x):
+        def loss_of(params):
+            y, new = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+            return (y**2).mean(), new
+
+        (loss, new), gradients = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
+        return loss, gradients, new
+
+    return gradients

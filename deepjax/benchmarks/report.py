@@ -1,0 +1,165 @@
+"""Measurements as lines, tables, Markdown and a plot."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from deepjax.benchmarks.cells import VARIANTS
+from deepjax.benchmarks.claims import QUANTITIES, fit, series
+
+NETS = (  # header, field, factor, format
+    ("trace s", "trace", 1, ".2f"),
+    ("lower s", "lower", 1, ".2f"),
+    ("compile s", "compile", 1, ".2f"),
+    ("temporaries MB", "temporaries", 1e-6, ",.1f"),
+    ("step ms", "step", 1e3, ",.1f"),
+    ("least ms", "step_least", 1e3, ",.1f"),
+    ("peak MB", "peak", 1e-6, ",.0f"),
+)
+STARTS = (
+    ("cold s", "cold", 1, ".1f"),
+    ("warm s", "warm", 1, ".1f"),
+    ("step ms", "step", 1e3, ",.1f"),
+    ("cache hits", "cache_hits", 1, "d"),
+)
+LABELS = {"step": "step time (s)", "ready": "trace + lower + compile (s)", "temporaries": "temporaries (bytes)"}
+MARKS = "os^vDPX*<>"  # one for each variant
+
+
+def line(kind, record):
+    """What compiling a cell took, for the terminal."""
+    name = f"{kind} {record['unit']} {record['variant']} {record['depth']}"
+    if record["stopped"]:
+        return f"{name}: {record['stopped']}"
+    parts = [f"{word} {record[word]:.2f} s" for word in ("trace", "lower", "compile") if record[word] is not None]
+    if record["temporaries"] is not None:
+        parts.append(f"temporaries {record['temporaries'] / 1e6:,.1f} MB")
+    return f"{name}: {', '.join(parts) or 'nothing to compile'}"
+
+
+def step_line(record):
+    """What a step of a net took, for the terminal."""
+    name = f"net {record['unit']} {record['variant']} {record['depth']}"
+    if record["stopped"]:
+        return f"{name}: {record['stopped']}"
+    return f"{name}: {1e3 * record['step']:,.1f} ms a step (median of {record['steps']})"
+
+
+def start_line(record):
+    """What a second start took, for the terminal."""
+    name = f"start of {record['unit']} {record['variant']} {record['depth']}"
+    if record["stopped"]:
+        return f"{name}: {record['stopped']}"
+    return f"{name}: first step after {record['cold']:.1f} s, with a warm cache {record['warm']:.1f} s"
+
+
+def tables(record) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
+    """[(title, header, rows of cells)] of a run's record."""
+    options = record["options"]
+    title = (
+        f"CIFAR nets {options['width']}/{2 * options['width']}/{4 * options['width']}, batch {options['batch']}: "
+        f"whole training step"
+    )
+    found: list = [(title, *_table(NETS, record["nets"]))]
+    if record["stages"]:
+        found.append(("Stages of equal units: loss and gradients", *_table(NETS[:4], record["stages"])))
+    if record["starts"]:
+        found.append(("From starting a process to its first step", *_table(STARTS, record["starts"])))
+    if record["fits"]:
+        found.append(("Exponents of growth with depth", *_exponents(record["fits"])))
+    if record["claims"]:
+        rows = [
+            (claim["text"], f"{claim['value']:.3g}", f"{claim['bound']} {claim['limit']:g}", _word(claim["holds"]))
+            for claim in record["claims"]
+        ]
+        found.append(("Claims", ("claim", "measured", "limit", "holds"), rows))
+    return found
+
+
+def _word(holds):
+    return "yes" if holds else "NO"
+
+
+def _table(columns, records):
+    def cell(record, field, factor, form):
+        return "-" if record[field] is None else format(record[field] * factor, form)
+
+    header = ("unit", "variant", "depth", *(column[0] for column in columns), "")
+    rows = [
+        (
+            record["unit"],
+            record["variant"],
+            str(record["depth"]),
+            *(cell(record, *column[1:]) for column in columns),
+            record["stopped"] or "",
+        )
+        for record in records
+    ]
+    return header, rows
+
+
+def _exponents(fits):
+    found = {(fit["unit"], fit["variant"], fit["quantity"]): _power(fit["exponent"]) for fit in fits}
+    names = dict.fromkeys((unit, variant) for unit, variant, _ in found)
+    rows = [(*name, *(found.get((*name, quantity), "-") for quantity in QUANTITIES)) for name in names]
+    return ("unit", "variant", "step time", "trace + lower + compile", "temporaries"), rows
+
+
+def _power(exponent):
+    return f"{round(exponent, 2) + 0.0:.2f}"  # not -0.00
+
+
+def about(record):
+    """One paragraph: the machine and the versions."""
+    machine = record["machine"]
+    memory = f", {machine['memory'] / 2**30:.0f} GiB" if machine["memory"] else ""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    platforms = sorted({net["platform"] for net in record["nets"]} - {None})
+    load = "" if machine["load"] is None else f", load {machine['load']:.1f} at the start"
+    return (
+        f"{machine['date']}; {machine['processor']}, {machine['cores']} cores{memory}{load}; on "
+        f"{' and '.join(platforms) or 'nothing'}; Python {machine['python']}, {versions}"
+        + (f"; XLA_FLAGS={machine['xla_flags']}" if machine["xla_flags"] else "")
+    )
+
+
+def markdown(record):
+    """The whole report but the plot."""
+    parts = [f"# What depth costs\n\n`{record['command']}`\n\n{about(record)}\n\n![](depth.png)\n"]
+    for title, header, rows in tables(record):
+        lines = [f"## {title}", "", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+        parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n")
+    return "\n".join(parts)
+
+
+def plot(record):
+    """Step time, compile time and temporaries of the nets over depth, with fitted powers, as a matplotlib Figure."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    units = list(dict.fromkeys(net["unit"] for net in record["nets"]))
+    figure = Figure(figsize=(20, 4.2 * len(units)), layout="constrained")
+    depths = sorted({net["depth"] for net in record["nets"]})
+    for row, unit in zip(figure.subplots(len(units), 3, squeeze=False), units, strict=True):
+        for axes, quantity in zip(row, QUANTITIES, strict=True):
+            for (name, variant), (x, y) in series(record["nets"], quantity).items():
+                if name == unit:
+                    _draw(axes, variant, x, y)
+            axes.set(xscale="log", yscale="log", title=f"{unit} units", xlabel="layers", ylabel=LABELS[quantity])
+            axes.set_xticks(depths)
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.grid(alpha=0.3, which="both")
+            if axes.get_legend_handles_labels()[1]:
+                axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _draw(axes, variant, depths, values):
+    number, found = VARIANTS.index(variant), fit(depths, values)
+    color = f"C{number}"
+    label = variant if found is None else f"{variant} (depth$^{{{_power(found[0])}}}$)"
+    axes.plot(depths, values, MARKS[number], color=color, label=label, alpha=0.8)
+    if found:
+        ends = np.array([min(depths), max(depths)])
+        axes.plot(ends, found[1] * ends ** found[0], "--", color=color, linewidth=1)

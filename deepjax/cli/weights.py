@@ -1,0 +1,166 @@
+"""`deepjax convert`, `deepjax weights list` and `deepjax compare`: what can be done to files of weights."""
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from deepjax.cli.terminal import parse, table
+from deepjax.config import Options
+from deepjax.errors import InputError, choices
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Weights from PyTorch's layout to deepjax's, or back."""
+
+    network: tyro.conf.Positional[str]
+    """A name that `deepjax models` lists, and that torchvision has too."""
+    source: tyro.conf.Positional[Path]
+    """The file: .safetensors (of either layout), .pth or .pt."""
+    destination: tyro.conf.Positional[Path]
+    """The file to write: .safetensors; in PyTorch's layout .pth or .pt too."""
+    layout: Literal["other", "deepjax", "torch"] = "other"
+    """Of the destination. other: the one that the source has not."""
+    options: Options = field(default_factory=dict)
+    """Options of the network: --options norm=batch."""
+    num_classes: int | None = None
+    """Logits. Unset: the network's usual number."""
+    reset_head: bool = False
+    """Draw the layers whose size is the number of classes anew, for other classes than the source's."""
+    seed: int = 0
+    """Of what is drawn anew."""
+    preprocessing: str = ""
+    """Record how images are to be prepared: imagenet, imagenet_v2 (weights that torchvision calls IMAGENET1K_V2),
+    googlenet or inception. Empty: what the source records, if anything."""
+
+
+def convert(arguments):
+    """Write a file of weights in the other layout."""
+    options = parse(Convert, arguments, "deepjax convert")
+    import jax
+
+    from deepjax.weights import files, pretrained, pytorch
+
+    layout = options.layout
+    if layout == "other":
+        layout = "torch" if files.is_ours(options.source) else "deepjax"
+    files.check_suffix(options.destination, (".safetensors", *(files.TORCH if layout == "torch" else ())))
+    if options.preprocessing and options.preprocessing not in pretrained.PREPROCESSING:
+        known = choices(options.preprocessing, pretrained.PREPROCESSING)
+        raise InputError(f"--preprocessing {options.preprocessing!r} is unknown; {known}")
+    if options.preprocessing and layout == "torch":
+        raise InputError("--preprocessing: a file in PyTorch's layout has no place for it; leave it out")
+    found = pretrained.load_file(
+        options.source,
+        options.network,
+        num_classes=options.num_classes,
+        reset_head=options.reset_head,
+        key=jax.random.key(options.seed),
+        **options.options,
+    )
+    if layout == "torch":
+        files.save_state_dict(options.destination, pytorch.to_torch(found.network, found.variables))
+    else:
+        recipe = pretrained.PREPROCESSING.get(options.preprocessing, found.preprocessing)
+        pretrained.save_pretrained(options.destination, replace(found, preprocessing=recipe))
+    print(f"{options.destination}: {options.network}, {found.network.num_classes} classes, {layout}'s layout")
+    return 0
+
+
+@dataclass(frozen=True)
+class List:
+    """The pretrained weights that are known, where they are, and which are in the cache."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def weights(arguments):
+    """Print the pretrained weights."""
+    if arguments[:1] not in (["list"], ["-h"], ["--help"]):
+        raise InputError(f"weights {' '.join(arguments) or 'alone'} is unknown; try `deepjax weights list`")
+    options = parse(List, arguments[arguments[0] == "list" :], "deepjax weights list")
+    from deepjax.weights import hub
+
+    rows = [
+        {"weights": name, "repository": source.repository, "file": source.file, "cached": hub.is_cached(name)}
+        for name, source in hub.PRETRAINED.items()
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        shown = [(row["weights"], row["repository"], row["file"], "yes" if row["cached"] else "no") for row in rows]
+        table(("weights", "repository", "file", "cached"), shown)
+        print(f"cache: {hub.cache_folder()}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Two sets of weights of a network, layer by layer: 1 if they diverge."""
+
+    a: tyro.conf.Positional[str]
+    """A file of weights, or a name that `deepjax weights list` shows."""
+    b: tyro.conf.Positional[str]
+    """The other one."""
+    model: str | None = None
+    """The network, for files in PyTorch's layout, which do not say it."""
+    input: str = ""
+    """Shape of the images, height,width,channels. Empty: the network's usual."""
+    num_classes: int | None = None
+    """Logits. Unset: as many as the weights have."""
+    options: Options = field(default_factory=dict)
+    """Options of the network: --options norm=batch."""
+    tolerance: float = 1e-4
+    """Of a layer's largest difference over its largest value."""
+    batch: int = 2
+    """Images."""
+    seed: int = 0
+    """Of the images, which are normal noise."""
+    json: bool = False
+    """Print JSON."""
+
+
+def compare(arguments):
+    """Print what each layer gives with two sets of weights; 1 if they diverge."""
+    options = parse(Compare, arguments, "deepjax compare")
+    import numpy as np
+
+    from deepjax.weights import compare
+
+    shape = [int(n) for n in options.input.split(",")] if re.fullmatch(r"\d+,\d+,\d+", options.input) else None
+    if options.input and not shape:
+        raise InputError(f"--input {options.input!r} must be numbers with commas between, such as 224,224,3")
+    if options.batch < 1:
+        raise InputError(f"--batch {options.batch} must be at least 1")
+    found = [_weights(options, name) for name in (options.a, options.b)]
+    names = [one.source["network"] for one in found]
+    if names[0] != names[1]:
+        raise InputError(f"{options.a} is of {names[0]}, {options.b} of {names[1]}: compare weights of one network")
+    network = found[0].network
+    x = np.random.default_rng(options.seed).normal(size=(options.batch, *(shape or network.usual_input)))
+    result = compare(network, found[0].variables, found[1].variables, x, tolerance=options.tolerance)
+    first = result.first
+    if options.json:
+        layers = [layer._asdict() for layer in result.layers]
+        print(json.dumps({"diverges": first.path if first else None, "layers": layers}, indent=2))
+    else:
+        rows = [(layer.path, "x".join(map(str, layer.shape[1:])), f"{layer.difference:.1e}") for layer in result.layers]
+        table(("layer", "output", "difference"), rows)
+        verdict = f"diverge first at {first.path}" if first else "agree"
+        print(f"{options.a} and {options.b} {verdict} (tolerance {options.tolerance:g})")
+    return 1 if first else 0
+
+
+def _weights(options, name):
+    """The Pretrained of a file or a name."""
+    from deepjax.weights import files, load_file, load_pretrained
+
+    of_both = {"num_classes": options.num_classes, **options.options}
+    if Path(name).suffix in (".safetensors", *files.TORCH):
+        return load_file(name, None if files.is_ours(name) else options.model, **of_both)
+    return load_pretrained(name, **of_both)

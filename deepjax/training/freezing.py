@@ -1,0 +1,104 @@
+"""What a config freezes, for how long, and what becomes of the batch norms in it."""
+
+import contextlib
+import dataclasses
+from fnmatch import fnmatchcase
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepjax.errors import InputError
+from deepjax.optimizers.schedules import update_count
+
+
+def check(config):
+    """Raises InputError where freeze, thaw and what belongs to them do not go together."""
+    if not config.reset_head and not config.pretrained:
+        raise InputError("reset_head False does nothing without pretrained; set pretrained, or leave it out")
+    groups = config.optimizer.groups.values()
+    if config.freeze_moments and not config.freeze and not any("frozen" in name for group in groups for name in group):
+        raise InputError("freeze_moments True does nothing where nothing is frozen; name patterns to freeze")
+    for name in ("thaw", "thaw_share"):
+        if getattr(config, name) and not config.freeze:
+            raise InputError(f"{name} {getattr(config, name)} does nothing without freeze; name patterns to freeze")
+    if config.freeze and not config.pretrained:
+        raise InputError(
+            f"freeze {' '.join(config.freeze)} would keep random numbers; set pretrained (to freeze them anyway: "
+            f"optimizer.groups)"
+        )
+    if config.thaw and config.thaw_share:
+        raise InputError(f"thaw {config.thaw} and thaw_share {config.thaw_share} both say when; set one of them")
+    if len(config.thaw) not in (0, 1, len(config.freeze)):
+        raise InputError(
+            f"thaw has {len(config.thaw)} epochs for the {len(config.freeze)} patterns of freeze; give one for all, or "
+            f"one for each"
+        )
+    if min(config.thaw, default=1) <= 0 or not 0 <= config.thaw_share <= 1:
+        raise InputError(
+            f"thaw {config.thaw} and thaw_share {config.thaw_share} must be epochs above 0 and a share in [0, 1]"
+        )
+
+
+def thaws(config):
+    """{pattern of config.freeze: the epoch at which it thaws, or None for never}."""
+    epochs = config.thaw or ((config.thaw_share * config.epochs,) if config.thaw_share else (None,))
+    return dict(zip(config.freeze, epochs * len(config.freeze) if len(epochs) == 1 else epochs, strict=True))
+
+
+def frozen_optimizer(config):
+    """`config.optimizer`, with groups for what `config.freeze` names, after its own: there the first match counts.
+
+    Raises InputError where a pattern is both a group of its own and frozen for good.
+    """
+    groups = dict(config.optimizer.groups)
+    for pattern, epoch in thaws(config).items():
+        if epoch is None and pattern in groups:
+            raise InputError(f"freeze {pattern!r} is a group of the optimizer with settings, too; thaw it, or drop one")
+        groups[pattern] = groups.get(pattern, {}) | ({"frozen": True} if epoch is None else {"frozen_until": epoch})
+    return dataclasses.replace(config.optimizer, groups=groups)
+
+
+def kept_moments(config, steps_per_epoch):
+    """{pattern: updates for which moments are kept, None for all}, in the order in which patterns count; None: none."""
+    if not config.freeze_moments:
+        return None
+    return {
+        pattern: None
+        if settings.get("frozen")
+        else update_count(settings.get("frozen_until", 0), config.optimizer, steps_per_epoch)
+        for pattern, settings in frozen_optimizer(config).groups.items()
+    }
+
+
+def keep_moments(kept, updates):
+    """A function that makes a context, in which frozen batch norms normalize as in evaluation, and keep their moments.
+
+    That is PyTorch's `eval()` of frozen layers. A batch norm is a module with a `momentum`, called with `train=`; it is
+    frozen where its scale is.
+
+    Args:
+      kept: of `kept_moments`; None: the context does nothing.
+      updates: done so far, may be traced.
+    """
+    if kept is None:
+        return contextlib.nullcontext
+
+    def keep(call, arguments, keywords, context):
+        module, until = context.module, 0
+        if context.method_name == "__call__" and hasattr(module, "momentum") and keywords.get("train"):
+            scale = "/".join((*module.path, "scale"))
+            until = next((until for pattern, until in kept.items() if fnmatchcase(scale, pattern)), 0)
+        if until == 0:
+            return call(*arguments, **keywords)
+        before = jax.tree.map(lambda leaf: leaf, module.variables)  # a copy: the call changes what it has
+        frozen = True if until is None else updates < until
+        as_evaluated = module.clone(parent=None, name=None).apply(before, *arguments, **keywords | {"train": False})
+        as_trained = call(*arguments, **keywords)
+        for name, value in before["batch_stats"].items():
+            new = module.get_variable("batch_stats", name)
+            module.put_variable("batch_stats", name, jnp.where(frozen, value, new))
+        return jnp.where(frozen, as_evaluated, as_trained)
+
+    return partial(nn.intercept_methods, keep)

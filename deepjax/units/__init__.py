@@ -1,0 +1,51 @@
+"""One vocabulary for deep nets: a unit is a branch and a join, a stage is many equal units as one scan.
+
+    y = activation(join(shortcut(x), branch(x)))
+
+A residual net joins with `Add`, its plain twin with `Plain`, stochastic depth with `Drop`, a highway network with
+`Gate`, a dense network with `Concat`; a shake-shake branch is `Shake(branch, branch)`. Every module here is called as
+`module(x, train=..., mask=...)`; a Linen module of your own that takes the same arguments and keeps the shape of x can
+be a unit of `stack`.
+
+A residual branch that starts at zero makes a deep net start as the identity, which needs no normalization. Three ways:
+
+    Branch(..., norm="zero_batch")              batch normalization, whose last scale starts at 0
+    Unit(Branch(..., norm="none"), SkipInit())  no normalization, a multiplier of the branch that starts at 0
+    Branch(..., norm="fixup", branches=54)      no normalization, the last kernel starts at 0, the others small
+"""
+
+from deepjax.units.branch import Branch, Projection, Shake, ZeroPad
+from deepjax.units.convolution import ORDERS, ConvNorm, SqueezeExcite
+from deepjax.units.joins import Add, Concat, Drop, Gate, Plain, SkipInit
+from deepjax.units.norms import NORMS, NormActivation, Shift, check_norm, normalize
+from deepjax.units.remat import recompute
+from deepjax.units.stack import REMATS, Reversible, Stack, Unit, stack, stack_units, unstack_units
+
+__all__ = [
+    "NORMS",
+    "ORDERS",
+    "REMATS",
+    "Add",
+    "Branch",
+    "Concat",
+    "ConvNorm",
+    "Drop",
+    "Gate",
+    "NormActivation",
+    "Plain",
+    "Projection",
+    "Reversible",
+    "Shake",
+    "Shift",
+    "SkipInit",
+    "SqueezeExcite",
+    "Stack",
+    "Unit",
+    "ZeroPad",
+    "check_norm",
+    "normalize",
+    "recompute",
+    "stack",
+    "stack_units",
+    "unstack_units",
+]

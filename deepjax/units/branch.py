@@ -1,0 +1,176 @@
+"""Branches: the part of a unit that learns, and the shortcuts beside it."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepjax import functional, initializers
+from deepjax.errors import InputError, choices
+from deepjax.layers import Conv, Dropout, ShakeShake
+from deepjax.units.norms import Shift, check_norm, normalize
+
+DROPS = ("inputs", "outputs", "last")
+
+
+class Branch(nn.Module):
+    """A chain of convolutions, each with its normalization.
+
+    order "post": conv, norm, activation, ..., conv, norm (He et al. 2015, figure 2).
+    order "pre": norm, activation, conv, ..., norm, activation, conv (He et al. 2016, figure 1b). With
+    `activated=True` the input has been through norm and activation already, so the first pair is left out.
+
+    norm "batch": batch normalization. "zero_batch": and the scale of the last one starts at 0 (Goyal et al. 2017,
+    section 5.1); for order "post". "none": none, and the convolutions have biases. "fixup" (Zhang et al. 2019, section
+    3): none, and each convolution has a learned number before it (`shift1`, ...) and another in the place of its norm
+    (`norm1`, ...); the last kernel starts at 0 and a learned factor follows it (`scale`); the other kernels start as
+    `kernel_init` says, times branches^(-1 / (2m - 2)), with m convolutions in the branch.
+
+    `dropout` is the probability to drop, by `drops`: what enters each convolution but the first ("inputs", Zagoruyko &
+    Komodakis 2016, section 2.4), what leaves each convolution ("outputs", Huang et al. 2017, section 4.2), or what
+    leaves the last one ("last").
+
+    >>> branch = Branch((8, 8), (3, 3), (1, 1), norm="fixup", branches=54)
+    >>> x = jnp.ones((1, 4, 4, 8))
+    >>> sorted(jax.eval_shape(lambda: branch.init(jax.random.key(0), x, train=True))["params"])
+    ['conv1', 'conv2', 'norm1', 'norm2', 'scale', 'shift1', 'shift2']
+    """
+
+    features: Sequence[int]  # of each convolution
+    windows: Sequence[int]  # of each convolution, in pixels
+    strides: Sequence[int]
+    order: str = "post"
+    activated: bool = False
+    activation: Callable = functional.relu
+    kernel_init: Callable = initializers.he_normal(mode="fan_out")
+    dtype: jnp.dtype | None = None
+    norm: str = "batch"  # one of NORMS
+    branches: int = 0  # residual branches in the whole network, which norm "fixup" must know
+    groups: Sequence[int] | None = None  # of each convolution; None: 1
+    dropout: float = 0.0
+    drops: str = "inputs"  # one of DROPS
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """[batch, H, W, features_in] -> [batch, H / strides, W / strides, features[-1]]."""
+        self._check()
+        last, drop = len(self.features) - 1, Dropout(self.dropout, name="dropout")
+        for i in range(last + 1):
+            norm = partial(normalize, norm=self.norm, train=train, mask=mask, name=f"norm{i + 1}")
+            if self.order == "pre" and (i > 0 or not self.activated):
+                x = self.activation(norm(x))
+            if self.drops == "inputs" and i > 0:
+                x = drop(x, train=train)
+            if self.norm == "fixup":
+                x = Shift(name=f"shift{i + 1}")(x)
+            x = self._conv(i)(x)
+            if self.drops == "outputs" or (self.drops == "last" and i == last):
+                x = drop(x, train=train)
+            if self.norm == "fixup" and i == last:
+                x = x * self.param("scale", initializers.ones, (), jnp.float32).astype(x.dtype)
+            if self.order == "post":
+                zero = self.norm == "zero_batch" and i == last
+                x = norm(x, scale_init=initializers.zeros if zero else initializers.ones)
+                x = self.activation(x) if i < last else x
+        return x
+
+    def _conv(self, i):
+        window = self.windows[i]
+        return Conv(
+            self.features[i],
+            (window, window),
+            self.strides[i],
+            window // 2,
+            groups=self.groups[i] if self.groups else 1,
+            use_bias=self.norm == "none",
+            kernel_init=self._kernel_init(i),
+            dtype=self.dtype,
+            name=f"conv{i + 1}",
+        )
+
+    def _check(self):
+        check_norm(self.norm, order=self.order)
+        if self.drops not in DROPS:
+            raise InputError(f"Branch: drops {self.drops!r} is unknown; {choices(str(self.drops), DROPS)}")
+        if self.norm == "fixup" and self.branches < 1:
+            raise InputError(f"Branch: branches {self.branches} must be how many the network has, for norm fixup")
+        if self.order not in ("post", "pre"):
+            raise InputError(f"Branch: order {self.order!r} is not post or pre")
+        lengths = {len(each) for each in (self.features, self.windows, self.strides, self.groups or self.features)}
+        if len(lengths) > 1 or any(w % 2 == 0 for w in self.windows):
+            raise InputError(
+                f"Branch: features {self.features}, windows {self.windows}, strides {self.strides} and groups "
+                f"{self.groups} must be equally many, windows odd"
+            )
+
+    def _kernel_init(self, i):
+        if self.norm != "fixup":
+            return self.kernel_init
+        m = len(self.features)
+        if i == m - 1:
+            return initializers.zeros
+        return lambda *args: self.branches ** (-1 / (2 * m - 2)) * self.kernel_init(*args)
+
+
+class Shake(nn.Module):
+    """Two branches alike, mixed by random shares while training: shake-shake (Gastaldi 2017).
+
+    `forward`, `backward` and `per` are those of `functional.shake_shake`.
+
+    >>> shake = Shake(*(Branch((2, 2), (3, 3), (1, 1)) for _ in range(2)))
+    >>> y, variables = shake.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 2)), train=False)
+    >>> y.shape, sorted(variables["params"])
+    ((1, 4, 4, 2), ['a', 'b'])
+    """
+
+    a: nn.Module
+    b: nn.Module
+    activation: Callable | None = None  # of what enters both; None: the identity
+    forward: str = "shake"
+    backward: str = "shake"
+    per: str = "image"
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """[batch, ...] -> the shape that both branches give."""
+        x = x if self.activation is None else self.activation(x)
+        a, b = (branch(x, train=train, mask=mask) for branch in (self.a, self.b))
+        return ShakeShake(self.forward, self.backward, self.per, name="shake")(a, b, train=train)
+
+
+class Projection(nn.Module):
+    """A shortcut that changes shape by a 1x1 convolution (options B and C of He et al. 2015, section 4.1).
+
+    norm "fixup" puts a learned number before the convolution, and nothing after it.
+    """
+
+    features: int
+    stride: int = 1
+    norm: str = "batch"  # as of the branches
+    kernel_init: Callable = initializers.he_normal(mode="fan_out")
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """[batch, H, W, features_in] -> [batch, H / stride, W / stride, features]."""
+        check_norm(self.norm)
+        x = Shift(name="shift")(x) if self.norm == "fixup" else x
+        x = Conv(self.features, (1, 1), self.stride, 0, kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)
+        return x if self.norm == "fixup" else normalize(x, self.norm, train=train, mask=mask, name="norm")
+
+
+class ZeroPad(nn.Module):
+    """A shortcut without parameters (option A of He et al. 2015): take every stride-th pixel, append zero features."""
+
+    features: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """[batch, H, W, features_in] -> [batch, H / stride, W / stride, features]."""
+        more = self.features - x.shape[-1]
+        if more < 0:
+            raise InputError(f"a zero-padding shortcut cannot go from {x.shape[-1]} features to {self.features}; use B")
+        return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (0, more)))

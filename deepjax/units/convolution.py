@@ -1,0 +1,112 @@
+"""A convolution with what usually stands around it, and squeeze-and-excitation."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepjax import functional, initializers
+from deepjax.errors import InputError, choices
+from deepjax.layers import Conv
+from deepjax.units.norms import NORMS, check_norm, normalize
+
+ORDERS = ("post", "last", "pre")
+
+
+class ConvNorm(nn.Module):
+    """Convolution, normalization and activation, the brick of most networks. Submodules: `conv`, `norm`.
+
+    order "post": conv, norm, activation (Ioffe & Szegedy 2015, section 3.2). "last": conv, activation, norm. "pre":
+    norm, activation, conv.
+
+    >>> brick, x = ConvNorm(8, (1, 3), stride=2), jnp.ones((1, 9, 9, 4))
+    >>> y, variables = brick.init_with_output(jax.random.key(0), x, train=True)
+    >>> y.shape, sorted(variables["params"])
+    ((1, 5, 5, 8), ['conv', 'norm'])
+    """
+
+    features: int
+    window: int | Sequence[int] = 3  # in pixels; an int for a square
+    stride: int | Sequence[int] = 1
+    padding: str | int | Sequence | None = None  # as of `functional.conv`; None: half the window on each side
+    dilation: int = 1
+    groups: int = 1
+    norm: str = "batch"  # one of `NORMS`, but not zero_batch or fixup
+    activation: Callable | None = functional.relu  # None: the identity
+    order: str = "post"  # one of `ORDERS`
+    use_bias: bool | None = None  # None: where norm is "none"
+    epsilon: float = 1e-5  # of the norm
+    momentum: float = 0.9  # of the norm: share of the old running moments that is kept
+    kernel_init: Callable = initializers.he_normal(mode="fan_out")
+    bias_init: Callable = initializers.zeros
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """[batch, H, W, features_in] -> [batch, H', W', features]."""
+        check_norm(self.norm)
+        if self.norm in ("zero_batch", "fixup"):
+            raise InputError(f"ConvNorm: norm {self.norm} says how a whole Branch starts; take another of {NORMS}")
+        if self.order not in ORDERS:
+            raise InputError(f"order {self.order!r} is unknown; {choices(str(self.order), ORDERS)}")
+        steps = {
+            "conv": self._conv,
+            "norm": lambda x: normalize(
+                x, self.norm, train=train, mask=mask, name="norm", epsilon=self.epsilon, momentum=self.momentum
+            ),
+            "activation": self.activation or (lambda x: x),
+        }
+        order = {
+            "post": ("conv", "norm", "activation"),
+            "last": ("conv", "activation", "norm"),
+            "pre": ("norm", "activation", "conv"),
+        }
+        for step in order[self.order]:
+            x = steps[step](x)
+        return x
+
+    def _conv(self, x):
+        window = (self.window, self.window) if isinstance(self.window, int) else tuple(self.window)
+        half = [(size - 1) * self.dilation // 2 for size in window]
+        return Conv(
+            self.features,
+            window,
+            self.stride,
+            half if self.padding is None else self.padding,
+            self.dilation,
+            self.groups,
+            use_bias=self.norm == "none" if self.use_bias is None else self.use_bias,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Each feature times a gate in [0, 1] that all features' means set (Hu et al. 2018, section 3).
+
+    gate(expand(activation(reduce(mean over pixels)))), where `reduce` and `expand` are 1x1 convolutions.
+
+    >>> SqueezeExcite(2).init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 8)))[0].shape
+    (1, 4, 4, 8)
+    """
+
+    features: int  # between the two convolutions
+    activation: Callable = functional.relu
+    gate: Callable = functional.sigmoid
+    kernel_init: Callable = initializers.he_normal(mode="fan_out")
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        """[batch, H, W, features] -> the same shape."""
+
+        def pointwise(features, name):
+            return Conv(features, (1, 1), use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
+
+        squeezed = x.mean((1, 2), keepdims=True)
+        return x * self.gate(
+            pointwise(x.shape[-1], "expand")(self.activation(pointwise(self.features, "reduce")(squeezed)))
+        )

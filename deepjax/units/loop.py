@@ -1,0 +1,194 @@
+"""The loop over a stack's units, and what its backward pass keeps of them.
+
+`nn.scan` would do for the plain loop, but not for the others: their backward passes are written out here, over
+variables that keep one layout, a leading axis of units, whatever is kept. Units are functions of (variables, keys, own
+numbers, x) in here; Flax's `lift.pack` makes them so, and puts their variables back, as it does for `nn.scan` itself.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import lift
+from flax.linen.transforms import lift_direct_transform
+from jax import lax
+
+
+class Each(NamedTuple):
+    """What belongs to one unit; with a leading axis of units, what belongs to all."""
+
+    variables: Any
+    keys: Any
+    own: Any
+
+
+def run(unit, x, own, functions, *, depth, remat, unroll):
+    """x after `depth` units, whose variables are stacked. To be called in a Linen module that owns `unit`.
+
+    Args:
+      unit: a Linen module.
+      x: what the first unit gets.
+      own: {name: values [depth]}, further arguments of each unit.
+      functions: (step,), where step is (unit, x, own) -> y; for remat "reversible" (step, f, g), where on halves
+        x1, x2 of the features, step is y1 = x1 + f(x2), y2 = x2 + g(y1).
+      depth: how many units.
+      remat: "none", "unit", "sqrt" or "reversible": see `stack`.
+      unroll: units per iteration, for "none" and "unit".
+    """
+
+    def transform(*functions_and_scopes):
+        *functions, scopes, x, own = functions_and_scopes
+        inner = partial(_inner, functions, depth, remat, unroll)
+        return lift.pack(inner, (True,), (True,), (True,), name="stack")(scopes, x, own)
+
+    return lift_direct_transform(transform, functions, unit, x, own)
+
+
+def _inner(functions, depth, remat, unroll, scope_fn, repack, variables, keys, x, own):
+    def pure(function, x, each):
+        scopes = scope_fn(each.variables, each.keys)
+        for scope in jax.tree.leaves(scopes):
+            scope.rng_counters = dict(scope.rng_counters)  # a unit that is run again must draw the same
+        return function(scopes, x, each.own), repack(scopes)
+
+    split = lift.tree_map_rngs(lambda key: jax.random.split(jax.random.clone(key), depth), keys)
+    each = Each(variables, split, own)
+    step, *halves = [partial(pure, function) for function in functions]
+    if remat == "sqrt":
+        return _keeping_groups(step, depth, group_size(depth))(x, each)
+    if remat == "reversible":
+        return _keeping_nothing(step, *halves)(x, each)
+    step = jax.checkpoint(step, prevent_cse=False) if remat == "unit" else step
+    return lax.scan(step, x, each, length=depth, unroll=unroll)
+
+
+# Groups: the input of every group of units is kept
+
+
+def group_size(depth):
+    """Units of a group, so that groups' inputs and one group's insides are together as few as can be.
+
+    Backward needs depth / size inputs, and about INSIDES arrays for each unit of the group that is computed again.
+    """
+    return max(1, round(math.sqrt(depth / INSIDES)))
+
+
+INSIDES = 4  # arrays like its input that a unit's own backward pass needs; convolution, norm and ReLU, twice: 4 to 6
+
+
+def _keeping_groups(step: Callable, depth: int, size: int):
+    """(x, each) -> (y, variables), as `lax.scan(step, x, each)`, keeping groups' inputs for the backward pass."""
+    groups, rest = divmod(depth, size)
+    starts = size * np.arange(groups)
+
+    def group(x, each, length):
+        return lax.scan(step, x, each, length=length)
+
+    def forward(x, each):
+        def body(x, start):
+            y, variables = group(x, _slice(each, start, size), size)
+            return y, (x, variables)
+
+        last, (inputs, variables) = lax.scan(body, x, starts)
+        variables = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), variables)
+        y = last
+        if rest:
+            y, more = group(last, _slice(each, groups * size, rest), rest)
+            variables = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), variables, more)
+        return (y, variables), (inputs, last, each)
+
+    def backward(saved, cotangents):
+        inputs, last, each = saved
+        dy, dvariables = cotangents
+
+        def undo(carry, x, start, length):
+            dy, gradients = carry
+            part = _slice(each, start, length)
+            floats, others = _floats(part)
+            _, pull = jax.vjp(lambda x, floats: group(x, _together(floats, others), length), x, floats)
+            dx, new = pull((dy, _slice(dvariables, start, length)))
+            return dx, jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, start, 0), gradients, new)
+
+        carry = dy, jax.tree.map(jnp.zeros_like, _floats(each)[0])
+        if rest:
+            carry = undo(carry, last, groups * size, rest)
+
+        def body(carry, place):
+            x, start = place
+            return undo(carry, x, start, size), None
+
+        return lax.scan(body, carry, (inputs, starts), reverse=True)[0]
+
+    return _custom_vjp(forward, backward)
+
+
+def _slice(tree, start, length):
+    def part(a):
+        if a.dtype == jax.dtypes.float0:
+            return np.zeros((length, *a.shape[1:]), a.dtype)
+        return lax.dynamic_slice_in_dim(a, start, length)
+
+    return jax.tree.map(part, tree)
+
+
+# Reversible: the last output is kept, and nothing else
+
+
+def _keeping_nothing(step: Callable, f: Callable, g: Callable):
+    """(x, each) -> (y, variables), as `lax.scan(step, x, each)`; its backward pass finds inputs from outputs.
+
+    Gomez et al. 2017, "The reversible residual network" (arXiv 1707.04585), algorithm 1. No gradient passes through the
+    variables that come out: running moments.
+    """
+
+    def forward(x, each):
+        y, variables = lax.scan(step, x, each)
+        return (y, variables), (y, each)
+
+    def backward(saved, cotangents):
+        y, each = saved
+
+        def half(function, x, part):
+            floats, others = _floats(part)
+            value, pull, _ = jax.vjp(lambda x, floats: function(x, _together(floats, others)), x, floats, has_aux=True)
+            return value, pull
+
+        def body(carry, part):
+            (y1, y2), (dy1, dy2) = carry
+            value, pull = half(g, y1, part)
+            x2 = y2 - value
+            dx, of_g = pull(dy2)
+            dy1 = dy1 + dx
+            value, pull = half(f, x2, part)
+            x1 = y1 - value
+            dx, of_f = pull(dy1)
+            return ((x1, x2), (dy1, dy2 + dx)), jax.tree.map(jnp.add, of_g, of_f)
+
+        halves = tuple(jnp.split(y, 2, -1)), tuple(jnp.split(cotangents[0], 2, -1))
+        (_, dx), gradients = lax.scan(body, halves, each, reverse=True)
+        return jnp.concatenate(dx, -1), gradients
+
+    return _custom_vjp(forward, backward)
+
+
+def _custom_vjp(forward, backward):
+    looped = jax.custom_vjp(lambda x, each: forward(x, each)[0])
+    looped.defvjp(forward, backward)
+    return looped
+
+
+def _floats(each):
+    """(what has a gradient, the rest): `each` twice, with None in the place of the other's leaves."""
+
+    def keep(floats):
+        return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) == floats else None, each)
+
+    return keep(True), keep(False)
+
+
+def _together(floats, others):
+    return jax.tree.map(lambda a, b: b if a is None else a, floats, others, is_leaf=lambda a: a is None)

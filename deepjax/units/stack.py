@@ -1,0 +1,214 @@
+"""Units, and many of them as one scan."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+
+from deepjax.errors import InputError, choices
+from deepjax.units import loop
+from deepjax.units.branch import Branch
+from deepjax.units.joins import Drop
+from deepjax.units.norms import check_norm
+
+REMATS = ("none", "unit", "sqrt", "reversible")
+
+
+class Unit(nn.Module):
+    """y = activation(join(shortcut(x), branch(x))), where x first passes `before`, if there is one."""
+
+    branch: nn.Module
+    join: nn.Module
+    shortcut: nn.Module | None = None  # None: the identity
+    before: nn.Module | None = None  # shared by the shortcut and the branch
+    activation: Callable | None = None  # None: the identity
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None, **own):
+        """x [batch, ...] -> [batch, ...]. `own`: numbers of this unit alone, for its join, such as survival=0.9."""
+        if isinstance(self.branch, Branch):
+            check_norm(self.branch.norm, join=type(self.join))
+        if self.before is not None:
+            x = self.before(x, train=train, mask=mask)
+        skip = x if self.shortcut is None else self.shortcut(x, train=train, mask=mask)
+        if train and isinstance(self.join, Drop) and self.join.per == "batch" and not self.is_initializing():
+            y = self._drop(x, skip, {"train": train, "mask": mask}, own)
+        else:
+            y = self.join(skip, self.branch(x, train=train, mask=mask), train=train, **own)
+        return y if self.activation is None else self.activation(y)
+
+    def _drop(self, x, skip, call, own):
+        """What the join would give; a branch that the whole batch drops is not computed, forward or backward."""
+        factor = self.join(jnp.zeros(1), jnp.ones(1), train=True, **own)[0].astype(skip.dtype)
+
+        def compute(unit, x):
+            return unit.branch(x, **call).astype(skip.dtype)
+
+        branch = nn.cond(factor > 0, compute, lambda unit, x: jnp.zeros_like(skip), self, x)
+        return skip + factor * branch
+
+
+class Reversible(nn.Module):
+    """On halves x1, x2 of the features: y1 = x1 + f(x2), y2 = x2 + g(y1), so that x can be found from y.
+
+    Gomez et al. 2017, "The reversible residual network" (arXiv 1707.04585), eq. 6 and 7. A stack of these with
+    remat="reversible" needs no more memory the deeper it is. f and g are called as units are, and keep their shape.
+    """
+
+    f: nn.Module
+    g: nn.Module
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, ..., features], an even number of them -> the same shape."""
+        if x.shape[-1] % 2:
+            raise InputError(f"Reversible: x has {x.shape[-1]} features; it needs an even number, for two halves")
+        x1, x2 = jnp.split(x, 2, -1)
+        y1 = x1 + self.f(x2, train=train, mask=mask)
+        return jnp.concatenate([y1, x2 + self.g(y1, train=train, mask=mask)], -1)
+
+
+class Stack(nn.Module):
+    """`depth` equal units, one after the other. Made by `stack`."""
+
+    unit: nn.Module
+    depth: int
+    scan: bool = True
+    remat: str = "none"
+    unroll: int = 1
+    own: Mapping[str, tuple[float, ...]] = FrozenDict()  # numbers for each unit
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, ...] -> the same shape."""
+        call = {"train": train, "mask": mask}
+
+        def step(unit, x, own):
+            y = unit(x, **call, **own)
+            if (y.shape, y.dtype) != (x.shape, x.dtype):
+                raise InputError(
+                    f"stack: the unit turns {x.dtype}{x.shape} into {y.dtype}{y.shape}; a unit of a stack must keep "
+                    f"shape and dtype"
+                )
+            return y
+
+        if not self.scan:
+            for i in range(self.depth):
+                x = step(self.unit.copy(name=f"unit{i + 1}"), x, {name: own[i] for name, own in self.own.items()})
+            return x
+        functions, remat = (step,), self.remat
+        if remat == "reversible":
+            functions = (step, *(lambda unit, x, _, half=half: getattr(unit, half)(x, **call) for half in "fg"))
+        if remat in ("sqrt", "reversible") and self._is_watched():
+            functions, remat = (step,), "none"
+        own = {name: jnp.asarray(values) for name, values in self.own.items()}
+        return loop.run(self.unit, x, own, functions, depth=self.depth, remat=remat, unroll=self.unroll)
+
+    def _is_watched(self):
+        """Whether more than running moments comes out of the units: in init, or where intermediates are captured.
+
+        The plain loop, whose results are the same, brings that out.
+        """
+        return any(map(self.is_mutable_collection, ("params", "intermediates", "perturbations")))
+
+
+def stack(
+    unit,
+    depth,
+    *,
+    scan=True,
+    remat="none",
+    unroll=1,
+    own: Mapping[str, Sequence[float]] | None = None,
+    name=None,
+):
+    """`depth` units like `unit`, each with parameters of its own, as one Linen module.
+
+    Args:
+      unit: a Linen module called as `unit(x, train=..., mask=...)` that keeps the shape and dtype of x.
+      depth: how many, at least 1.
+      scan: run them as one `lax.scan` over stacked variables, so that compile time does not grow with depth: every
+        variable of the unit has a leading axis of `depth`. False: a Python loop, variables named unit1, unit2, ...
+      remat: what is kept for the backward pass, which computes the rest again. Results and variables are the same.
+        "none": everything, memory grows with depth. "unit": each unit's input. "sqrt": the input of every group of
+        units, of which there are about as many as the root of depth. "reversible": nothing, whatever the depth; the
+        unit must be a `Reversible`. All need scan; the last two work where nothing but running moments changes: in
+        `init`, and where intermediate values are captured, everything is kept.
+      unroll: units per iteration of the scan; for remat "none" and "unit".
+      own: numbers of each unit: {"survival": [0.9, 0.8]} calls the first with survival=0.9, the second with 0.8.
+      name: of the module in its parent.
+
+    Raises:
+      InputError: depth or unroll below 1, an unknown remat or one that does not go with the unit, scan or unroll, an
+        `own` that has not one number for each unit; when called, a unit that changes shape or dtype.
+    """
+    if depth < 1 or unroll < 1:
+        raise InputError(f"stack: depth {depth} and unroll {unroll} must be at least 1")
+    _check_remat(unit, remat, scan, unroll)
+    own = {key: tuple(map(float, values)) for key, values in (own or {}).items()}
+    for key, values in own.items():
+        if len(values) != depth:
+            raise InputError(f"stack: own {key} has {len(values)} numbers for {depth} units; give one for each")
+    # A unit made inside another module's __call__ is bound there; its variables belong to the stack.
+    return Stack(unit.copy(parent=None, name=None), depth, scan, remat, unroll, FrozenDict(own), name=name)
+
+
+def _check_remat(unit, remat, scan, unroll):
+    if remat not in REMATS:
+        raise InputError(f"stack: remat {remat!r} is unknown; {choices(str(remat), REMATS)}")
+    if remat != "none" and not scan:
+        raise InputError(f"stack: remat {remat} needs scan=True; without, XLA computes nothing again")
+    if remat in ("sqrt", "reversible") and unroll != 1:
+        raise InputError(f"stack: remat {remat} needs unroll=1, not {unroll}")
+    if remat == "reversible" and not isinstance(unit, Reversible):
+        raise InputError(
+            f"stack: remat reversible needs a Reversible unit, which can be undone; {type(unit).__name__} cannot: take "
+            f"remat sqrt"
+        )
+
+
+def unstack_units(tree) -> Any:
+    """Variables of a model whose stacks are scans -> those of the same model with scan=False.
+
+    A stack's `unit`, whose arrays have a leading axis of units, becomes unit1, unit2, ...; NumPy arrays stay so.
+
+    >>> tree = {"rest": {"unit": {"kernel": np.ones((3, 2))}}}
+    >>> jax.tree.map(np.shape, unstack_units(tree))
+    {'rest': {'unit1': {'kernel': (2,)}, 'unit2': {'kernel': (2,)}, 'unit3': {'kernel': (2,)}}}
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    if set(tree) != {"unit"}:
+        return {name: unstack_units(branch) for name, branch in tree.items()}
+    depth = {len(leaf) for leaf in jax.tree.leaves(tree)}
+    if len(depth) != 1:
+        raise InputError(f"unstack_units: arrays of one scan have leading axes {sorted(depth)}; they must be equal")
+    return {
+        f"unit{i + 1}": unstack_units(jax.tree.map(lambda leaf, i=i: leaf[i], tree["unit"])) for i in range(depth.pop())
+    }
+
+
+def stack_units(tree) -> Any:
+    """Variables of a model with scan=False -> those of the same model whose stacks are scans.
+
+    unit1, unit2, ... become one `unit`, with a leading axis of units. The inverse of `unstack_units`.
+
+    >>> tree = {"rest": {"unit1": {"bias": np.zeros(2)}, "unit2": {"bias": np.ones(2)}}}
+    >>> stack_units(tree)["rest"]["unit"]["bias"].tolist()
+    [[0.0, 0.0], [1.0, 1.0]]
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    names = [f"unit{i + 1}" for i in range(len(tree))]
+    branches = {name: stack_units(branch) for name, branch in tree.items()}
+    if not tree or set(names) != set(tree):
+        return branches
+
+    def together(*leaves):
+        return (np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp).stack(leaves)
+
+    return {"unit": jax.tree.map(together, *(branches[name] for name in names))}

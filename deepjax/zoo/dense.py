@@ -1,0 +1,236 @@
+"""Dense networks: Huang et al. 2017, "Densely connected convolutional networks" (arXiv 1608.06993)."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepjax import functional, initializers
+from deepjax.errors import InputError
+from deepjax.layers import Dropout
+from deepjax.units import Branch, ConvNorm, NormActivation, recompute
+from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
+from deepjax.zoo.residual import units_per_stage
+
+NORMS = ("batch", "group", "layer", "instance", "none")
+
+
+class DenseBlock(nn.Module):
+    """`depth` layers, each of which sees what entered the block and what all layers before it gave.
+
+    Each is a branch of order "pre"; the block is a chain of `Unit(branch, Concat())`. But layers hand on the pieces and
+    concatenate them inside: under remat every piece is then kept once, and memory grows with depth, not its square.
+    """
+
+    depth: int
+    growth: int  # features of each layer
+    bottleneck: bool = True  # a 1x1 to four times as many before the 3x3
+    remat: str = "none"  # "unit": the backward pass computes each layer's inside again
+    norm: str = "batch"
+    dropout: float = 0.0
+    drops: str = "outputs"  # as of `units.Branch`
+    kernel_init: Callable = initializers.he_normal()
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """[batch, H, W, features] -> [batch, H, W, features + depth * growth]."""
+
+        def layer(branch, *pieces):
+            return *pieces, branch(jnp.concatenate(pieces, -1), train=train, mask=mask)
+
+        run = partial(recompute, layer) if self.remat == "unit" else layer
+        pieces = (x,)
+        for i in range(self.depth):
+            pieces = run(self._branch(f"layer{i + 1}"), *pieces)
+        return jnp.concatenate(pieces, -1)
+
+    def _branch(self, name):
+        return Branch(
+            (4 * self.growth, self.growth) if self.bottleneck else (self.growth,),
+            (1, 3) if self.bottleneck else (3,),
+            (1, 1) if self.bottleneck else (1,),
+            "pre",
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            norm=self.norm,
+            dropout=self.dropout,
+            drops=self.drops,
+            name=name,
+        )
+
+
+class DenseNet(Network):
+    """Stem, dense blocks with transitions between them, norm, ReLU, global average pool, linear head."""
+
+    depths: Sequence[int]  # layers of each block
+    growth: int
+    stem_features: int
+    stem: str = "cifar"  # "cifar": 3x3; "imagenet": 7x7 with stride 2, norm, ReLU, 3x3 max pool with stride 2
+    bottleneck: bool = True
+    compression: float = 1.0  # a transition gives that share of its features
+    drops: str = "outputs"
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, H, W, channels] -> see `Network`; the stages are stem, block1, block2, ..."""
+        self.check_images(x)
+        brick = {"norm": self.norm, "kernel_init": self.kernel_init, "dtype": self.dtype}
+        layers = {"remat": self.remat, "dropout": self.dropout, "drops": self.drops, **brick}
+        call = {"train": train, "mask": mask}
+        x = self._stem(brick)(x, **call)
+        x = functional.max_pool(x, 3, stride=2, padding=1) if self.stem == "imagenet" else x
+        maps = {"stem": x}
+        for i, depth in enumerate(self.depths, 1):
+            if i > 1:
+                features = int(self.compression * x.shape[-1])
+                x = ConvNorm(features, 1, order="pre", name=f"transition{i - 1}", **brick)(x, **call)
+                x = Dropout(self.dropout if self.drops == "outputs" else 0.0)(x, train=train)
+                x = functional.avg_pool(x, 2)
+            x = DenseBlock(depth, self.growth, self.bottleneck, name=f"block{i}", **layers)(x, **call)
+            maps[f"block{i}"] = x
+        if self.features_only:
+            return maps
+        x = NormActivation(norm=self.norm, name="final")(x, **call)
+        return self.classify(functional.global_avg_pool(x), train=train, dropout=0.0)
+
+    def torch_names(self):
+        """As `Network.torch_names`; torchvision has those with the imagenet stem and bottlenecks."""
+        if self.stem != "imagenet" or not self.bottleneck or self.norm != "batch":
+            return super().torch_names()
+        names = {"stem/conv": "features.conv0", "stem/norm": "features.norm0"}
+        for i, depth in enumerate(self.depths, 1):
+            for j in range(1, depth + 1):
+                for part in ("norm1", "conv1", "norm2", "conv2"):
+                    names[f"block{i}/layer{j}/{part}"] = f"features.denseblock{i}.denselayer{j}.{part}"
+            if i < len(self.depths):
+                names |= {f"transition{i}/{part}": f"features.transition{i}.{part}" for part in ("norm", "conv")}
+        return names | {"final/norm": "features.norm5", "head": "classifier"}
+
+    def _stem(self, brick):
+        if self.stem == "imagenet":
+            return ConvNorm(self.stem_features, 7, 2, name="stem", **brick)
+        # Norm and activation are left to the first layer, which starts with them.
+        bias = self.norm == "none"
+        return ConvNorm(self.stem_features, 3, use_bias=bias, activation=None, name="stem", **brick | {"norm": "none"})
+
+
+def densenet(
+    depths,
+    num_classes=1000,
+    *,
+    growth=32,
+    stem_features=64,
+    compression=0.5,
+    norm="batch",
+    dropout=0.0,
+    remat="none",
+    dtype=None,
+):
+    """The ImageNet network of Huang et al. 2017, table 1, as torchvision has it.
+
+    Args:
+      depths: layers of each block, each a 1x1 and a 3x3 convolution.
+      num_classes: logits.
+      growth: features that each layer adds.
+      stem_features: of the first convolution.
+      compression: the share of its features that a transition keeps, in (0, 1].
+      norm: "batch", "group", "layer", "instance", or "none", with biases.
+      dropout: the probability to drop what a layer adds, as torchvision's drop_rate.
+      remat: "unit": keep for the backward pass what each layer adds, and compute the rest again. Memory then grows with
+        depth, not with its square, at the cost of another forward pass.
+      dtype: of the computation.
+
+    Raises:
+      InputError: no block, a block without layers, a count below 1, a compression outside (0, 1], a dropout outside
+        [0, 1], an unknown norm or remat; when called, images too small for the transitions.
+    """
+    _check("densenet", depths, norm, dropout, compression, remat, num_classes, growth, stem_features=stem_features)
+    return DenseNet(
+        depths=tuple(depths),
+        growth=growth,
+        stem_features=stem_features,
+        stem="imagenet",
+        compression=compression,
+        drops="last",
+        num_classes=num_classes,
+        norm=norm,
+        dropout=dropout,
+        remat=remat,
+        kernel_init=INITS["he_fan_in"],
+        dtype=dtype,
+        least=2 ** (len(depths) + 1) - 3,  # the stem rounds up, twice; each transition halves and rounds down
+    )
+
+
+def cifar_densenet(
+    depth=100,
+    num_classes=10,
+    *,
+    growth=12,
+    bottleneck=True,
+    norm="batch",
+    dropout=0.0,
+    remat="none",
+    dtype=None,
+):
+    """The CIFAR network of Huang et al. 2017, section 4.2: three blocks, depth 3n + 4, or 6n + 4 with bottlenecks.
+
+    Args:
+      depth: layers with kernels.
+      num_classes: logits.
+      growth: features that each layer adds: the paper's k.
+      bottleneck: DenseNet-BC: a 1x1 to 4 x growth features before each 3x3, transitions that halve the features, 2 x
+        growth features of the first convolution; without, every transition keeps its features, and the first has 16.
+      norm, remat, dtype: as of `densenet`.
+      dropout: the probability to drop an output of each convolution but the first. The paper's is 0.2, where images
+        are not augmented.
+
+    Raises:
+      InputError: a depth that does not fit, a count below 1, a dropout outside [0, 1], an unknown norm or remat; when
+        called, images of less than 4x4 pixels.
+    """
+    layers = units_per_stage(depth, 6 if bottleneck else 3, others=4)
+    _check("cifar_densenet", (layers,) * 3, norm, dropout, 1.0, remat, num_classes, growth)
+    return DenseNet(
+        depths=(layers,) * 3,
+        growth=growth,
+        stem_features=2 * growth if bottleneck else 16,
+        bottleneck=bottleneck,
+        compression=0.5 if bottleneck else 1.0,
+        num_classes=num_classes,
+        norm=norm,
+        dropout=dropout,
+        remat=remat,
+        kernel_init=INITS["he_fan_in"],
+        dtype=dtype,
+        usual_input=(32, 32, 3),
+        least=4,
+    )
+
+
+def _check(network, depths, norm, dropout, compression, remat, num_classes, growth, **counts):
+    layers = min(depths, default=0)
+    check_at_least_one(network, num_classes=num_classes, growth=growth, layers_per_block=layers, **counts)
+    check_option(network, "norm", norm, NORMS)
+    check_option(network, "remat", remat, ("none", "unit"))
+    check_rate(network, dropout=dropout)
+    if not 0 < compression <= 1:
+        raise InputError(f"{network}: compression {compression} must be above 0 and at most 1")
+
+
+MODELS = {
+    "densenet121": partial(densenet, (6, 12, 24, 16), growth=32, stem_features=64),
+    "densenet161": partial(densenet, (6, 12, 36, 24), growth=48, stem_features=96),
+    "densenet169": partial(densenet, (6, 12, 32, 32), growth=32, stem_features=64),
+    "densenet201": partial(densenet, (6, 12, 48, 32), growth=32, stem_features=64),
+    "cifar_densenet": cifar_densenet,
+    "densenet_40_12": partial(cifar_densenet, 40, growth=12, bottleneck=False),
+    "densenet_100_12": partial(cifar_densenet, 100, growth=12, bottleneck=False),
+    "densenet_100_24": partial(cifar_densenet, 100, growth=24, bottleneck=False),
+    "densenet_bc_100_12": partial(cifar_densenet, 100, growth=12, bottleneck=True),
+    "densenet_bc_250_24": partial(cifar_densenet, 250, growth=24, bottleneck=True),
+    "densenet_bc_190_40": partial(cifar_densenet, 190, growth=40, bottleneck=True),
+}

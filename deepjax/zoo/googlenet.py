@@ -1,0 +1,275 @@
+"""GoogLeNet and BN-Inception.
+
+Szegedy et al. 2014, "Going deeper with convolutions" (arXiv 1409.4842): table 1, and section 5 for the auxiliary heads.
+Ioffe & Szegedy 2015, "Batch normalization" (arXiv 1502.03167): figure 5 and the appendix around it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import freeze
+
+from deepjax import functional, initializers
+from deepjax.layers import Dropout
+from deepjax.units import ConvNorm
+from deepjax.zoo.branches import Conv, Depthwise, InceptionNetwork, LocalNorm, Pool, check
+from deepjax.zoo.network import INITS
+
+HALVE = Pool("max", 3, 2, ceil=True)
+PASS = Pool("max", 3, 2, None, ceil=True)  # to as many pixels as a convolution of stride 2, at odd sizes too
+LOCAL_NORM = LocalNorm(5, alpha=1e-4, beta=0.75, k=1.0)  # Caffe's; the paper tells only where they are
+SEPARABLE = (Depthwise(8, 7, 2), Conv(64))
+
+
+def inception(one, three_in, three, five_in, five, projected, *, window=5):
+    """A module of table 1 from its row; torchvision's branch of 5x5 is 3x3, which `window` says."""
+    return (
+        (Conv(one),),
+        (Conv(three_in), Conv(three, 3)),
+        (Conv(five_in), Conv(five, window)),
+        (Pool("max", 3, 1, 1), Conv(projected)),
+    )
+
+
+MODULES = {  # table 1, as arguments of `inception`
+    "stage3": {"a": (64, 96, 128, 16, 32, 32), "b": (128, 128, 192, 32, 96, 64)},
+    "stage4": {
+        "a": (192, 96, 208, 16, 48, 64),
+        "b": (160, 112, 224, 24, 64, 64),
+        "c": (128, 128, 256, 24, 64, 64),
+        "d": (112, 144, 288, 32, 64, 64),
+        "e": (256, 160, 320, 32, 128, 128),
+    },
+    "stage5": {"a": (256, 160, 320, 32, 128, 128), "b": (384, 192, 384, 48, 128, 128)},
+}
+
+
+def googlenet_stages(window, last_pool, stem):
+    """{stage: {module: its branches}}: stages 4 and 5 begin with a pool."""
+    pools = {"stage4": {"_pool": ((HALVE,),)}, "stage5": {"_pool": ((last_pool,),)}}
+    stages = {
+        stage: pools.get(stage, {}) | {letter: inception(*row, window=window) for letter, row in rows.items()}
+        for stage, rows in MODULES.items()
+    }
+    return freeze({"stem": {"": (stem,)}} | stages)
+
+
+def bn_inception_module(one, three_in, three, double_in, double, kind, projected):
+    """A module of figure 5 from its row; without a 1x1 branch it has stride 2, and its pool passes through."""
+    stride = 1 if one else 2
+    pool = (Pool(kind, 3, 1, 1), Conv(projected)) if one else (PASS,)
+    branches = (
+        (Conv(three_in), Conv(three, 3, stride)),
+        (Conv(double_in), Conv(double, 3), Conv(double, 3, stride)),
+        pool,
+    )
+    return ((Conv(one),), *branches) if one else branches
+
+
+BN_MODULES = {  # figure 5, as arguments of `bn_inception_module`
+    "stage3": {
+        "a": (64, 64, 64, 64, 96, "avg", 32),
+        "b": (64, 64, 96, 64, 96, "avg", 64),
+        "c": (0, 128, 160, 64, 96, "max", 0),
+    },
+    "stage4": {
+        "a": (224, 64, 96, 96, 128, "avg", 128),
+        "b": (192, 96, 128, 96, 128, "avg", 128),
+        "c": (160, 128, 160, 128, 160, "avg", 128),
+        "d": (96, 128, 192, 160, 192, "avg", 128),
+        "e": (0, 128, 192, 192, 256, "max", 0),
+    },
+    "stage5": {"a": (352, 192, 320, 160, 224, "avg", 128), "b": (352, 192, 320, 192, 224, "max", 128)},
+}
+
+
+def grid_pool(x):
+    """Mean over 4x4 equal windows, of 5x5 pixels with stride 3 for the 14x14 map of images of 224x224 pixels."""
+    if min(x.shape[1:3]) < 4:
+        return functional.adaptive_avg_pool(x, 4)
+    stride = [side // 4 for side in x.shape[1:3]]
+    window = [side - 3 * step for side, step in zip(x.shape[1:3], stride, strict=True)]
+    return functional.avg_pool(x, window, stride=stride)
+
+
+class GoogLeNetHead(nn.Module):
+    """An auxiliary head: pool to 4x4, 1x1 convolution, dense layer, dropout, logits (section 5)."""
+
+    num_classes: int
+    pool: Callable
+    dropout: float
+    norm: str
+    epsilon: float
+    kernel_init: Callable
+    dtype: jnp.dtype | None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """[batch, H, W, features] -> [batch, num_classes]."""
+        init, dtype = self.kernel_init, self.dtype
+        conv = ConvNorm(128, 1, norm=self.norm, epsilon=self.epsilon, kernel_init=init, dtype=dtype, name="conv")
+        x = conv(self.pool(x), train=train, mask=mask).reshape(x.shape[0], -1)
+        x = functional.relu(nn.Dense(1024, kernel_init=init, dtype=dtype, name="hidden")(x))
+        x = Dropout(self.dropout)(x, train=train)
+        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=dtype, name="head")(x)
+
+
+TORCH_HEAD = partial(GoogLeNetHead, pool=partial(functional.adaptive_avg_pool, size=4))
+PAPER_HEAD = partial(GoogLeNetHead, pool=grid_pool)
+
+
+class GoogLeNet(InceptionNetwork):
+    """A `InceptionNetwork` whose auxiliary heads count 0.3 each (section 5)."""
+
+    auxiliary_weight = 0.3
+
+    def torch_names(self):
+        """As `Network.torch_names`; torchvision has its own form with batch norm alone."""
+        if self.norm != "batch" or self.stages != TORCH_STAGES:
+            return super().torch_names()
+        names = {f"stem/conv{ours}": f"conv{theirs}" for ours, theirs in ((1, 1), (3, 2), (4, 3))}
+        for stage, rows in MODULES.items():
+            for letter in rows:
+                ours, theirs = f"{stage}{letter}", f"inception{stage[-1]}{letter}"
+                names[f"{ours}/branch1_conv1"] = f"{theirs}.branch1"
+                for branch, step in ((2, 1), (2, 2), (3, 1), (3, 2), (4, 2)):
+                    names[f"{ours}/branch{branch}_conv{step}"] = f"{theirs}.branch{branch}.{step - 1}"
+        names |= {f"auxiliary{i}/conv": f"aux{i}.conv" for i in (1, 2)}
+        names = {f"{ours}/{a}": f"{names[ours]}.{b}" for ours in names for a, b in (("conv", "conv"), ("norm", "bn"))}
+        for i in (1, 2):
+            names |= {f"auxiliary{i}/hidden": (f"aux{i}.fc1", (4, 4)), f"auxiliary{i}/head": f"aux{i}.fc2"}
+        return names | {"head": "fc"}
+
+
+STEM = (Conv(64, 7, 2), HALVE, Conv(64), Conv(192, 3), HALVE)
+TORCH_STAGES = googlenet_stages(3, Pool("max", 2, 2, ceil=True), STEM)
+
+
+def googlenet(
+    num_classes=1000, *, auxiliary=True, norm="batch", dropout=0.2, auxiliary_dropout=0.7, epsilon=1e-3, dtype=None
+):
+    """torchvision's GoogLeNet: batch norm, 3x3 in the place of 5x5, and a last max pool of 2x2.
+
+    Its heads pool adaptively, so that images of any size train. Called with train=True, it returns (logits, logits of
+    the head behind module 4d, of the head behind 4a): torchvision's order of (logits, aux2, aux1).
+
+    Args:
+      num_classes: logits.
+      auxiliary: whether the network has the two auxiliary heads, used in training alone. 13,004,888 parameters with
+        them, 6,624,904 without.
+      norm: behind every convolution: one of `branches.NORMS`; with "none", biases in its place.
+      dropout: the probability to drop an input of the last layer.
+      auxiliary_dropout: and of each auxiliary head's last layer.
+      epsilon: of the norms.
+      dtype: of the computation.
+
+    Raises:
+      InputError: an unknown norm, a dropout outside [0, 1]; when called, images of less than 15x15 pixels.
+    """
+    return _network(
+        "googlenet",
+        num_classes,
+        TORCH_STAGES,
+        TORCH_HEAD,
+        least=15,
+        auxiliary=auxiliary,
+        norm=norm,
+        dropout=dropout,
+        auxiliary_dropout=auxiliary_dropout,
+        epsilon=epsilon,
+        dtype=dtype,
+    )
+
+
+def googlenet_paper(
+    num_classes=1000,
+    *,
+    auxiliary=True,
+    separable=False,
+    norm="none",
+    dropout=0.4,
+    auxiliary_dropout=0.7,
+    epsilon=1e-3,
+    dtype=None,
+):
+    """GoogLeNet as Szegedy et al. 2014 publish it: 5x5 branches, local response norms, biases in place of batch norm.
+
+    The heads pool with 5x5 windows and stride 3 to 4x4; for images of other sizes than 224 the windows change, and the
+    4x4 stays. The constants of the local response norms, which the paper does not give, are Caffe's. Table 1 has
+    2.7K weights for the first convolution, which a plain 7x7 has not: see `separable`.
+
+    Args:
+      num_classes, auxiliary, dropout, auxiliary_dropout, epsilon, dtype: as of `googlenet`. 13,378,280 parameters with
+        the heads, 6,998,552 without.
+      separable: the first convolution as a 7x7 of each colour alone, 8 features each, and a 1x1 of these.
+      norm: "none": convolutions have biases; or one of `branches.NORMS`.
+
+    Raises:
+      InputError: as `googlenet`.
+    """
+    first = SEPARABLE if separable else (Conv(64, 7, 2),)
+    stem = (*first, HALVE, LOCAL_NORM, Conv(64), Conv(192, 3), LOCAL_NORM, HALVE)
+    return _network(
+        "googlenet_paper",
+        num_classes,
+        googlenet_stages(5, HALVE, stem),
+        PAPER_HEAD,
+        least=31,
+        auxiliary=auxiliary,
+        norm=norm,
+        dropout=dropout,
+        auxiliary_dropout=auxiliary_dropout,
+        epsilon=epsilon,
+        dtype=dtype,
+    )
+
+
+def bn_inception(num_classes=1000, *, separable=True, norm="batch", dropout=0.0, epsilon=1e-5, dtype=None):
+    """Ioffe & Szegedy's Inception of 2015: each 5x5 is two 3x3, a stride in a module replaces a pool between them.
+
+    The features are those of figure 5's columns, whose sums in modules 4c, 4d and 4e are 608, 608 and 1,056, where the
+    column of sizes says 576, 576 and 1,024. It has no auxiliary heads, no dropout, no local response norms.
+
+    Args:
+      num_classes: logits.
+      separable: the first convolution as a 7x7 of each colour alone, 8 features each, and a 1x1 of these, as in the
+        appendix; False: a plain 7x7.
+      norm, dropout, epsilon, dtype: as of `googlenet`.
+
+    Raises:
+      InputError: as `googlenet`.
+    """
+    check("bn_inception", num_classes, norm, dropout=dropout)
+    stem = (*(SEPARABLE if separable else (Conv(64, 7, 2),)), HALVE, Conv(64), Conv(192, 3), HALVE)
+    rows = {s: {letter: bn_inception_module(*r) for letter, r in rows.items()} for s, rows in BN_MODULES.items()}
+    return InceptionNetwork(
+        freeze({"stem": {"": (stem,)}} | rows),
+        freeze({}),
+        num_classes=num_classes,
+        norm=norm,
+        dropout=dropout,
+        epsilon=epsilon,
+        dtype=dtype,
+        least=7,
+    )
+
+
+def _network(name, num_classes, stages, head, *, least, norm, dropout, auxiliary_dropout, **options):
+    check(name, num_classes, norm, dropout=dropout, auxiliary_dropout=auxiliary_dropout)
+    return GoogLeNet(
+        stages,
+        freeze({"stage4a": head, "stage4d": head}),
+        num_classes=num_classes,
+        norm=norm,
+        dropout=dropout,
+        auxiliary_dropout=auxiliary_dropout,
+        kernel_init=INITS["he" if norm == "batch" else "he_fan_in"],
+        least=least,
+        **options,
+    )
+
+
+MODELS = {"googlenet": googlenet, "googlenet_paper": googlenet_paper, "bn_inception": bn_inception}

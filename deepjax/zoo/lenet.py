@@ -1,0 +1,227 @@
+"""LeNet-5 of LeCun et al. 1998, "Gradient-based learning applied to document recognition", and two of its heirs."""
+
+import math
+from functools import cache
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepjax import functional, initializers
+from deepjax.layers import Conv
+from deepjax.zoo.chain import Chain, Convolve, Pool, check_chain
+from deepjax.zoo.network import INITS, Network, check_at_least_one
+
+SIDE = 32  # pixels of the images that LeNet-5 was designed for
+UNITS = 84  # of F6: 12 rows of 7 pixels
+
+TABLE = (  # table I: the maps of S2 that each map of C3 sees
+    *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
+    *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
+    *((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5)),
+    (0, 1, 2, 3, 4, 5),
+)
+
+DIGITS = """
+....... ....... ....... ....... ....... ....... ....... ....... ....... .......
+..###.. ...##.. .#####. ####### ....##. ####### ..####. ####### .#####. .#####.
+.##.##. ..###.. ##...## .....## ...###. ##..... .##.... .....## ##...## ##...##
+##...## .####.. .....## ....##. ..####. ##..... ##..... .....## ##...## ##...##
+##...## ...##.. .....## ...##.. .##.##. ######. ##..... ....##. ##...## ##...##
+##...## ...##.. ....##. ..####. ##..##. ##...## ######. ....##. .#####. ##...##
+##...## ...##.. ...##.. .....## ##..##. .....## ##...## ...##.. ##...## .######
+##...## ...##.. ..##... .....## ####### .....## ##...## ...##.. ##...## .....##
+##...## ...##.. .##.... .....## ....##. .....## ##...## ..##... ##...## .....##
+.##.##. ...##.. ##..... ##...## ....##. ##...## ##...## ..##... ##...## ....##.
+..###.. .###### ####### .#####. ....##. .#####. .#####. ..##... .#####. .####..
+....... ....... ....... ....... ....... ....... ....... ....... ....... .......
+"""
+
+
+@cache
+def codes(num_classes):
+    """What F6 should say for each class: f32[num_classes, 84] of -1 and 1.
+
+    The first ten are the digits, 12 rows of 7 pixels, drawn in the manner of figure 3. Classes beyond them have random
+    codes, always the same: class i has the same code whatever the number of classes. Of 1,000 classes two digits differ
+    in at least 10 places, two others in at least 21.
+
+    >>> print(*("".join(".#"[int(pixel > 0)] for pixel in row) for row in codes(10)[7].reshape(12, 7)[1:4]))
+    ####### .....## .....##
+    """
+    rows = [line.split() for line in DIGITS.split("\n") if line]
+    digits = [[2.0 * (pixel == "#") - 1 for row in rows for pixel in row[digit]] for digit in range(10)]
+    others = (
+        2.0 * np.random.RandomState(0).randint(2, size=(max(num_classes - 10, 0), UNITS)) - 1
+    )  # its stream is fixed
+    return np.concatenate([digits, others]).astype(np.float32)[:num_classes]
+
+
+def fan_in_uniform(key, shape, dtype=None):
+    """Uniform on [-2.4 / F, 2.4 / F), F the inputs of a unit (section III.A)."""
+    return initializers.uniform(2.4 / math.prod(shape[:-1]))(key, shape, dtype)
+
+
+class Subsample(nn.Module):
+    """The sum of each 2x2 window times a coefficient, plus a bias: two parameters for each map, then the squashing.
+
+    The coefficients start at 1/4, so that the sum starts as a mean.
+    """
+
+    @nn.compact
+    def __call__(self, x):
+        """[batch, H, W, features] -> [batch, H / 2, W / 2, features]."""
+        scale = self.param("scale", initializers.constant(0.25), x.shape[-1:], jnp.float32)
+        bias = self.param("bias", initializers.zeros, x.shape[-1:], jnp.float32)
+        scale, bias = (p.astype(x.dtype)[None, None, None] for p in (scale, bias))
+        return functional.lecun_tanh(scale * (4 * functional.avg_pool(x, 2)) + bias)
+
+
+class TableConv(nn.Module):
+    """C3: 5x5 convolutions, each over the maps that `TABLE` gives it. Maps with equally many inputs are one kernel."""
+
+    kernel_init: nn.initializers.Initializer
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        """[batch, H, W, 6] -> [batch, H - 4, W - 4, 16], squashed."""
+        parts = []
+        for inputs in (3, 4, 6):
+            rows = [row for row in TABLE if len(row) == inputs]
+            conv = Conv(
+                len(rows),
+                (5, 5),
+                padding="VALID",
+                groups=len(rows),
+                use_bias=True,
+                kernel_init=self.kernel_init,
+                dtype=self.dtype,
+                name=f"from{inputs}",
+            )
+            parts.append(conv(x[..., np.concatenate(rows)]))
+        return functional.lecun_tanh(jnp.concatenate(parts, -1))
+
+
+class LeNet5(Network):
+    """C1, S2, C3, S4, C5, F6 and the output of radial basis functions, section II.B."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, H, W, channels] -> see `Network`; the stages are c1, s2, c3, s4, c5."""
+        self.check_images(x)
+        small = [max(SIDE - size, 0) for size in x.shape[1:3]]
+        if any(small):
+            x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in small), (0, 0)), mode="edge")
+        maps = {}
+        x = maps["c1"] = self._conv(6, "c1")(x)
+        x = maps["s2"] = Subsample(name="s2")(x)
+        x = maps["c3"] = TableConv(self.kernel_init, self.dtype, name="c3")(x)
+        x = maps["s4"] = Subsample(name="s4")(x)
+        x = maps["c5"] = self._conv(120, "c5")(x)
+        if self.features_only:
+            return maps
+        f6 = nn.Dense(UNITS, kernel_init=self.kernel_init, dtype=self.dtype, name="f6")
+        x = functional.lecun_tanh(f6(functional.global_avg_pool(x)))
+        if not self.return_logits:
+            return x
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return -jnp.square(wide[:, None] - codes(self.num_classes)[None]).sum(-1).astype(x.dtype)
+
+    def _conv(self, features, name):
+        conv = Conv(
+            features,
+            (5, 5),
+            padding="VALID",
+            use_bias=True,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name=name,
+        )
+        return lambda x: functional.lecun_tanh(conv(x))
+
+
+def lenet5(num_classes=10, *, dtype=None):
+    """LeNet-5 as published, 60,000 trainable parameters (section II.B): tables, coefficients, radial basis functions.
+
+    The logits are minus the squared distances between F6 and the classes' codes (eq. 7), so that the largest is the
+    nearest class; their cross entropy is eq. 9 without its class of rubbish. The codes are constants, see `codes`.
+
+    Designed for images of 32x32. Smaller ones, such as MNIST's 28x28, are padded to that on all sides by their edges'
+    pixels, which in MNIST are the background, as the paper does. In larger images C5 has more than one pixel, and F6
+    sees their mean.
+
+    Args:
+      num_classes: classes, each with a code.
+      dtype: of the computation.
+
+    Raises:
+      InputError: num_classes below 1; when called, images of less than 28x28 pixels.
+    """
+    check_at_least_one("lenet5", num_classes=num_classes)
+    return LeNet5(
+        num_classes=num_classes,
+        norm="none",
+        kernel_init=fan_in_uniform,
+        dtype=dtype,
+        usual_input=(SIDE, SIDE, 1),
+        least=28,
+    )
+
+
+def lenet5_modern(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=None):
+    """LeNet-5 as it is written today: ReLU, max pooling, all of S2 seen by C3, and a dense layer for the logits.
+
+    Convolutions 5x5 of 6 (padded by 2 pixels) and of 16 features, each followed by a 2x2 pool, then 120, 84 and
+    `num_classes` units. For images of 28x28x1 and 10 classes it has 61,706 parameters.
+
+    Args:
+      num_classes: logits.
+      norm: of the convolutions: "none", "batch", "group", "layer" or "instance".
+      order: "post": the norm before the ReLU; "last": after it.
+      dropout: the probability to drop a unit of the two hidden layers.
+      dtype: of the computation.
+
+    Raises:
+      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images of
+        less than 12x12 pixels.
+    """
+    stages = (Convolve(6, 5), Pool(2)), (Convolve(16, 5, padding=0), Pool(2))
+    return _modern("lenet5_modern", stages, (120, 84), 12, num_classes, norm, order, dropout, dtype)
+
+
+def mnist_convnet(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=None):
+    """The lecture's network for MNIST: conv5-32, pool 3, conv5-64, pool 2, dense 256-200-10.
+
+    Convolutions without padding, each followed by ReLU and max pooling: of an image of 28x28 there remain 2x2 pixels
+    of 64 features, the 256 numbers that 200 hidden ReLU units see. For 10 classes it has 105,506 parameters.
+
+    Args:
+      num_classes, norm, order, dtype: as of `lenet5_modern`.
+      dropout: the probability to drop a hidden unit.
+
+    Raises:
+      InputError: as `lenet5_modern`; when called, images of less than 22x22 pixels.
+    """
+    stages = (Convolve(32, 5, padding=0), Pool(3, 3)), (Convolve(64, 5, padding=0), Pool(2))
+    return _modern("mnist_convnet", stages, (200,), 22, num_classes, norm, order, dropout, dtype)
+
+
+def _modern(name, stages, hidden, least, num_classes, norm, order, dropout, dtype):
+    check_chain(name, norm=norm, order=order, num_classes=num_classes, dropout=dropout)
+    return Chain(
+        stages,
+        hidden=hidden,
+        order=order,
+        num_classes=num_classes,
+        norm=norm,
+        dropout=dropout,
+        kernel_init=INITS["he_fan_in"],
+        dtype=dtype,
+        usual_input=(28, 28, 1),
+        least=least,
+    )
+
+
+MODELS = {"lenet5": lenet5, "lenet5_modern": lenet5_modern, "mnist_convnet": mnist_convnet}

@@ -1,0 +1,91 @@
+"""A network grown from two: AlexNet's first layer, trained before, and residual units on top.
+
+Fleuret, "Deep learning" (course EE-559), the lecture on reusing trained networks; the layer is that of Krizhevsky 2014,
+"One weird trick for parallelizing convolutional neural networks", as torchvision has it.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepjax import functional
+from deepjax.layers import Conv
+from deepjax.units import Add, Branch, ConvNorm, Unit, check_norm, stack
+from deepjax.zoo.network import INITS, Network, check_at_least_one, check_rate
+
+
+class Borrowed(nn.Module):
+    """AlexNet's first layer: convolution 11x11 with stride 4, ReLU, 3x3 max pool with stride 2."""
+
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        """[batch, H, W, channels] -> [batch, H', W', 64], 27x27 for images of 224x224 pixels."""
+        conv = Conv(64, (11, 11), 4, 2, use_bias=True, kernel_init=INITS["he"], dtype=self.dtype, name="conv")
+        return functional.max_pool(functional.relu(conv(x)), 3, stride=2)
+
+
+class Monster(Network):
+    """AlexNet's first layer, a converter, equal residual units as one scan, global average pool, linear head."""
+
+    depth: int
+    width: int
+    scan: bool = True
+
+    borrowed = {"features/conv": "features.0"}  # noqa: RUF012  from torchvision's alexnet
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, H, W, channels] -> see `Network`; the stages are features, converter and units."""
+        self.check_images(x)
+        common = {"kernel_init": self.kernel_init, "dtype": self.dtype}
+        x = features = Borrowed(self.dtype, name="features")(x)
+        norm = {"zero_batch": "batch", "fixup": "none"}.get(self.norm, self.norm)  # those two are for branches
+        converter = ConvNorm(self.width, 1, norm=norm, **common, name="converter")
+        x = converted = converter(x, train=train, mask=mask)
+        branch = Branch((self.width,) * 2, (3, 3), (1, 1), norm=self.norm, branches=self.depth, **common, parent=None)
+        unit = Unit(branch, Add(parent=None), activation=functional.relu, parent=None)
+        units = stack(unit, self.depth, scan=self.scan, remat=self.remat, name="units")
+        x = units(x, train=train, mask=mask)
+        if self.features_only:
+            return {"features": features, "converter": converted, "units": x}
+        return self.classify(functional.global_avg_pool(x), train=train)
+
+
+def monster(num_classes=10, *, depth=16, width=64, norm="batch", dropout=0.0, scan=True, dtype=None):
+    """The lecture's network: AlexNet's first layer, a 1x1 convolution to `width`, `depth` residual units, the logits.
+
+    `deepjax train monster --pretrained FILE` takes the first layer from torchvision's AlexNet, and freezes it for half
+    of the epochs. Here it begins as any other.
+
+    Args:
+      num_classes: logits.
+      depth: residual units, of two 3x3 convolutions each.
+      width: features of the units.
+      norm: after every convolution but the first, one of `units.NORMS`.
+      dropout: the probability to drop what the last layer sees.
+      scan: equal units as one scan; False unrolls them.
+      dtype: of the computation.
+
+    Raises:
+      InputError: a depth or width below 1, an unknown norm, a dropout outside [0, 1]; when called, images of less than
+        15x15 pixels.
+    """
+    check_at_least_one("monster", num_classes=num_classes, depth=depth, width=width)
+    check_norm(norm, join=Add)
+    check_rate("monster", dropout=dropout)
+    return Monster(
+        depth,
+        width,
+        num_classes=num_classes,
+        norm=norm,
+        dropout=dropout,
+        scan=scan,
+        dtype=dtype,
+        usual_input=(64, 64, 3),
+        least=15,
+    )
+
+
+MODELS = {"monster": monster}

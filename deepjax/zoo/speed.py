@@ -1,0 +1,107 @@
+"""Networks that were written to measure the speed of software.
+
+Shi et al. 2016, "Benchmarking state-of-the-art deep learning software tools" (arXiv 1608.07249): FCN-S for synthetic
+data; FCN-R and AlexNet-R for MNIST and CIFAR-10 (table 7). Layers are as in the authors' programs (dlbench).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+from deepjax import functional
+from deepjax.zoo.chain import Chain, Convolve, Pool, check_chain
+from deepjax.zoo.network import INITS, Network, check_at_least_one, check_rate
+
+ALEXNET_R = (
+    (Convolve(32, 5), Pool()),
+    (Convolve(32, 5), Pool()),
+    (Convolve(64, 5), Pool(kind="avg")),
+)
+
+
+class FullyConnected(Network):
+    """Flatten, then dense layers of sigmoid units, then the logits."""
+
+    widths: Sequence[int]
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
+        """x [batch, ...] -> see `Network`; its maps are vectors: hidden1, hidden2, ..."""
+        x, maps = x.reshape(x.shape[0], -1), {}
+        for i, width in enumerate(self.widths, 1):
+            dense = nn.Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name=f"hidden{i}")
+            x = maps[f"hidden{i}"] = functional.sigmoid(dense(x))
+        return maps if self.features_only else self.classify(x, train=train, kernel_init=self.kernel_init)
+
+
+def fcn_s(num_classes=26752, *, dropout=0.0, dtype=None):
+    """FCN-S of Shi et al. 2016: 26,752 numbers in, three hidden layers of 2,048 sigmoid units, 26,752 classes.
+
+    117,997,696 parameters. Kernels start by Xavier's rule, uniform.
+
+    Args:
+      num_classes: logits.
+      dropout: the probability to drop a unit of the last hidden layer.
+      dtype: of the computation.
+
+    Raises:
+      InputError: num_classes below 1, a dropout outside [0, 1].
+    """
+    return _fully_connected("fcn_s", (2048, 2048, 2048), (1, 1, 26752), num_classes, dropout, dtype)
+
+
+def fcn_r(num_classes=10, *, dropout=0.0, dtype=None):
+    """FCN-R of Shi et al. 2016 for MNIST: hidden layers of 2,048, 4,096 and 1,024 sigmoid units.
+
+    14,205,962 parameters for images of 28x28x1 and 10 classes. Arguments and errors as `fcn_s`.
+    """
+    return _fully_connected("fcn_r", (2048, 4096, 1024), (28, 28, 1), num_classes, dropout, dtype)
+
+
+def _fully_connected(name, widths, usual_input, num_classes, dropout, dtype):
+    check_at_least_one(name, num_classes=num_classes)
+    check_rate(name, dropout=dropout)
+    return FullyConnected(
+        widths,
+        num_classes=num_classes,
+        norm="none",
+        dropout=dropout,
+        kernel_init=INITS["xavier_uniform"],
+        dtype=dtype,
+        usual_input=usual_input,
+    )
+
+
+def alexnet_r(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=None):
+    """AlexNet-R of Shi et al. 2016 for CIFAR-10, after cuda-convnet's 18% network, without its response norms.
+
+    Convolutions 5x5 of 32, 32 and 64 features, each followed by a ReLU and a 3x3 pool of stride 2, the last of which
+    takes means; then the logits. For images of 32x32x3 and 10 classes it has 85,098 parameters.
+
+    Args:
+      num_classes: logits.
+      norm: of the convolutions: "none", "batch", "group", "layer" or "instance".
+      order: "post": the norm before the ReLU; "last": after it.
+      dropout: the probability to drop what the last layer sees.
+      dtype: of the computation.
+
+    Raises:
+      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images of
+        less than 15x15 pixels.
+    """
+    check_chain("alexnet_r", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
+    return Chain(
+        ALEXNET_R,
+        order=order,
+        num_classes=num_classes,
+        norm=norm,
+        dropout=dropout,
+        kernel_init=INITS["he_fan_in"],
+        dtype=dtype,
+        usual_input=(32, 32, 3),
+        least=15,
+    )
+
+
+MODELS = {"fcn_s": fcn_s, "fcn_r": fcn_r, "alexnet_r": alexnet_r}

@@ -1,0 +1,187 @@
+"""Every torchvision network held against ours: `python tests/parity resnet18 googlenet`, or `--all`.
+
+For random weights, scales, shifts and running moments: logits in evaluation, logits in training (nothing dropped,
+batch statistics on; of auxiliary heads too), running moments after that step, and the gradient of the cross entropy
+(summed over the heads) with respect to every parameter. The figures are the largest differences, over the largest
+value of what is compared; of moments and gradients, of each array apart. Evaluation runs in float32, and in float64;
+"torch" is how far PyTorch's own float32 logits are from its float64 ones, since random weights make some networks
+magnify rounding. Training runs in float64: in a deep network some ReLU's input always lies so near to 0 that float32
+rounds it to the other side, and gradients change by percents, between PyTorch's own float32 and float64 too. Needs
+torch and torchvision, and the reference script beside the checkout.
+"""
+
+import argparse
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from deepjax import functional, weights, zoo
+
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "torchvision_reference.py"
+SIZES = {"inception_v3": 299}  # pixels, where its auxiliary head needs more than SIZE
+SIZE, BATCH = 96, 4
+SLOW_INIT = ("googlenet", "inception_v3")  # torchvision warns of it
+
+
+class Parity(NamedTuple):
+    """Largest differences between a network's answers and torchvision's."""
+
+    name: str
+    parameters: int
+    logits: float  # in float32
+    torch: float  # PyTorch's float32 logits from its float64 ones
+    wide_logits: float  # in float64, as all that follow
+    train_logits: float
+    moments: float
+    gradients: float
+
+    @property
+    def holds(self):
+        """Whether all that is computed in float64 agrees to 1e-6, and float32 logits to 1e-4.
+
+        Where PyTorch's own rounding alone comes near to that, its float32 can bind nobody.
+        """
+        close = max(self.wide_logits, self.train_logits, self.moments, self.gradients) < 1e-6
+        return close and (self.logits < 1e-4 or self.torch > 2e-5)
+
+
+def names():
+    """Those that both have."""
+    return [name for name in reference().import_torchvision_models().list_models() if name in zoo.MODELS]
+
+
+def reference():
+    """The reference script, as a module."""
+    spec = importlib.util.spec_from_file_location("torchvision_reference", REFERENCE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def torch_answers(name, size, batch):
+    """(state dict, images NCHW, labels, answers): what torchvision's network of that name says."""
+    import torch
+
+    script = reference()
+    models = script.import_torchvision_models()
+    torch.manual_seed(0)
+    options = {"init_weights": False} if name in SLOW_INIT else {}  # randomize does it
+    model = models.get_model(name, weights=None, **options)
+    script.randomize(model, 0)
+    state_dict = {key: value.clone() for key, value in model.state_dict().items()}
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(batch) * 7 % 1000
+    model.eval()
+    with torch.no_grad():
+        answers = {"logits": model(x).numpy()}
+    model.double()
+    with torch.no_grad():
+        answers["wide_logits"] = model(x.double()).numpy()
+    model.train()
+    for module in model.modules():
+        if "Dropout" in type(module).__name__ or type(module).__name__ == "StochasticDepth":
+            module.eval()
+    out = model(x.double())
+    outs = [out] if isinstance(out, torch.Tensor) else list(out)  # logits, then the auxiliary heads'
+    torch.stack([torch.nn.functional.cross_entropy(logits, labels) for logits in outs]).sum().backward()
+    answers["train_logits"] = torch.stack(outs).detach().numpy()
+    answers["gradients"] = {
+        key: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for key, p in model.named_parameters()
+    }
+    answers["moments"] = {key: value.numpy() for key, value in model.state_dict().items() if "running_" in key}
+    return state_dict, x.numpy(), labels.numpy(), answers
+
+
+def without_dropout(network):
+    """The network, with nothing dropped in training."""
+    fields = network.__dataclass_fields__
+    kept = (("dropout", 0.0), ("auxiliary_dropout", 0.0), ("survival", 1.0))
+    return network.clone(**{f: v for f, v in kept if f in fields})
+
+
+def our_answers(name, state_dict, x, labels):
+    """What our network of that name says, with PyTorch's names."""
+    network = without_dropout(zoo.create(name))
+    variables = weights.from_torch(network, state_dict)
+    images = np.moveaxis(x, 1, -1)
+    evaluated = jax.jit(lambda v, x: network.apply(v, x, train=False))(variables, images)
+
+    def loss(params, batch_stats, x):
+        out, new = network.apply({"params": params, "batch_stats": batch_stats}, x, train=True, mutable=["batch_stats"])
+        outs = jax.numpy.stack(out) if isinstance(out, tuple) else out[None]
+        loss = sum(functional.cross_entropy(logits, labels).mean() for logits in outs)
+        return loss, (outs, new.get("batch_stats", {}))
+
+    with jax.enable_x64(True):
+        wide = jax.tree.map(np.float64, variables)
+        wide_logits = jax.jit(lambda v, x: network.apply(v, x, train=False))(wide, images.astype(np.float64))
+        step = jax.jit(jax.grad(loss, has_aux=True))
+        result = step(wide["params"], wide.get("batch_stats", {}), images.astype(np.float64))
+        gradients, (logits, moments) = jax.device_get(result)
+    back = weights.to_torch(network, {"params": gradients} | ({"batch_stats": moments} if moments else {}))
+    return {
+        "logits": evaluated,
+        "wide_logits": wide_logits,
+        "train_logits": logits,
+        "gradients": {key: value for key, value in back.items() if key in {*state_dict} and "running_" not in key},
+        "moments": {key: value for key, value in back.items() if "running_" in key},
+    }
+
+
+def compare(name, size=None, batch=BATCH):
+    """The Parity of a network with torchvision's of the same name."""
+    state_dict, x, labels, theirs = torch_answers(name, max(size or SIZE, SIZES.get(name, 0)), batch)
+    ours = our_answers(name, state_dict, x, labels)
+    parameters = sum(value.size for value in theirs["gradients"].values())
+    largest = max(np.abs(value).max() for value in theirs["gradients"].values())
+
+    def each(what, floor=0.0):
+        pairs = [(ours[what][key], value) for key, value in theirs[what].items()]
+        return max((difference(a, b, floor) for a, b in pairs), default=0.0)
+
+    return Parity(
+        name,
+        parameters,
+        difference(ours["logits"], theirs["logits"]),
+        difference(theirs["logits"], theirs["wide_logits"]),
+        difference(ours["wide_logits"], theirs["wide_logits"]),
+        difference(ours["train_logits"], theirs["train_logits"]),
+        each("moments"),
+        each("gradients", 1e-3 * largest),
+    )
+
+
+def difference(a, b, floor=0.0):
+    """Largest difference over the largest value, which counts for at least `floor`."""
+    return float(np.abs(np.asarray(a) - b).max() / max(np.abs(b).max(), floor, 1e-30))
+
+
+def main():
+    """Print a table; exit with 1 if a network does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--all", action="store_true", help="every network that torchvision and the zoo have")
+    parser.add_argument("--size", type=int, help=f"pixels of the images' sides (default {SIZE})")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    options = parser.parse_args()
+    jax.config.update("jax_default_matmul_precision", "highest")
+    good = True
+    print("| network | parameters | float32 logits | (torch) | logits | training logits | moments | gradients |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in names() if options.all else options.names:
+        begin = time.monotonic()
+        row = compare(name, options.size, options.batch)
+        figures = " | ".join(f"{value:.1e}" for value in row[2:])
+        print(f"| `{name}` | {row.parameters:,} | {figures} |", flush=True)
+        print(f"{name}: {time.monotonic() - begin:.0f} s{'' if row.holds else ', does not hold'}", file=sys.stderr)
+        good &= row.holds
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

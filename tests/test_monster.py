@@ -1,0 +1,184 @@
+"""The monster: a borrowed first layer, and its config, on a small folder."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from deepjax import cli, weights, zoo
+from deepjax.errors import InputError
+from deepjax.training import Checkpoints, pretrained
+
+KEY = jax.random.key(0)
+
+
+def make_folder(folder, classes=("a", "b"), train=8, test=2, size=(40, 50)):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", test)):
+        for label, name in enumerate(classes):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (*size, 3), dtype=np.uint8)
+                pixels[..., label % 3] += 100
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.jpg")
+    return folder
+
+
+def first_layer(seed=0):
+    """What torchvision's AlexNet has as features.0, and a layer that the monster has no use for."""
+    rng = np.random.default_rng(seed)
+    return {
+        "features.0.weight": rng.normal(0, 0.05, (64, 3, 11, 11)).astype(np.float32),
+        "features.0.bias": rng.normal(0, 0.05, 64).astype(np.float32),
+        "features.3.weight": np.zeros((192, 64, 5, 5), np.float32),
+    }
+
+
+def begin(tensors, **options):
+    model = zoo.create("monster", depth=2, width=8, num_classes=3, **options)
+    source = pretrained.Source("FILE", None, None, tensors, None)
+    return model, pretrained.begin(source, model, "monster", (32, 32, 3), KEY, reset_head=True)
+
+
+def test_parameters_are_counted_by_hand():
+    model = zoo.create("monster")
+    shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 224, 224, 3)), train=False))["params"]
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in shapes.items()}
+    norm = 2 * 64
+    assert counts == {
+        "features": 11 * 11 * 3 * 64 + 64,
+        "converter": 64 * 64 + norm,
+        "units": 16 * 2 * (9 * 64 * 64 + norm),
+        "head": 64 * 10 + 10,
+    }
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(shapes["units"])} == {16}  # one scan
+
+
+def test_maps_and_the_least_image():
+    def shapes(size, **options):
+        model = zoo.create("monster", depth=2, **options)
+        x = jnp.zeros((2, size, size, 3))
+        return jax.eval_shape(lambda: model.init_with_output(KEY, x, train=False)[0])
+
+    maps = shapes(224, features_only=True)
+    assert {name: leaf.shape for name, leaf in maps.items()} == {
+        "features": (2, 27, 27, 64),
+        "converter": (2, 27, 27, 64),
+        "units": (2, 27, 27, 64),
+    }
+    assert shapes(224, return_logits=False).shape == (2, 64)
+    assert shapes(15).shape == (2, 10)
+    with pytest.raises(InputError, match="15x15"):
+        shapes(14)
+    for options, message in (({"depth": 0}, "depth 0"), ({"norm": "btch"}, "norm"), ({"dropout": 2.0}, "dropout")):
+        with pytest.raises(InputError, match=message):
+            zoo.create("monster", **options)
+
+
+def test_the_borrowed_layer_is_alexnets():
+    torch = pytest.importorskip("torch")
+    tensors = first_layer()
+    model, variables = begin(tensors)
+    x = np.random.default_rng(1).standard_normal((2, 47, 50, 3)).astype(np.float32)
+    ours = model.clone(features_only=True).apply(variables, x, train=False)["features"]
+    layer = torch.nn.functional.conv2d(
+        torch.tensor(x).permute(0, 3, 1, 2),
+        torch.tensor(tensors["features.0.weight"]),
+        torch.tensor(tensors["features.0.bias"]),
+        stride=4,
+        padding=2,
+    )
+    theirs = torch.nn.functional.max_pool2d(layer.relu(), 3, 2).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_borrowing_takes_one_layer_and_draws_the_rest():
+    tensors = first_layer()
+    model, variables = begin(tensors)
+    drawn = jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False))(KEY)
+    layer = variables["params"].pop("features")["conv"]
+    np.testing.assert_array_equal(layer["kernel"], tensors["features.0.weight"].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(layer["bias"], tensors["features.0.bias"])
+    drawn["params"].pop("features")
+    jax.tree.map(np.testing.assert_array_equal, dict(variables), dict(drawn))
+    with pytest.raises(InputError, match=r"FILE lacks features\.0\.bias"):
+        begin({name: value for name, value in tensors.items() if name != "features.0.bias"})
+    with pytest.raises(InputError, match=r"\(11, 11, 3, 32\).*\(11, 11, 3, 64\)"):
+        begin(tensors | {"features.0.weight": tensors["features.0.weight"][:32]})
+
+
+def test_a_whole_alexnet_of_ours_will_do(tmp_path):
+    alexnet = zoo.create("alexnet")
+    shapes = jax.eval_shape(lambda: alexnet.init(KEY, jnp.zeros((1, 224, 224, 3)), train=False))
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.25, np.float32), shapes)
+    source = pretrained.Source("FILE", "alexnet", alexnet, variables, None)
+    model = zoo.create("monster", depth=1, width=4)
+    found = pretrained.begin(source, model, "monster", (32, 32, 3), KEY, reset_head=True)
+    assert float(found["params"]["features"]["conv"]["kernel"].min()) == 0.25
+    assert float(abs(found["params"]["head"]["kernel"]).max()) != 0.25
+
+
+def state_at(folder, step):
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = checkpoints.manager.restore(step)["state"]
+    checkpoints.close()
+    return jax.tree.map(np.asarray, state["params"])
+
+
+def train(folder, *options):
+    command = f"""train monster --data.name folder --data-dir {folder / "set"} --data.image-size 32
+        --model-options depth=2 width=4 --batch-size 8 --epochs 4 --keep 10 --data.validation 0.25 --log-every 1
+        --devices.count 1 --workdir {folder / "run"}"""
+    return cli.main([*command.split(), *map(str, options)])
+
+
+def test_features_are_frozen_to_the_bit_for_half_of_the_epochs(tmp_path, capsys):
+    make_folder(tmp_path / "set")
+    tensors = first_layer()
+    save_file(tensors, tmp_path / "alexnet.safetensors")
+    assert train(tmp_path, "--pretrained", tmp_path / "alexnet.safetensors") == 0
+    kernel = tensors["features.0.weight"].transpose(2, 3, 1, 0)
+    steps = 2  # in an epoch
+    for epoch in (1, 2):
+        params = state_at(tmp_path / "run", epoch * steps)
+        np.testing.assert_array_equal(params["features"]["conv"]["kernel"], kernel)
+        np.testing.assert_array_equal(params["features"]["conv"]["bias"], tensors["features.0.bias"])
+    first, second, third = (state_at(tmp_path / "run", epoch * steps) for epoch in (1, 2, 3))
+    assert (first["converter"]["conv"]["kernel"] != second["converter"]["conv"]["kernel"]).all()
+    assert (third["features"]["conv"]["kernel"] != kernel).mean() > 0.5
+    record = json.loads((tmp_path / "run" / "data.json").read_text())
+    np.testing.assert_allclose(record["mean"], weights.Preprocessing(256, 224).mean, rtol=1e-6)
+    out = capsys.readouterr().out
+    assert "monster" in out
+    (tmp_path / "alexnet.safetensors").unlink()  # a run that goes on needs it no more
+    assert train(tmp_path, "--pretrained", tmp_path / "alexnet.safetensors") == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_without_weights_nothing_is_frozen_or_written(tmp_path, capsys):
+    make_folder(tmp_path / "set", train=4)
+    for options, message in (
+        ((), "would keep random numbers"),
+        (("--pretrained", tmp_path / "none.pth"), "does not exist"),
+        (("--pretrained", tmp_path), "holds no run"),
+        (("--pretrained", "alexnt"), "no pretrained weights are known for 'alexnt'"),
+    ):
+        assert train(tmp_path, *options) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_config_asks_for_half():
+    from deepjax.training.freezing import frozen_optimizer
+
+    config = cli.training._load_config(cli.training.configs()["monster"])
+    for epochs in (config.epochs, 7):
+        groups = frozen_optimizer(dataclasses.replace(config, pretrained="x", epochs=epochs)).groups
+        assert groups == {"features/*": {"frozen_until": epochs / 2}}

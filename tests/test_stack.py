@@ -1,0 +1,183 @@
+"""What a stack keeps for its backward pass: same numbers, less memory; stochastic depth that computes less."""
+
+from functools import cache
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from deepjax.errors import InputError
+from deepjax.layers import Dropout
+from deepjax.units import Add, Branch, ConvNorm, Drop, Reversible, Unit, stack
+from deepjax.units.loop import group_size
+
+KEY = jax.random.key(0)
+
+
+class Bricks(nn.Module):
+    """Convolution, batch norm, dropout; a number of its own."""
+
+    skip: bool = True
+
+    @nn.compact
+    def __call__(self, x, *, train, mask=None, gain=0.3):
+        y = ConvNorm(x.shape[-1])(x, train=train, mask=mask)
+        y = ConvNorm(x.shape[-1], activation=None)(Dropout(0.3)(y, train=train), train=train, mask=mask)
+        return x + gain * y if self.skip else gain * y
+
+
+HALVES = Reversible(Bricks(skip=False), Bricks(skip=False))
+
+
+@cache
+def answers(unit, remat, depth=11, gains=False):
+    """Loss, output, new moments, gradients of parameters and of x."""
+    x = jax.random.normal(jax.random.key(1), (4, 6, 6, 4))
+    own = {"gain": np.linspace(0.1, 0.5, depth)} if gains else None
+    model = stack(unit, depth, remat=remat, own=own)
+    variables = jax.jit(lambda: model.init(KEY, x, train=True))()
+
+    def loss(params, x, mask):
+        y, new = model.apply(
+            {**variables, "params": params},
+            x,
+            train=True,
+            mask=mask,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(7)},
+        )
+        return (y**2).sum(), (y, new)
+
+    mask = jnp.array([True, True, True, False])
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variables["params"], x, mask)
+
+
+def assert_same(a, b, rtol):
+    for one, two in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert_allclose(one, two, rtol=rtol, atol=rtol * np.abs(two).max())
+
+
+@pytest.mark.parametrize("remat", ["unit", "sqrt"])
+@pytest.mark.parametrize("depth", [1, 4, 11])
+def test_what_is_kept_does_not_change_the_numbers(remat, depth):
+    kept = answers(Bricks(), "none", depth, gains=True)
+    assert_same(answers(Bricks(), remat, depth, gains=True), kept, 1e-5)
+
+
+def test_groups_have_a_rest():
+    assert 11 % group_size(11) == 1
+    assert 4 % group_size(4) == 0
+
+
+@pytest.mark.parametrize("remat", ["sqrt", "reversible"])
+def test_reversible_units(remat):
+    assert_same(answers(HALVES, remat), answers(HALVES, "none"), 1e-4)
+
+
+def test_units_draw_their_own_dropout():
+    x = jnp.ones((1, 1000))
+
+    class Drops(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train, mask=None):
+            return x * (Dropout(0.5)(jnp.ones_like(x), train=train) > 0)
+
+    left = stack(Drops(), 3).apply({}, x, train=True, rngs={"dropout": KEY}).mean()
+    assert abs(left - 1 / 8) < 4 * np.sqrt(1 / 8 * 7 / 8 / 1000)  # three masks alike would leave a half
+
+
+def temporaries(unit, depth, remat, features=4):
+    x = jnp.ones((4, 8, 8, features))
+    model = stack(unit, depth, remat=remat)
+    variables = jax.eval_shape(lambda: model.init(KEY, x, train=True))
+
+    def gradient(variables, x):
+        def loss(params):
+            call = {"train": True, "mutable": ["batch_stats"]}
+            y, _ = model.apply({**variables, "params": params}, x, **call, rngs={"dropout": jax.random.key(1)})
+            return (y**2).sum()
+
+        return jax.grad(loss)(variables["params"])
+
+    return jax.jit(gradient).lower(variables, x).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_grows_as_promised():
+    """Kept whole it grows with depth, by groups as its root; undone, the arrays that grow are the gradients."""
+    whole, groups = ([temporaries(Bricks(), depth, remat) for depth in (64, 256)] for remat in ("none", "sqrt"))
+    assert whole[1] > 3.5 * whole[0]
+    assert groups[1] < 2.5 * groups[0]
+    assert groups[1] < whole[1] / 5
+    undone = [temporaries(HALVES, depth, "reversible") for depth in (64, 256)]
+    assert undone[1] - undone[0] < 0.1 * (temporaries(HALVES, 256, "none") - temporaries(HALVES, 64, "none"))
+
+
+def test_intermediate_values_of_every_unit():
+    model = stack(Bricks(), 5, remat="sqrt")
+    x = jnp.ones((2, 4, 4, 3))
+    variables = jax.jit(lambda: model.init(KEY, x, train=True))()
+    _, state = model.apply(variables, x, train=False, capture_intermediates=True)
+    assert state["intermediates"]["unit"]["__call__"][0].shape == (5, 2, 4, 4, 3)
+
+
+@pytest.mark.parametrize("remat", ["none", "unit", "sqrt"])
+def test_a_dropped_branch_is_not_computed(remat):
+    calls = []
+
+    class Counted(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train, mask=None):
+            jax.debug.callback(lambda: calls.append(1))
+            return nn.Dense(x.shape[-1])(x)
+
+    survival = [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+    drop = Drop(scaling="original", per="batch")
+    model = stack(Unit(Counted(), drop), 6, own={"survival": survival}, remat=remat)
+    x = jnp.ones((2, 3))
+    variables = model.init(KEY, x, train=True)
+    calls.clear()
+    y = jax.jit(lambda v: model.apply(v, x, train=True, rngs={"dropout": KEY}))(variables)
+    jax.effects_barrier()
+    assert len(calls) == 3
+    kernel, expected = variables["params"]["unit"]["branch"]["Dense_0"]["kernel"], x
+    for i in (0, 2, 5):
+        expected = expected + expected @ kernel[i]
+    assert_allclose(y, expected, rtol=1e-5)
+
+
+def test_survival_is_right_in_the_mean():
+    """Four sigma: of 400 draws of one unit, as many survive as should, and each adds the branch undivided."""
+    unit = Unit(Branch((2,), (1,), (1,)), Drop(0.3, scaling="original", per="batch"))
+    x = jax.random.normal(KEY, (2, 2, 2, 2))
+    variables = unit.init(KEY, x, train=True)
+
+    def draw(key):
+        y = unit.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0]
+        return jnp.any(y != x)
+
+    survived = jax.lax.map(draw, jax.random.split(KEY, 400)).mean()
+    assert abs(survived - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remat": "root"}, "did you mean 'sqrt'"),
+        ({"remat": "sqrt", "scan": False}, "needs scan=True"),
+        ({"remat": "unit", "scan": False}, "needs scan=True"),
+        ({"remat": "sqrt", "unroll": 2}, "needs unroll=1, not 2"),
+        ({"remat": "reversible"}, "needs a Reversible unit"),
+        ({"own": {"survival": [1.0]}}, "1 numbers for 3 units"),
+    ],
+)
+def test_stack_errors(options, message):
+    with pytest.raises(InputError, match=message):
+        stack(Unit(Branch((2,), (1,), (1,)), Add()), 3, **options)
+
+
+def test_reversible_needs_even_features():
+    with pytest.raises(InputError, match="3 features"):
+        stack(HALVES, 2, remat="reversible").init(KEY, jnp.ones((1, 4, 4, 3)), train=True)

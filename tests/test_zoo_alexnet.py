@@ -1,0 +1,191 @@
+"""AlexNet and ZFNet: counts by layer, maps, and the forms that torchvision lacks against the papers' formulas."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from deepjax import weights, zoo
+from deepjax.errors import InputError
+from deepjax.zoo.alexnet import AlexNet
+from deepjax.zoo.chain import Convolve, Pool, krizhevsky_norm
+
+KEY = jax.random.key(0)
+HIDDEN = {"hidden2": 16_781_312, "head": 4_097_000, "hidden1": 37_752_832}
+COUNTS = {
+    "alexnet": HIDDEN | {"conv1": 23_296, "conv2": 307_392, "conv3": 663_936, "conv4": 884_992, "conv5": 590_080},
+    "alexnet_paper": HIDDEN | {"conv1": 34_944, "conv2": 307_456, "conv3": 885_120, "conv4": 663_936, "conv5": 442_624},
+    "zfnet": HIDDEN | {"conv1": 14_208, "conv2": 614_656, "conv3": 885_120, "conv4": 1_327_488, "conv5": 884_992},
+}
+TOTALS = {"alexnet": 61_100_840, "alexnet_paper": 60_965_224, "zfnet": 62_357_608}
+SIDES = {"alexnet": (27, 13, 13, 13, 6), "alexnet_paper": (27, 13, 13, 13, 6), "zfnet": (55, 13, 13, 13, 6)}
+
+
+@cache
+def abstract(name):
+    model = zoo.create(name)
+    return jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, *model.usual_input)), train=False))
+
+
+def output(model, side):
+    return jax.eval_shape(lambda: model.init_with_output(KEY, jnp.zeros((2, side, side, 3)), train=False)[0])
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts(name):
+    params = abstract(name)["params"]
+    counts = {layer: sum(leaf.size for leaf in jax.tree.leaves(tree)) for layer, tree in params.items()}
+    assert counts == COUNTS[name]
+    assert sum(counts.values()) == TOTALS[name]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_maps(name):
+    model = zoo.create(name, features_only=True)
+    maps = output(model, model.usual_input[0])
+    assert tuple(maps[f"stage{i}"].shape[1] for i in range(1, 6)) == SIDES[name]
+    assert maps["stage5"].shape == (2, 6, 6, 256)
+
+
+@pytest.mark.parametrize(("name", "least"), [("alexnet", 63), ("alexnet_paper", 67), ("zfnet", 47)])
+def test_any_size_from_the_least(name, least):
+    model = zoo.create(name, num_classes=7)
+    for side in (least, least + 30):
+        assert output(model, side).shape == (2, 7)
+    assert output(model.clone(return_logits=False), least).shape == (2, 4096)
+    with pytest.raises(InputError, match=f"its least is {least}x{least}"):
+        output(model, least - 1)
+    with pytest.raises(InputError, match="do not fit|too small|window"):
+        output(model.clone(least=1), least - 1)
+
+
+def paper_norm(x, n=5, k=2.0, alpha=1e-4, beta=0.75):
+    """Krizhevsky et al. 2012, section 3.3, for x [..., features]."""
+    features, y = x.shape[-1], np.empty_like(x)
+    for i in range(features):
+        near = x[..., max(0, i - n // 2) : min(features - 1, i + n // 2) + 1]
+        y[..., i] = x[..., i] / (k + alpha * (near**2).sum(-1)) ** beta
+    return y
+
+
+def test_response_norm_is_the_papers():
+    x = 100 * np.random.default_rng(0).normal(size=(2, 3, 3, 8))
+    assert_allclose(krizhevsky_norm(jnp.asarray(x, jnp.float32)), paper_norm(x), rtol=1e-5)
+
+
+def random_variables(model, side, scale):
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, side, side, 3)), train=False))
+    return jax.tree.map(lambda a: rng.normal(0, scale, a.shape).astype(np.float32), shapes)
+
+
+def torch_maps(name, params, x):
+    """The maps of the five stages, in float64, as the papers tell them."""
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+
+    def conv(x, i, **geometry):
+        layer = params[f"conv{i}"]["conv"]
+        kernel, bias = (torch.from_numpy(layer[k].astype(np.float64)) for k in ("kernel", "bias"))
+        return f.relu(f.conv2d(x, kernel.permute(3, 2, 0, 1), bias, **geometry))
+
+    def norm(x):
+        return torch.from_numpy(paper_norm(x.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
+
+    x, maps = torch.from_numpy(x.astype(np.float64)).permute(0, 3, 1, 2), []
+    if name == "alexnet_paper":
+        pool, groups = partial(f.max_pool2d, kernel_size=3, stride=2), 2
+        maps.append(pool(norm(conv(x, 1, stride=4))))
+        maps.append(pool(norm(conv(maps[-1], 2, padding=2, groups=2))))
+    else:
+        pool, groups = partial(f.max_pool2d, kernel_size=3, stride=2, ceil_mode=True), 1
+        maps.append(norm(pool(conv(x, 1, stride=2, padding=1))))
+        maps.append(norm(pool(conv(maps[-1], 2, stride=2))))
+    maps.append(conv(maps[-1], 3, padding=1))
+    maps.append(conv(maps[-1], 4, padding=1, groups=groups))
+    maps.append(pool(conv(maps[-1], 5, padding=1, groups=groups)))
+    return [y.permute(0, 2, 3, 1).numpy() for y in maps]
+
+
+@pytest.mark.parametrize(("name", "side"), [("alexnet_paper", 99), ("zfnet", 65)])
+def test_maps_are_the_papers(name, side):
+    model = zoo.create(name, features_only=True)
+    variables = random_variables(model, side, 0.05)
+    x = 30 * np.random.default_rng(1).normal(size=(1, side, side, 3)).astype(np.float32)
+    maps = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+    for ours, theirs in zip(maps.values(), torch_maps(name, variables["params"], x), strict=True):
+        assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+    without = zoo.create(name, features_only=True, lrn=False)
+    assert (
+        np.abs(jax.jit(lambda v, x: without.apply(v, x, train=False))(variables, x)["stage1"]).max()
+        > 1.5 * np.abs(maps["stage1"]).max()
+    )
+
+
+def small(**options):
+    """A network of the same class with two stages and ten hidden units."""
+    stages = (Convolve(6, 3, groups=1, bias=1.0), Pool(2)), (Convolve(8, 3, 2, groups=2), Pool(kind="avg"))
+    return AlexNet(stages, num_classes=4, **{"norm": "none", "hidden": (10, 10), **options})
+
+
+X = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+
+
+def test_biases_start_as_published():
+    params = small(grid=1, hidden_bias=1.0).init(KEY, X, train=False)["params"]
+    assert [float(params[k]["conv"]["bias"].mean()) for k in ("conv1", "conv2")] == [1, 0]
+    assert [float(params[k]["bias"].mean()) for k in ("hidden1", "hidden2", "head")] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("hidden", [(10,), (10, 10)])
+@pytest.mark.parametrize("drops", ["inputs", "outputs"])
+def test_dropout_at_inputs_or_outputs(drops, hidden):
+    """With rate 1 all of what is dropped is 0, so that only biases speak."""
+    model = small(grid=1, drops=drops, hidden=hidden)
+    variables = random_variables(model, 16, 0.5)
+    p = variables["params"]
+    last = np.maximum(p[f"hidden{len(hidden)}"]["bias"], 0) * (drops == "inputs")
+    expected = last @ p["head"]["kernel"] + p["head"]["bias"]
+    y = model.clone(dropout=1.0).apply(variables, X, train=True, rngs={"dropout": KEY})
+    assert_allclose(y, np.broadcast_to(expected, (3, 4)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["post", "last"])
+def test_order(order):
+    model = small(norm="batch", order=order, features_only=True).clone(stages=((Convolve(6, 3),),))
+    variables = model.init(KEY, X, train=False)
+    y = model.apply(variables, X, train=True, mutable=["batch_stats"])[0]["stage1"]
+    if order == "post":
+        assert y.min() == 0
+    else:
+        assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+
+
+def test_equal_networks_are_equal():
+    assert zoo.create("alexnet_paper") == zoo.create("alexnet_paper")
+
+
+@pytest.mark.parametrize("options", [{"norm": "batch"}, {}])
+def test_torch_names_are_torchvisions_form_alone(options):
+    model = zoo.create("alexnet", **options) if options else zoo.create("zfnet")
+    with pytest.raises(InputError, match="torchvision has no such network"):
+        weights.from_torch(model, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("alexnet", {"num_classes": 0}, "num_classes 0"),
+        ("alexnet", {"norm": "zero_batch"}, "norm 'zero_batch'"),
+        ("alexnet", {"order": "last"}, "does nothing with norm none"),
+        ("alexnet", {"lrn": True}, "no option 'lrn'"),
+        ("alexnet_paper", {"dropout": -0.1}, "dropout -0.1"),
+        ("zfnet", {"norm": "batch", "order": "pre"}, "order 'pre'"),
+    ],
+)
+def test_errors(name, options, message):
+    with pytest.raises(InputError, match=message):
+        zoo.create(name, **options)

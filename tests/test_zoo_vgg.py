@@ -1,0 +1,224 @@
+"""VGG: torchvision's and the paper's counts, stages, and the columns that torchvision lacks against PyTorch."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from deepjax import functional, zoo
+from deepjax.errors import InputError
+from deepjax.units import unstack_units
+from deepjax.zoo.vgg import CONFIGS, MODELS, VGG
+
+KEY = jax.random.key(0)
+COUNTS = {
+    "vgg11": 132_863_336,
+    "vgg11_lrn": 132_863_336,
+    "vgg13": 133_047_848,
+    "vgg16_1x1": 133_638_952,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg11_bn": 132_868_840,
+    "vgg11_lrn_bn": 132_868_840,
+    "vgg13_bn": 133_053_736,
+    "vgg16_1x1_bn": 133_647_400,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+}
+MILLIONS = {"vgg11": 133, "vgg11_lrn": 133, "vgg13": 133, "vgg16_1x1": 134, "vgg16": 138, "vgg19": 144}  # table 2
+LAYERS = {"vgg11": 11, "vgg11_lrn": 11, "vgg13": 13, "vgg16_1x1": 16, "vgg16": 16, "vgg19": 19}
+
+
+@cache
+def abstract(name):
+    model = zoo.create(name)
+    return jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, *model.usual_input)), train=False))
+
+
+def output(model, side):
+    return jax.eval_shape(lambda: model.init_with_output(KEY, jnp.zeros((2, side, side, 3)), train=False)[0])
+
+
+def test_every_name_is_counted():
+    assert set(COUNTS) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts(name):
+    count = sum(leaf.size for leaf in jax.tree.leaves(abstract(name)["params"]))
+    assert count == COUNTS[name]
+    assert name.endswith("_bn") or round(count / 1e6) == MILLIONS[name]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_weight_layers_are_as_many_as_the_name_says(name):
+    model = zoo.create(name, scan=False)
+    params = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))["params"]
+    kernels = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]
+    assert len(kernels) == LAYERS[name]
+
+
+def test_maps():
+    maps = output(zoo.create("vgg16", features_only=True), 224)
+    assert {name: x.shape[1:] for name, x in maps.items()} == {
+        "stage1": (112, 112, 64),
+        "stage2": (56, 56, 128),
+        "stage3": (28, 28, 256),
+        "stage4": (14, 14, 512),
+        "stage5": (7, 7, 512),
+    }
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg16_1x1_bn"])
+def test_any_size_from_the_least(name):
+    model = zoo.create(name, num_classes=7)
+    for side in (32, 63):
+        assert output(model, side).shape == (2, 7)
+    assert output(model.clone(return_logits=False), 32).shape == (2, 4096)
+    with pytest.raises(InputError, match="its least is 32x32"):
+        output(model, 31)
+    with pytest.raises(InputError, match="do not fit"):
+        output(model.clone(least=1), 31)
+
+
+# Numbers, of narrow networks
+
+X = np.random.default_rng(0).normal(size=(2, 40, 40, 3)).astype(np.float32)
+
+
+def narrow(config, **options):
+    return VGG(
+        CONFIGS[config], features=(4, 6, 6, 8, 8), hidden=10, num_classes=5, least=32, **{"norm": "none", **options}
+    )
+
+
+def random_variables(model):
+    """Positive moments and scales, the rest of both signs, no unit of a stack like another."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: model.init(KEY, X, train=False))
+
+    def draw(path, a):
+        wide = path[-1].key in ("scale", "var")
+        return (np.exp(rng.normal(0, 0.3, a.shape)) if wide else rng.normal(0, 0.3, a.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def torch_forward(variables, x, order="post"):
+    """Table 1 in float64; whatever layers the variables have."""
+    torch = pytest.importorskip("torch")
+    f, p = torch.nn.functional, unstack_units(variables["params"])
+    moments = unstack_units(variables.get("batch_stats", {}))
+
+    def tensor(a):
+        return torch.from_numpy(np.asarray(a, np.float64))
+
+    def layer(x, p, moments):
+        kernel = tensor(p["conv"]["kernel"]).permute(3, 2, 0, 1)
+        x = f.conv2d(x, kernel, tensor(p["conv"]["bias"]), padding=kernel.shape[-1] // 2)
+        if not moments:
+            return f.relu(x)
+        arguments = [tensor(a) for a in (*(moments["norm"][k] for k in ("mean", "var")), p["norm"]["scale"])]
+        x = f.relu(x) if order == "last" else x
+        x = f.batch_norm(x, *arguments, tensor(p["norm"]["bias"]))
+        return x if order == "last" else f.relu(x)
+
+    x = tensor(x).permute(0, 3, 1, 2)
+    for stage in range(1, 6):
+        for part in ("first", "rest", "pointwise"):
+            name = f"stage{stage}_{part}"
+            if part == "rest":
+                for unit in sorted(p.get(name, {})):
+                    x = layer(x, p[name][unit], moments.get(name, {}).get(unit))
+            elif name in p:
+                x = layer(x, p[name], moments.get(name))
+        x = f.max_pool2d(x, 2)
+    x = f.adaptive_avg_pool2d(x, 7).permute(0, 2, 3, 1).flatten(1)
+    for name in ("hidden1", "hidden2"):
+        x = f.relu(x @ tensor(p[name]["kernel"]) + tensor(p[name]["bias"]))
+    return (x @ tensor(p["head"]["kernel"]) + tensor(p["head"]["bias"])).numpy()
+
+
+@pytest.mark.parametrize(
+    ("config", "options"), [("C", {}), ("E", {"norm": "batch"}), ("C", {"norm": "batch", "order": "last"})]
+)
+def test_numbers_are_pytorchs(config, options):
+    model = narrow(config, **options)
+    variables = random_variables(model)
+    ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, X)
+    theirs = torch_forward(variables, X, options.get("order", "post"))
+    assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_response_norm_follows_the_first_convolution():
+    x = 100 * X
+    plain, normed = (narrow(config, features_only=True) for config in ("A", "A-LRN"))
+    variables = random_variables(plain)
+    before = plain.clone(config=CONFIGS["A"]._replace(depths=(1,), pointwise=(0,)), features=(4,))
+    kernel, bias = (variables["params"]["stage1_first"]["conv"][k] for k in ("kernel", "bias"))
+    y = functional.relu(functional.conv(x, kernel, bias, padding=1))
+    y = functional.max_pool(functional.local_response_norm(y, 5, alpha=5e-4, beta=0.75, k=2.0), 2)
+    ours = jax.jit(lambda v, x: normed.apply(v, x, train=False))(variables, x)["stage1"]
+    assert_allclose(ours, y, rtol=1e-4)
+    unnormed = before.apply({"params": {"stage1_first": variables["params"]["stage1_first"]}}, x, train=False)["stage1"]
+    assert np.abs(unnormed).max() > 1.5 * np.abs(ours).max()
+
+
+def test_scanned_and_unrolled_are_equal():
+    model = narrow("D", norm="batch")
+    variables = random_variables(model)
+
+    def train(model, variables):
+        return jax.jit(lambda v: model.apply(v, X, train=True, mutable=["batch_stats"]))(variables)
+
+    logits, moments = train(model, variables)
+    other, other_moments = train(model.clone(scan=False), unstack_units(variables))
+    assert_allclose(logits, other, rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-4), unstack_units(moments), other_moments)
+
+
+def test_dropout_drops_hidden_units():
+    model = narrow("A")
+    variables = random_variables(model)
+    p = variables["params"]
+    y = model.clone(dropout=1.0).apply(variables, X, train=True, rngs={"dropout": KEY})
+    assert_allclose(y, np.broadcast_to(p["head"]["bias"], (2, 5)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vgg16_1x1", {}),
+        ("vgg11_lrn_bn", {}),
+        ("vgg11", {"norm": "group"}),
+        ("vgg11_bn", {"order": "last"}),
+    ],
+)
+def test_torchvisions_names_are_its_forms_alone(name, options):
+    with pytest.raises(InputError, match="torchvision has no such network"):
+        zoo.create(name, **options).torch_names()
+
+
+def test_torch_names():
+    assert zoo.create("vgg16", norm="batch").torch_names() == zoo.create("vgg16_bn").torch_names()
+    places = [place for place in zoo.create("vgg13").torch_names().values() if place[0].startswith("f")]
+    assert places == [f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 15, 17, 20, 22)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vgg16", {"num_classes": 0}, "num_classes 0"),
+        ("vgg16", {"norm": "fixup"}, "norm 'fixup'"),
+        ("vgg16", {"order": "last"}, "does nothing with norm none"),
+        ("vgg16_bn", {"norm": "group"}, "no option 'norm'"),
+        ("vgg16", {"config": "A"}, "no option 'config'"),
+        ("vgg16", {"dropout": 2}, "dropout 2"),
+    ],
+)
+def test_errors(name, options, message):
+    with pytest.raises(InputError, match=message):
+        zoo.create(name, **options)
