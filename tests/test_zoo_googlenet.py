@@ -292,7 +292,6 @@ def test_any_size(size):
         ({"norm": "bach"}, "did you mean 'batch'"),
         ({"dropout": 1.5}, "dropout 1.5"),
         ({"num_classes": 0}, "num_classes 0"),
-        ({"remat": "unit"}, "remat 'unit' needs"),
     ],
 )
 def test_errors(name, options, message):
