@@ -88,6 +88,17 @@ def test_a_thousand_layers_keep_signal_and_gradient(case):
     assert not all(values.max() < 2 * values.min() for values in naive)
 
 
+@pytest.mark.parametrize("depth", [10, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("unit", [*(unit for unit, _ in CASES.values()), Convolution(nn.relu), Convolution(nn.tanh)])
+def test_from_ten_to_ten_thousand_layers(unit, depth):
+    shape = (4, 4, 4, 8) if isinstance(unit, Convolution) else (8, 16)
+    model, x = stack(unit, depth), jax.random.normal(KEY, shape)
+    signal, gradient = through(model, auto(model, jax.random.key(1), x, train=True), x)
+    assert len(signal) == len(gradient) == depth
+    assert signal.max() / signal.min() < 2
+    assert gradient.max() / gradient.min() < 2
+
+
 @pytest.mark.parametrize("activation", [nn.relu, nn.tanh])
 def test_convolutions(activation):
     model, x = stack(Convolution(activation), 300), jax.random.normal(KEY, (4, 6, 6, 8))

@@ -16,17 +16,18 @@ import pytest
 from PIL import Image
 
 from deepjax import cli
+from deepjax.cli import compile_cache
 from deepjax.training import Checkpoints
 
-DEEPJAX = [sys.executable, "-m", "deepjax.cli"]
+DEEPJAX = [sys.executable, "-m", "deepjax"]
 TINY = [
     "--model", "cifar_resnet", "--model-options", "depth=8", "width=4", "--batch-size", "128",
 ]  # fmt: skip
 SHARED = Path(__file__).parents[2] / "shared" / "tfds"
 
 
-def start(*arguments, folder):
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+def start(*arguments, folder, **environment):
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")} | environment
     return subprocess.Popen(
         [*DEEPJAX, *map(str, arguments)],
         cwd=folder,
@@ -37,8 +38,8 @@ def start(*arguments, folder):
     )
 
 
-def run(*arguments, folder):
-    process = start(*arguments, folder=folder)
+def run(*arguments, folder, **environment):
+    process = start(*arguments, folder=folder, **environment)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
@@ -332,6 +333,67 @@ def test_neither_tensorflow_nor_torch_is_ever_imported(tmp_path):
 def test_a_config_and_help_do_not_wait_for_jax(tmp_path):
     script = "import sys, deepjax.config, deepjax.cli; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == 0
+
+
+def test_a_second_start_compiles_nothing_and_gives_the_same_numbers(tmp_path):
+    """Programs are kept: a second run writes no new one, and reads the step, of which JAX notes the time."""
+    cache = tmp_path / "cache"
+    keep = {"XDG_CACHE_HOME": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    keep |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    records, kept, read = [], [], []
+    for name in ("first", "second"):
+        code, _, err = run("train", "digits", "--epochs", 1, *TINY, "--workdir", name, folder=tmp_path, **keep)
+        assert (code, err) == (0, "")
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        records.append([{k: v for k, v in line.items() if "second" not in k} for line in lines])
+        kept.append({path.name for path in cache.rglob("*-cache")})
+        read.append({path.name: path.read_bytes() for path in cache.rglob("*-atime")})
+    assert records[0] == records[1]
+    assert kept[0] == kept[1]
+    steps = [name for name in read[0] if name.startswith("jit_step")]
+    assert steps
+    assert all(read[0][name] != read[1][name] for name in steps)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    compile_cache.keep_compiled()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_a_process_that_has_jax_already_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    compile_cache.keep_compiled()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_a_cache_of_the_users_own_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "ours"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
+    compile_cache.keep_compiled()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "own")
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+    assert not (tmp_path / "ours").exists()
+
+
+def test_programs_of_another_processor_lie_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folders = set()
+    for processor in ("one", "other", "one"):
+        monkeypatch.setattr(compile_cache, "_processor", lambda processor=processor: processor)
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "0")  # so that what is set here is undone
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        compile_cache.keep_compiled()
+        folders.add(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    assert len(folders) == 2
 
 
 @pytest.mark.slow

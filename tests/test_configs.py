@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer, make_schedule
 
 CONFIGS = cli.training.configs()
+DEEP = ("resnet1202", "preact1001", "stochastic_depth_1202")
 CASES = {  # what each is for: classes, and the shape of an image
     "digits": (10, (8, 8, 1)),
     "mnist_resnet": (10, (28, 28, 1)),
-    "cifar10_resnet20": (10, (32, 32, 3)),
+    **{f"mnist_plain_{depth}": (10, (28, 28, 1)) for depth in (10, 100, 1000, 10000)},
+    **{f"cifar10_{net}": (10, (32, 32, 3)) for net in (*DEEP, "resnet20")},
     "imagenet_resnet50": (1000, (224, 224, 3)),
     "finetune": (3, (224, 224, 3)),
     "monster": (10, (64, 64, 3)),
@@ -110,6 +113,33 @@ def test_cifar100_rate_is_halved_every_50_epochs():
     np.testing.assert_allclose(rates, [0.01, 0.01, 0.005, 0.005, 0.0025, 0.00125, 0.00125], rtol=1e-6)
 
 
+def test_plain_configs_differ_in_depth_and_rate():
+    found = differences(*(f"mnist_plain_{depth}" for depth in (10, 100, 1000, 10000)))
+    assert set(found) == {"model_options.depth", "optimizer.learning_rate"}
+    assert found["model_options.depth"] == [10, 100, 1000, 10000]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP)
+def test_a_thousand_layers_learn_in_twenty_steps_of_eight_images(tmp_path, name):
+    """In a process of its own, with XLA's optimizer, and the config's settings, but at a rate for such batches."""
+    rng = np.random.default_rng(0)
+    y = np.arange(180) % 10
+    colours = rng.integers(0, 256, (10, 1, 1, 3))
+    x = np.clip(colours[y] + rng.integers(-20, 20, (180, 32, 32, 3)), 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+    command = f"""train cifar10_{name} --data.name {tmp_path / "set.npz"} --data.validation {20 / 180} --batch-size 8
+        --eval-batch-size 8 --epochs 1 --optimizer.learning-rate {0.1 * 8 / 128} --log-every 1
+        --workdir {tmp_path / "run"}"""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-m", "deepjax", *command.split()], env=environment, text=True)
+    assert done.returncode == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    assert len(losses) == 20
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
 def test_a_config_file_does_not_import_jax():
     script = "import runpy, sys; runpy.run_path(sys.argv[1]); sys.exit('jax' in sys.modules)"
     for path in CONFIGS.values():
@@ -144,7 +174,7 @@ def test_imagenets_settings_learn_a_small_folder(tmp_path, workers, capfd):
     command = f"""train imagenet_resnet50 --data.name {tmp_path / "set"} --data.validation 0.2 --data.image-size 32
         --data.workers {workers} --model-options width=4 --batch-size 8 --epochs 4 --schedule.warmup 0 --log-every 1
         --workdir {tmp_path / "run"}"""
-    done = subprocess.run([sys.executable, "-m", "deepjax.cli", *command.split()], cwd=tmp_path, text=True)
+    done = subprocess.run([sys.executable, "-m", "deepjax", *command.split()], cwd=tmp_path, text=True)
     assert done.returncode == 0
     out, err = capfd.readouterr()
     # Grain's worker processes may leave shared memory to Python's resource tracker, which says so at the end.

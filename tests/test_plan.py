@@ -10,7 +10,7 @@ import pytest
 from deepjax import cli, data
 from deepjax.config import Augment, Config, Data, Devices, Optimizer
 from deepjax.errors import InputError
-from deepjax.plan import graph, inputs, memory, plan
+from deepjax.plan import device_memory, graph, inputs, memory, plan
 from deepjax.summary import summarize
 from deepjax.training import experiment, sharding
 from deepjax.training.run import make_model
@@ -164,12 +164,31 @@ def test_compile_time_is_longer_for_more_layers_and_shorter_for_scans():
     assert seconds(1202) == pytest.approx(seconds(56), rel=0.1)
 
 
-def test_the_fastest_that_fits_is_chosen():
+def test_of_what_fits_the_least_computing_is_chosen():
     generous, tight, hopeless = (
         plan(config("cifar_resnet110", 32), limit=int(limit * MIB)) for limit in (1000, 300, 100)
     )
     assert (generous.best.remat, tight.best.remat, hopeless.best) == ("none", "unit", None)
     assert [c.fits for c in tight.choices] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Optimizer(accumulate=4),
+        Optimizer(lookahead=5),
+        Optimizer(name="lbfgs", learning_rate=1.0, line_search=True),
+        Optimizer(clip_adaptive=0.01),
+    ],
+)
+def test_every_kind_of_step_is_planned(optimizer):
+    found = plan(config("cifar_resnet", 8, options={"depth": 8, "width": 4}, optimizer=optimizer))
+    assert all(choice.temporaries > choice.activations > 0 for choice in found.choices)
+
+
+def test_cpu_devices_share_the_ram():
+    alone, shared = (device_memory(devices)[0] for devices in (1, 4))
+    assert shared == alone // 4
 
 
 def test_networks_without_units_have_one_choice():
@@ -242,7 +261,7 @@ def test_the_command_prints_a_table_and_json(capsys):
     assert lines[1] == "cifar10: 32x32x3, 10 classes, 45,000 training examples"
     table = {line.split()[0]: line.split()[-1] for line in lines if line.startswith(("none", "unit", "sqrt"))}
     assert table == {"none": "no", "unit": "yes", "sqrt": "yes"}
-    assert lines[-1] == "remat unit is the fastest that fits: --model-options remat=unit"
+    assert lines[-1] == "remat unit computes the least of those that fit: --model-options remat=unit"
     code, out, _ = run(capsys, *quick, "--json", "--memory", "0.001")
     record = json.loads(out)
     assert (code, record["best"], record["parameters"]) == (1, None, 269_722)
@@ -264,6 +283,9 @@ def test_help_and_config_names(capsys):
         (["digits", "--memory", "nan"], "--memory nan must be a number of GiB above 0"),
         (["digits", "--classes", "0"], "classes 0 must be at least 1"),
         (["digits", "--input", "0,8,1"], "input 0 must be at least 1"),
+        (["digits", "--data.validation", "-0.5"], "data.validation -0.5"),
+        (["cifar10_resnet20", "--data.image-size", "-5"], "data.image_size -5"),
+        (["cifar10_resnet20", "--data.validation", "0", "--patience", "3"], "patience 3"),
         (["digits", "--batch-size", "0"], "batch_size 0 must be at least 1"),
         (["digits", "--batch-size", "2000", "--devices.count", "1"], "larger than the training set of 1297 examples"),
         (["digits", "--model-options", "remat=sqr"], "remat 'sqr' is unknown"),
@@ -288,6 +310,7 @@ CASES = {
     "resnet110": config("cifar_resnet110", 32),
     "resnet110 unit": config("cifar_resnet110", 32, remat="unit"),
     "resnet110 sqrt": config("cifar_resnet110", 32, remat="sqrt"),
+    "revnet110 reversible": config("cifar_revnet110", 32, remat="reversible"),
     "plain": config("cifar_plain20", 32),
     "preact": config("cifar_preact", 32, options={"depth": 29}),
     "wide": config("wide_resnet", 16, options={"depth": 16, "widen": 4}),

@@ -171,11 +171,66 @@ def test_survival_is_right_in_the_mean():
         ({"remat": "sqrt", "unroll": 2}, "needs unroll=1, not 2"),
         ({"remat": "reversible"}, "needs a Reversible unit"),
         ({"own": {"survival": [1.0]}}, "1 numbers for 3 units"),
+        ({"own": {"survival": [1.0, 0.5, -0.1]}}, "own survival has -0.1"),
+        ({"own": {"survival": 0.5}}, "1 numbers for 3 units"),
     ],
 )
 def test_stack_errors(options, message):
     with pytest.raises(InputError, match=message):
         stack(Unit(Branch((2,), (1,), (1,)), Add()), 3, **options)
+
+
+@pytest.mark.parametrize(
+    ("unit", "depth", "options", "message"),
+    [
+        (nn.Dense, 3, {}, "is no Linen module"),
+        (nn.Dense(4), 2.5, {}, "depth 2.5 must be a whole number"),
+        (nn.Dense(4), 0, {}, "depth 0 and unroll 1 must be at least 1"),
+        (HALVES, 3, {"own": {"survival": [1, 1, 1]}}, "own survival: Reversible takes no such argument"),
+        (Reversible(Bricks(), Bricks(), Bricks()), 3, {"remat": "reversible"}, "without shortcut"),
+    ],
+)
+def test_stack_refuses_at_construction(unit, depth, options, message):
+    with pytest.raises(InputError, match=message):
+        stack(unit, depth, **options)
+
+
+@pytest.mark.parametrize("remat", ["none", "unit", "sqrt"])
+def test_a_unit_is_given_what_its_call_takes(remat):
+    """Flax's own layers take neither train nor mask."""
+    x = jax.random.normal(KEY, (2, 4))
+    model = stack(nn.Dense(4), 10, remat=remat)
+    variables = model.init(KEY, x, train=True)
+    expected = x
+    for kernel in variables["params"]["unit"]["kernel"]:
+        expected = expected @ kernel
+    np.testing.assert_allclose(model.apply(variables, x, train=True), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_what_reversible_units_put_out():
+    """The plain loop takes over: a backward pass that finds inputs again does not know of sown values."""
+
+    class Sowing(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train, mask=None):
+            y = nn.Dense(x.shape[-1])(nn.LayerNorm()(x))
+            self.sow("losses", "square", (y**2).mean())
+            return y
+
+    x = jax.random.normal(KEY, (2, 8))
+    unit = Reversible(Sowing(), Sowing())
+    params = stack(unit, 4).init(KEY, x, train=True)["params"]
+
+    def gradients(remat):
+        def loss(params):
+            _, sown = stack(unit, 4, remat=remat).apply({"params": params}, x, train=True, mutable=["losses"])
+            return sum(map(jnp.sum, jax.tree.leaves(sown)))
+
+        return jax.grad(loss)(params)
+
+    kept, found = gradients("none"), gradients("reversible")
+    assert any(np.abs(leaf).max() > 0.01 for leaf in jax.tree.leaves(kept))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), kept, found)
 
 
 def test_reversible_needs_even_features():

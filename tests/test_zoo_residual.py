@@ -192,6 +192,15 @@ def test_stochastic_depth_scales_its_branches_at_test(scan):
     assert not np.allclose(y, jax.jit(lambda v: add.apply(v, x, train=False))(variables), rtol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("options", "remat"),
+    [({}, "unit"), ({"remat": "sqrt"}, "sqrt"), ({"remat": "none"}, "none"), ({"scan": False}, "none"),
+     ({"per": "example"}, "none")],
+)  # fmt: skip
+def test_stochastic_depth_keeps_nothing_of_what_it_drops(options, remat):
+    assert zoo.create("stochastic_depth", depth=20, **options).remat == remat
+
+
 def test_stochastic_depth_of_survival_1_is_the_residual_network():
     x = images(3, 8, 8, 3)
     drop, add = zoo.create("stochastic_depth", depth=14, width=4, survival=1.0), cifar(14, join=Add, width=4)

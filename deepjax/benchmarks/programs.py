@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,45 +11,11 @@ import optax
 from deepjax import functional
 from deepjax.benchmarks import cells
 from deepjax.benchmarks.flax_net import FlaxResNet
-from deepjax.layers import Conv
-from deepjax.units import Add, Branch, NormActivation, Plain, Reversible, Unit, ZeroPad, stack
+from deepjax.units import Add, Branch, Plain, Reversible, Unit, stack
 from deepjax.zoo.plain import DenseUnit
 from deepjax.zoo.residual import cifar
 from deepjax.zoo.residual_cifar import stochastic_depth
-
-
-class ReversibleNet(nn.Module):
-    """A net of reversible units, each of as many layers and operations as a basic one.
-
-    Two streams of `width` features; in each reversible unit one convolution for each stream. A stage's first unit is an
-    ordinary one over both, as in Gomez et al. 2017, section 3.1: it may change the shape.
-    """
-
-    units: int  # of each stage
-    width: int
-    scan: bool
-    remat: str
-
-    @nn.compact
-    def __call__(self, x, *, train: bool):
-        """x [batch, H, W, 3] -> logits [batch, classes]."""
-        x = Conv(2 * self.width, (3, 3), 1, 1, name="stem")(x)
-        for i in range(3):
-            width, stride = self.width * 2**i, 1 if i == 0 else 2
-            branch = Branch((width, 2 * width), (3, 3), (stride, 1), "pre", parent=None)
-            shortcut = ZeroPad(2 * width, stride, parent=None) if i else None
-            x = Unit(branch, Add(parent=None), shortcut, name=f"stage{i + 1}_first")(x, train=train)
-            if self.units > 1:
-                rest = stack(
-                    reversible_unit(width),
-                    self.units - 1,
-                    scan=self.scan,
-                    remat=self.remat,
-                    name=f"stage{i + 1}_rest",
-                )
-                x = rest(x, train=train)
-        x = functional.global_avg_pool(NormActivation(name="final")(x, train=train))
-        return nn.Dense(cells.CLASSES, name="head")(x)
+from deepjax.zoo.reversible import RevNet
 
 
 def reversible_unit(width):
@@ -68,7 +33,8 @@ def network(cell):
         return stochastic_depth(depth, cells.CLASSES, width=width, survival=0.5, per="batch")
     how = {"scan": cell.variant != "unrolled", "remat": cells.SCANNED.get(cell.variant, "none")}
     if cell.unit == "reversible":
-        return ReversibleNet((depth - 2) // 6, width, **how)
+        widths = tuple(2 * width * scale for scale in (1, 2, 4))
+        return RevNet(((depth - 2) // 6,) * 3, widths, windows=(3,), num_classes=cells.CLASSES).clone(**how)
     join = Plain if cell.unit == "plain" else Add
     order = "pre" if cell.unit == "preact" else "post"
     return cifar(depth, cells.CLASSES, join=join, width=width).clone(order=order, **how)

@@ -7,6 +7,7 @@ import sys
 
 import deepjax
 from deepjax.cli import bench, catalogue, export, plan, runs, training, weights
+from deepjax.cli.compile_cache import keep_compiled
 from deepjax.cli.terminal import complain
 from deepjax.errors import InputError, Stopped, TrainingFailed, choices
 
@@ -79,6 +80,7 @@ def _run(argv):
         return 0
     if argv[0] not in COMMANDS:
         raise InputError(f"command {argv[0]!r} is unknown; {choices(argv[0], COMMANDS)}")
+    keep_compiled()
     return COMMANDS[argv[0]](argv[1:])
 
 

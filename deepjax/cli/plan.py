@@ -76,7 +76,8 @@ def _print(name, config, found):
     print(
         f"\nactivations: what the forward pass leaves for the backward pass; temporaries: all that a step needs{each}"
     )
-    print(f"memory: {_bytes(found.memory)}, {found.memory_of}; to compile: roughly, in seconds of one core")
+    print("FLOPs: as if nothing were dropped or frozen; to compile: roughly, in seconds of one core")
+    print(f"memory: {_bytes(found.memory)}, {found.memory_of}")
     print(_advice(found))
 
 
@@ -97,8 +98,8 @@ def _advice(found):
     if found.best is None:
         return "nothing fits: take a smaller --batch-size, or a smaller network"
     if found.best.remat == found.remat:
-        return f"remat {found.best.remat}, as the config has it, is the fastest that fits"
-    return f"remat {found.best.remat} is the fastest that fits: --model-options remat={found.best.remat}"
+        return f"remat {found.best.remat}, as the config has it, computes the least of those that fit"
+    return f"remat {found.best.remat} computes the least of those that fit: --model-options remat={found.best.remat}"
 
 
 def _bytes(n):

@@ -25,12 +25,7 @@ def load(data: config.Data, data_dir: str, seed: int) -> Dataset:
 
     Raises InputError where the set cannot be found or read, or where data's other fields do not fit it.
     """
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed {seed}: must be at least 0 and less than 2**32")
-    if data.image_size < 0:
-        raise InputError(f"data.image_size {data.image_size}: must be 0 (as stored) or a number of pixels")
-    if data.validation is not None and not 0 <= data.validation < 1:
-        raise InputError(f"data.validation {data.validation}: must be a fraction, at least 0 and less than 1")
+    check_fields(data, seed)
     found = _find(data, data_dir)
     _check(found)
     if isinstance(found.train, Records):
@@ -39,6 +34,16 @@ def load(data: config.Data, data_dir: str, seed: int) -> Dataset:
     check_augment(data.augment, found.shape)
     check_standardize(data, found.shape)
     return _split(found, data.validation, seed)
+
+
+def check_fields(data: config.Data, seed: int) -> None:
+    """Raises InputError for numbers that no set can have."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}: must be at least 0 and less than 2**32")
+    if data.image_size < 0:
+        raise InputError(f"data.image_size {data.image_size}: must be 0 (as stored) or a number of pixels")
+    if data.validation is not None and not 0 <= data.validation < 1:
+        raise InputError(f"data.validation {data.validation}: must be a fraction, at least 0 and less than 1")
 
 
 def _find(data: config.Data, data_dir: str) -> Dataset:

@@ -4,8 +4,10 @@
 through it as XLA would, noting what lies in memory when (`memory`). Nothing is compiled, no image is read.
 """
 
+import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,7 +18,7 @@ from deepjax.summary import summarize
 from deepjax.training.run import make_model
 from deepjax.training.state import parameter_count
 
-REMATS = ("none", "unit", "sqrt")  # from the fastest to the smallest
+REMATS = ("none", "unit", "sqrt", "reversible")  # from the least computing to the least memory
 SECONDS = (
     0.5,
     0.0085,
@@ -30,7 +32,8 @@ class Choice(NamedTuple):
     activations: int  # that the forward pass leaves for the backward pass
     temporaries: int  # all that a step needs for itself: activations, gradients, copies of parameters
     total: int  # arguments, temporaries, and outputs that do not take an argument's place
-    flops: int  # of a step, on all devices: 2 for each multiply-add of convolutions and matrix products
+    flops: int  # of a step, on all devices: 2 for each multiply-add of convolutions and matrix products, forward,
+    # backward and computed again; as if nothing were dropped or frozen, and no line searched
     compile_seconds: float  # roughly
     fits: bool
 
@@ -49,13 +52,13 @@ class Plan(NamedTuple):
     optimizer_bytes: int
     other_bytes: int  # running moments, averages of parameters
     macs: int  # of one example's forward pass
-    choices: tuple[Choice, ...]  # those that the network has, from the fastest to the smallest
+    choices: tuple[Choice, ...]  # those that the network has, from the least computing to the least memory
     memory: int  # of the device
     memory_of: str  # where that is known from
 
     @property
     def best(self):
-        """The fastest Choice that fits, or None."""
+        """Of the choices that fit, the one that computes least, or None."""
         return next((choice for choice in self.choices if choice.fits), None)
 
 
@@ -69,23 +72,25 @@ def plan(config, *, shape: Sequence[int] | None = None, classes=None, limit=None
       limit: bytes of memory; None: those of the device where it tells, else the machine's.
 
     Raises:
-      InputError: what training would refuse of the config; data that cannot be found, without shape and classes.
+      InputError: what training would refuse of the config's numbers, network and optimizer; data that cannot be found,
+        without shape and classes. Whether `pretrained` is there, and fits, is not looked at.
     """
     if limit is not None and limit <= 0:
         raise InputError(f"memory {limit / 2**30:g} GiB must be above 0")
     step.check(config)
     found = inputs.find(config, shape, classes)
-    make_model(config, found.classes)  # refuses what the config itself says of it
+    own = make_model(config, found.classes)  # refuses what the config itself says of it
     models = {remat: model for remat in REMATS if (model := _model(config, found.classes, remat)) is not None}
+    models = models or {"none": own}
     steps = {remat: step.trace(config, found, model) for remat, model in models.items()}
     first = next(iter(steps.values()))
     macs = sum(layer.macs for layer in summarize(next(iter(models.values())), first.shape))
-    known, known_of = (limit, "as given") if limit else device_memory()
+    known, known_of = (limit, "as given") if limit else device_memory(first.devices)
     choices = tuple(_choice(remat, traced, first, macs * config.batch_size, known) for remat, traced in steps.items())
     state = first.state
     return Plan(
         model=config.model,
-        remat=config.model_options.get("remat", "none"),
+        remat=own.remat if own.remat in models else "none",
         inputs=found,
         batch_size=config.batch_size,
         devices=first.devices,
@@ -106,8 +111,6 @@ def _model(config, classes, remat):
     try:
         return make_model(step.with_remat(config, remat), classes)
     except InputError:
-        if remat == "none":
-            raise
         return None
 
 
@@ -126,8 +129,8 @@ def _choice(remat, traced, plain, forward_macs, limit):
     )
 
 
-def device_memory():
-    """(bytes, where they are known from): of the first device where it tells, else of the machine.
+def device_memory(devices=1):
+    """(bytes of each of so many devices, where they are known from): as the device tells, else a share of the RAM.
 
     Raises InputError where neither tells.
     """
@@ -136,6 +139,16 @@ def device_memory():
     if told:
         return told, f"as {device.device_kind} tells"
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine's RAM"
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         raise InputError("memory: neither the device nor the system tells how much there is; give --memory") from None
+    share = "" if devices == 1 else f", shared by {devices} devices"
+    return int(min(whole, _container())) // devices, f"the machine's RAM{share}"
+
+
+def _container():
+    """Bytes that Linux allows this container; without limit, infinity."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # "max"
+        return math.inf

@@ -159,7 +159,7 @@ class _Builder:
                 values[eqn.outvars[0]] = Value((), 0)
                 continue
             reads = [of(atom) for atom in eqn.invars]
-            if name == "cond" and eqn.invars[0] in branches:
+            if name == "cond" and not isinstance(eqn.invars[0], Literal) and eqn.invars[0] in branches:
                 makes = self.run(eqn.params["branches"][branches[eqn.invars[0]]].jaxpr, reads[1:])
             elif name == "scan" and eqn.params["length"] == 1:
                 makes = self.run(eqn.params["jaxpr"].jaxpr, reads)

@@ -35,6 +35,7 @@ def find(config, shape=None, classes=None):
 
     Raises InputError for a set that is not there, or data's fields that do not fit it.
     """
+    sources.check_fields(config.data, config.seed)
     for name, value in (("classes", classes), *(("input", side) for side in shape or ())):
         if value is not None and value < 1:
             raise InputError(f"{name} {value} must be at least 1")

@@ -39,9 +39,8 @@ def check(config):
 
 
 def with_remat(config, remat):
-    """The config with this option of its network; "none" is what a network does that is not told."""
-    options = {name: value for name, value in config.model_options.items() if name != "remat"}
-    return dataclasses.replace(config, model_options=options | ({} if remat == "none" else {"remat": remat}))
+    """The config with this option of its network."""
+    return dataclasses.replace(config, model_options=config.model_options | {"remat": remat})
 
 
 def trace(config, found, model):
@@ -60,7 +59,7 @@ def trace(config, found, model):
         data=dataclasses.replace(config.data, placement="host", augment=augment),
         devices=dataclasses.replace(config.devices, strategy="jit"),
     )
-    dataset = _blank(found, share * devices)
+    dataset = _blank(found, share * devices, without_validation=config.data.validation == 0)
     statistics = Statistics(_standardizer(config.data, found.shape), np.zeros((3, 3)) if augment.lighting else None)
     exp = experiment.build(config, dataset, model, jax.local_devices()[:1], statistics)
     batch = jax.ShapeDtypeStruct((share, *found.shape), _kind(found.shape))
@@ -79,12 +78,13 @@ def trace(config, found, model):
     )
 
 
-def _blank(found, least):
+def _blank(found, least, without_validation):
     """A Dataset of these Inputs that takes no memory."""
     examples = found.examples or least
     images = np.broadcast_to(_kind(found.shape)(0), (examples, *found.shape))
     split = data.Arrays(images, np.broadcast_to(np.int32(0), (examples,)))
-    return data.Dataset("", tuple(map(str, range(found.classes))), found.shape, split, split, split)
+    validation = split.take(np.arange(0)) if without_validation else split
+    return data.Dataset("", tuple(map(str, range(found.classes))), found.shape, split, validation, split)
 
 
 def _kind(shape):

@@ -1,5 +1,7 @@
 """Units, and many of them as one scan."""
 
+import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -57,10 +59,12 @@ class Reversible(nn.Module):
 
     Gomez et al. 2017, "The reversible residual network" (arXiv 1707.04585), eq. 6 and 7. A stack of these with
     remat="reversible" needs no more memory the deeper it is. f and g are called as units are, and keep their shape.
+    With a `shortcut`, which x1 and x2 pass on their way to the sums, f may change it; such a unit cannot be undone.
     """
 
     f: nn.Module
     g: nn.Module
+    shortcut: nn.Module | None = None  # None: the identity
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
@@ -68,8 +72,11 @@ class Reversible(nn.Module):
         if x.shape[-1] % 2:
             raise InputError(f"Reversible: x has {x.shape[-1]} features; it needs an even number, for two halves")
         x1, x2 = jnp.split(x, 2, -1)
-        y1 = x1 + self.f(x2, train=train, mask=mask)
-        return jnp.concatenate([y1, x2 + self.g(y1, train=train, mask=mask)], -1)
+        y1 = self._skip(x1, train, mask) + self.f(x2, train=train, mask=mask)
+        return jnp.concatenate([y1, self._skip(x2, train, mask) + self.g(y1, train=train, mask=mask)], -1)
+
+    def _skip(self, half, train, mask):
+        return half if self.shortcut is None else self.shortcut(half, train=train, mask=mask)
 
 
 class Stack(nn.Module):
@@ -85,7 +92,8 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """x [batch, ...] -> the same shape."""
-        call = {"train": train, "mask": mask}
+        takes = accepted(self.unit)
+        call = {name: value for name, value in {"train": train, "mask": mask}.items() if takes(name)}
 
         def step(unit, x, own):
             y = unit(x, **call, **own)
@@ -103,17 +111,29 @@ class Stack(nn.Module):
         functions, remat = (step,), self.remat
         if remat == "reversible":
             functions = (step, *(lambda unit, x, _, half=half: getattr(unit, half)(x, **call) for half in "fg"))
-        if remat in ("sqrt", "reversible") and self._is_watched():
+        if remat in ("sqrt", "reversible") and self._is_watched(remat):
             functions, remat = (step,), "none"
         own = {name: jnp.asarray(values) for name, values in self.own.items()}
         return loop.run(self.unit, x, own, functions, depth=self.depth, remat=remat, unroll=self.unroll)
 
-    def _is_watched(self):
+    def _is_watched(self, remat):
         """Whether more than running moments comes out of the units: in init, or where intermediates are captured.
 
-        The plain loop, whose results are the same, brings that out.
+        The plain loop, whose results are the same, brings that out. So it does, in place of "reversible", for gradients
+        of anything else that units put out.
         """
+        if remat == "reversible":
+            mutable: Any = self.scope and self.scope.mutable
+            named = {mutable} if isinstance(mutable, str) else mutable
+            return named is not False and not (isinstance(named, list | tuple | set) and set(named) <= {"batch_stats"})
         return any(map(self.is_mutable_collection, ("params", "intermediates", "perturbations")))
+
+
+def accepted(unit):
+    """name -> whether the unit's call takes an argument of this name."""
+    parameters = inspect.signature(type(unit).__call__).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return lambda name: anything or name in parameters
 
 
 def stack(
@@ -129,32 +149,53 @@ def stack(
     """`depth` units like `unit`, each with parameters of its own, as one Linen module.
 
     Args:
-      unit: a Linen module called as `unit(x, train=..., mask=...)` that keeps the shape and dtype of x.
+      unit: a Linen module called as `unit(x, train=..., mask=...)` that keeps the shape and dtype of x. Without train
+        or mask, where its call does not take them.
       depth: how many, at least 1.
       scan: run them as one `lax.scan` over stacked variables, so that compile time does not grow with depth: every
         variable of the unit has a leading axis of `depth`. False: a Python loop, variables named unit1, unit2, ...
       remat: what is kept for the backward pass, which computes the rest again. Results and variables are the same.
         "none": everything, memory grows with depth. "unit": each unit's input. "sqrt": the input of every group of
-        units, of which there are about as many as the root of depth. "reversible": nothing, whatever the depth; the
-        unit must be a `Reversible`. All need scan; the last two work where nothing but running moments changes: in
-        `init`, and where intermediate values are captured, everything is kept.
+        units, of which there are about 2 sqrt(depth). "reversible": nothing, whatever the depth; the unit must be a
+        `Reversible`. All need scan; the last two work where nothing but running moments changes: in `init`, and
+        where intermediate values are captured, everything is kept. What "reversible" finds again is rounded, and
+        units that amplify amplify that: normalize them, and let x be float32.
       unroll: units per iteration of the scan; for remat "none" and "unit".
       own: numbers of each unit: {"survival": [0.9, 0.8]} calls the first with survival=0.9, the second with 0.8.
       name: of the module in its parent.
 
     Raises:
-      InputError: depth or unroll below 1, an unknown remat or one that does not go with the unit, scan or unroll, an
-        `own` that has not one number for each unit; when called, a unit that changes shape or dtype.
+      InputError: a unit that is no Linen module, a depth that is no whole number, depth or unroll below 1, an unknown
+        remat or one that does not go with the unit, scan or unroll, an `own` that the unit's call does not take,
+        or that has not one number for each unit, a survival outside [0, 1]; when called, a unit that changes shape or
+        dtype.
     """
+    if not isinstance(unit, nn.Module):
+        raise InputError(f"stack: unit {unit!r} is no Linen module; give an instance, such as Unit(...)")
+    try:
+        depth = operator.index(depth)
+    except TypeError:
+        raise InputError(f"stack: depth {depth!r} must be a whole number") from None
     if depth < 1 or unroll < 1:
         raise InputError(f"stack: depth {depth} and unroll {unroll} must be at least 1")
     _check_remat(unit, remat, scan, unroll)
-    own = {key: tuple(map(float, values)) for key, values in (own or {}).items()}
-    for key, values in own.items():
-        if len(values) != depth:
-            raise InputError(f"stack: own {key} has {len(values)} numbers for {depth} units; give one for each")
+    own = {key: tuple(map(float, np.ravel(values))) for key, values in (own or {}).items()}
+    _check_own(unit, own, depth)
     # A unit made inside another module's __call__ is bound there; its variables belong to the stack.
     return Stack(unit.copy(parent=None, name=None), depth, scan, remat, unroll, FrozenDict(own), name=name)
+
+
+def _check_own(unit, own, depth):
+    for key, values in own.items():
+        if not accepted(unit)(key):
+            raise InputError(
+                f"stack: own {key}: {type(unit).__name__} takes no such argument when called; leave it out"
+            )
+        if len(values) != depth:
+            raise InputError(f"stack: own {key} has {len(values)} numbers for {depth} units; give one for each")
+        wrong = [value for value in values if key == "survival" and not 0 <= value <= 1]
+        if wrong:
+            raise InputError(f"stack: own survival has {wrong[0]:g}; survivals are probabilities, in [0, 1]")
 
 
 def _check_remat(unit, remat, scan, unroll):
@@ -164,10 +205,10 @@ def _check_remat(unit, remat, scan, unroll):
         raise InputError(f"stack: remat {remat} needs scan=True; without, XLA computes nothing again")
     if remat in ("sqrt", "reversible") and unroll != 1:
         raise InputError(f"stack: remat {remat} needs unroll=1, not {unroll}")
-    if remat == "reversible" and not isinstance(unit, Reversible):
+    if remat == "reversible" and not (isinstance(unit, Reversible) and unit.shortcut is None):
         raise InputError(
-            f"stack: remat reversible needs a Reversible unit, which can be undone; {type(unit).__name__} cannot: take "
-            f"remat sqrt"
+            f"stack: remat reversible needs a Reversible unit without shortcut, which can be undone; "
+            f"{type(unit).__name__} cannot: take remat sqrt"
         )
 
 

@@ -22,6 +22,7 @@ from deepjax.zoo import (
     plain,
     residual,
     residual_cifar,
+    reversible,
     shake,
     small,
     speed,
@@ -33,6 +34,7 @@ from deepjax.zoo.network import GENERAL, with_general_options
 MODELS = (
     residual.MODELS
     | residual_cifar.MODELS
+    | reversible.MODELS
     | shake.MODELS
     | highway.MODELS
     | dense.MODELS
@@ -66,7 +68,8 @@ def create(name, *, num_classes=None, **options):
       **options: what `options_of(name)` lists, such as depth, width, dtype. Every network has
         features_only: True: called, it returns {stage's name: its map}, and has no head.
         return_logits: False: called, it returns what the last dense layer would see, such as pooled features.
-        remat: "unit" or "sqrt": what its scanned units keep for the backward pass; see `units.stack`.
+        remat: "none", "unit" or "sqrt": what its scanned units keep for the backward pass; see `units.stack`.
+          Reversible networks also have "reversible". None: as is usual for the network, mostly "none".
         init: how kernels start, a name in `network.INITS`; None: as is usual for the network.
 
     Raises:

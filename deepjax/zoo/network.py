@@ -42,6 +42,7 @@ class Network(nn.Module, kw_only=True):
     least: int = 1  # pixels: the smallest height and width that it takes
     remat: str = "none"  # what the backward pass keeps of its stacks: see `units.stack`
 
+    reversible = False  # whether its stacks are of reversible units, for remat "reversible"
     auxiliary_weight = 0.0  # of each auxiliary head's loss, for networks that have such heads
     borrowed = {}  # noqa: RUF012  {path of a layer: torchvision's module of another network, from which it comes}
 
@@ -73,15 +74,18 @@ class Network(nn.Module, kw_only=True):
         raise InputError(f"{type(self).__name__}: torchvision has no such network, so its weights have no other names")
 
 
-GENERAL = {"return_logits": True, "features_only": False, "init": None, "remat": "none"}  # see `create`
+GENERAL = {"return_logits": True, "features_only": False, "init": None, "remat": None}  # see `create`; None: as usual
 
 
 def with_general_options(network, options) -> Any:
     """The network with options of `GENERAL` set. Raises InputError for an unknown init, or a remat that cannot be."""
     options = dict(options)
-    remat = options.get("remat", "none")
-    check_option(type(network).__name__, "remat", remat, ("none", "unit", "sqrt"))
-    if remat != "none" and not getattr(network, "scan", False):
+    remat = options.pop("remat", None)
+    if remat is not None:
+        kept = ("none", "unit", "sqrt", *(["reversible"] if network.reversible else []))
+        check_option(type(network).__name__, "remat", remat, kept)
+        options["remat"] = remat
+    if remat not in (None, "none") and not getattr(network, "scan", False):
         raise InputError(f"option remat {remat!r} needs a network with scanned units; this one has none: leave it out")
     init = options.pop("init", None)
     if init is not None:

@@ -157,6 +157,8 @@ def stochastic_depth(
 ):
     """`cifar_resnet` whose units are dropped in training, the later the oftener (Huang et al. 2016, section 3).
 
+    Dropped for the whole batch, a unit is not computed. Then option remat is "unit", unless it is given or scan is off.
+
     Args:
       depth, num_classes, width, shortcut, norm, dropout, scan, dtype: as of `cifar_resnet`.
       survival: of the last unit. Unit l of L survives with probability 1 - l / L (1 - survival) (eq. 4).
@@ -171,7 +173,9 @@ def stochastic_depth(
     check_option("stochastic_depth", "per", per, ("batch", "example"))
     options = {"width": width, "shortcut": shortcut, "norm": norm, "dropout": dropout, "scan": scan, "dtype": dtype}
     network = cifar(depth, num_classes, join=Add, **options)
-    return network.clone(join=_drop(scaling, per), survival=survival)
+    # What "none" keeps for a dropped unit costs about half of what dropping it saves (docs/design.md, Depth).
+    remat = "unit" if scan and per == "batch" else "none"
+    return network.clone(join=_drop(scaling, per), survival=survival, remat=remat)
 
 
 @cache  # so that equal networks are equal

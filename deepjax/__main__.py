@@ -1,4 +1,4 @@
-"""`python -m deepjax.cli`."""
+"""`python -m deepjax` is `deepjax`."""
 
 import sys
 
