@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MANY = 40  # names that are too long a line
+
 
 class InputError(ValueError):
     """Something the user gave cannot work. The message is one line: what was given, its value, the remedy.
@@ -12,10 +14,15 @@ class InputError(ValueError):
 
 
 def choices(name: str, valid: Iterable[str]) -> str:
-    """'did you mean X?' where a valid name is close, else the list of valid names."""
+    """'did you mean X?' where a valid name is close, else the list of valid names; of very many, the nearest."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(valid)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    if len(valid) > MANY:
+        nearest = difflib.get_close_matches(name, valid, n=5, cutoff=0.0)
+        return f"choose from {len(valid)}, such as {', '.join(nearest)}"
+    return f"choose from {', '.join(valid)}"
 
 
 class TrainingFailed(RuntimeError):
