@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from deepjax.errors import InputError
 from deepjax.layers import Dropout
-from deepjax.units import Add, Branch, ConvNorm, Drop, Reversible, Unit, stack
+from deepjax.units import Add, Branch, ConvNorm, Drop, Reversible, Unit, stack, stack_units, unstack_units
 from deepjax.units.loop import group_size
 
 KEY = jax.random.key(0)
@@ -65,6 +65,24 @@ def assert_same(a, b, rtol):
 def test_what_is_kept_does_not_change_the_numbers(remat, depth):
     kept = answers(Bricks(), "none", depth, gains=True)
     assert_same(answers(Bricks(), remat, depth, gains=True), kept, 1e-5)
+
+
+def test_stacked_and_unrolled_variables_give_the_same_outputs_and_gradients():
+    x = jax.random.normal(jax.random.key(1), (4, 6, 6, 4))
+    stacked, unrolled = (stack(Bricks(), 7, scan=scan) for scan in (True, False))
+    variables = jax.jit(lambda: stacked.init(KEY, x, train=True))()
+
+    def of(model, variables):
+        def loss(params):
+            y = model.apply({**variables, "params": params}, x, train=False)
+            return (y**2).mean(), y
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    (_, y), gradients = of(stacked, variables)
+    (_, other), apart = of(unrolled, {kind: unstack_units(tree) for kind, tree in variables.items()})
+    assert_same(other, y, 1e-6)
+    assert_same(stack_units(apart), gradients, 1e-6)
 
 
 def test_groups_have_a_rest():
@@ -146,6 +164,13 @@ def test_a_dropped_branch_is_not_computed(remat):
     for i in (0, 2, 5):
         expected = expected + expected @ kernel[i]
     assert_allclose(y, expected, rtol=1e-5)
+
+    calls.clear()
+    gradients = jax.jit(jax.grad(lambda v: model.apply(v, x, train=True, rngs={"dropout": KEY}).sum()))(variables)
+    jax.effects_barrier()
+    assert len(calls) == (3 if remat == "none" else 6)  # once more where the backward pass computes units again
+    sizes = np.abs(gradients["params"]["unit"]["branch"]["Dense_0"]["kernel"]).max((1, 2))
+    assert (sizes > 0).tolist() == [s == 1 for s in survival]
 
 
 def test_survival_is_right_in_the_mean():
