@@ -348,7 +348,7 @@ def test_groups_go_on_after_a_stop_and_are_read_again(tmp_path, monkeypatch):
 
 
 def test_groups_that_the_model_has_not_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match="optimizer.groups 'haed/[*]' matches no parameter; did you mean"):
+    with pytest.raises(InputError, match=r"freeze .optimizer.groups. 'haed/[*]' matches no parameter; did you mean"):
         train(tmp_path / "run", optimizer=config.Optimizer(groups={"haed/*": {"frozen": True}}))
     assert not (tmp_path / "run").exists()
 
@@ -401,12 +401,12 @@ def test_group_errors(groups, message):
         ({"xyz": {"frozen": True}}, "choose from head/[*], stage1_first/[*], stem_conv/[*]"),
         ({"*": {"learning_rate": 0.5}, "head/*": {"frozen": True}}, "earlier patterns have taken all"),
         ({"*/bias": {"weight_decay": 0.5}}, "weight_decay 0.5 does nothing"),
-        ({"head/*": {"frozen": True}, "st*": {"frozen": True}}, "freeze all parameters"),
+        ({"head/*": {"frozen": True}, "st*": {"frozen": True}}, "leaves nothing to train"),
     ],
 )
 def test_patterns_that_do_nothing_are_refused_when_the_state_is_made(groups, message):
     transform = make_optimizer(config.Optimizer(groups=groups), 0.1)
-    with pytest.raises(InputError, match=f"optimizer.groups .*{message}"):
+    with pytest.raises(InputError, match=f"optimizer.groups.*{message}"):
         jax.eval_shape(transform.init, params_of())
 
 

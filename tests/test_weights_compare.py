@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -179,6 +180,70 @@ def test_wrong_epsilon_is_found():
 
 
 # The command line
+
+
+def test_command_against_torchvision(tmp_path, capsys, monkeypatch):
+    script = reference()
+    models = script.import_torchvision_models()  # kept by Python, so that a plain import finds it
+    monkeypatch.chdir(tmp_path)
+    network = zoo.create("resnet18", num_classes=7)
+    source = {"network": "resnet18", "options": {}}
+    weights.save_pretrained("a.safetensors", weights.Pretrained(network, random_variables(network), None, None, source))
+    line = ["compare", "a.safetensors", "torchvision", "--input", "40,56,3"]
+    assert cli.main(line) == 0
+    out = capsys.readouterr().out
+    assert "a.safetensors and torchvision agree" in out
+    assert out.count("\n") > 40
+    get_model = models.get_model
+
+    def shifted(*args, **kwargs):
+        module = get_model(*args, **kwargs)
+        module.layer3[0].bn2.eps = 0.1
+        return module
+
+    monkeypatch.setattr(models, "get_model", shifted)
+    assert cli.main(line) == 1
+    assert "diverge first at stage3_first/branch/norm2" in capsys.readouterr().out
+    weights.save_pretrained(
+        "b.safetensors",
+        weights.Pretrained(small(), random_variables(small()), None, None, source | {"options": {"width": 4}}),
+    )
+    for name, message in (("b", "torchvision's resnet18 does not take the weights"), ("c", "does not exist")):
+        assert cli.main(["compare", f"{name}.safetensors", "torchvision"]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+
+
+def test_command_without_torchvision(tmp_path, capsys, monkeypatch, variables):
+    monkeypatch.chdir(tmp_path)
+    source = {"network": "resnet18", "options": {"width": 4}}
+    weights.save_pretrained("a.safetensors", weights.Pretrained(small(), variables, None, None, source))
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert cli.main(["compare", "a.safetensors", "torchvision"]) == 2
+    assert "needs torch and torchvision" in capsys.readouterr().err
+
+
+def test_command_takes_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "digits", "--model", "cifar_resnet", "--model-options", "depth=8", "width=4", "--epochs", "1"]
+    for seed in ("0", "1"):
+        assert cli.main([*train, "--seed", seed, "--workdir", f"run{seed}"]) == 0
+    export = ["export", "run0", "--format", "safetensors", "--out", "run0.safetensors"]
+    assert cli.main(export) == 0
+    capsys.readouterr()
+    assert cli.main(["compare", "run0", "run0.safetensors"]) == 0
+    assert cli.main(["compare", "run0", "run1"]) == 1
+    assert "run0 and run1 diverge first at stem_conv" in capsys.readouterr().out
+    for words, message in (
+        (["run0", "run1", "--options", "width=4"], "run0 is a run"),
+        (["run0", "."], "no run"),
+        (["run0", "torchvision"], "torchvision has no such network"),
+    ):
+        assert cli.main(["compare", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
 
 
 def test_command(tmp_path, variables, capsys, monkeypatch):

@@ -4,11 +4,11 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
-from deepjax.cli.terminal import parse, table
+from deepjax.cli.terminal import parse, table, warn
 from deepjax.config import Options
 from deepjax.errors import InputError, choices
 
@@ -101,12 +101,12 @@ def weights(arguments):
 
 @dataclass(frozen=True)
 class Compare:
-    """Two sets of weights of a network, layer by layer: 1 if they diverge."""
+    """Two sets of weights of a network, or our network and torchvision's, layer by layer: 1 if they diverge."""
 
     a: tyro.conf.Positional[str]
-    """A file of weights, or a name that `deepjax weights list` shows."""
+    """A file of weights, the folder of a run, or a name that `deepjax weights list` shows."""
     b: tyro.conf.Positional[str]
-    """The other one."""
+    """The other one; or torchvision: its own network, in PyTorch, with the weights of the first."""
     model: str | None = None
     """The network, for files in PyTorch's layout, which do not say it."""
     input: str = ""
@@ -130,20 +130,23 @@ def compare(arguments):
     options = parse(Compare, arguments, "deepjax compare")
     import numpy as np
 
-    from deepjax.weights import compare
+    from deepjax.weights.compare import compare, compare_with_torch, torchvision_module
 
     shape = [int(n) for n in options.input.split(",")] if re.fullmatch(r"\d+,\d+,\d+", options.input) else None
     if options.input and not shape:
         raise InputError(f"--input {options.input!r} must be numbers with commas between, such as 224,224,3")
     if options.batch < 1:
         raise InputError(f"--batch {options.batch} must be at least 1")
-    found = [_weights(options, name) for name in (options.a, options.b)]
-    names = [one.source["network"] for one in found]
-    if names[0] != names[1]:
-        raise InputError(f"{options.a} is of {names[0]}, {options.b} of {names[1]}: compare weights of one network")
-    network = found[0].network
-    x = np.random.default_rng(options.seed).normal(size=(options.batch, *(shape or network.usual_input)))
-    result = compare(network, found[0].variables, found[1].variables, x, tolerance=options.tolerance)
+    one = _weights(options, options.a)
+    x = np.random.default_rng(options.seed).normal(size=(options.batch, *(shape or one.network.usual_input)))
+    if options.b == "torchvision":
+        module = torchvision_module(one.name, one.network, one.variables)
+        result = compare_with_torch(one.network, one.variables, module, x, tolerance=options.tolerance)
+    else:
+        other = _weights(options, options.b)
+        if one.name != other.name:
+            raise InputError(f"{options.a} is of {one.name}, {options.b} of {other.name}: compare those of one network")
+        result = compare(one.network, one.variables, other.variables, x, tolerance=options.tolerance)
     first = result.first
     if options.json:
         layers = [layer._asdict() for layer in result.layers]
@@ -156,11 +159,26 @@ def compare(arguments):
     return 1 if first else 0
 
 
-def _weights(options, name):
-    """The Pretrained of a file or a name."""
+class _Weights(NamedTuple):
+    name: str  # of the network
+    network: Any
+    variables: Any
+
+
+def _weights(options, where):
+    """The _Weights of a file, a run, or a name."""
     from deepjax.weights import files, load_file, load_pretrained
 
-    of_both = {"num_classes": options.num_classes, **options.options}
-    if Path(name).suffix in (".safetensors", *files.TORCH):
-        return load_file(name, None if files.is_ours(name) else options.model, **of_both)
-    return load_pretrained(name, **of_both)
+    given = {"num_classes": options.num_classes, **options.options}
+    if Path(where).is_dir():
+        from deepjax.training import inference
+
+        if options.num_classes or options.options:
+            raise InputError(f"{where} is a run, which says its network's options; leave out --options, --num-classes")
+        run = inference.load_run(where, warn)
+        return _Weights(run.config.model, run.model.clone(usual_input=run.shape, dtype=None), run.variables)
+    if Path(where).suffix in (".safetensors", *files.TORCH):
+        found = load_file(where, None if files.is_ours(where) else options.model, **given)
+    else:
+        found = load_pretrained(where, **given)
+    return _Weights(found.source["network"], found.network, found.variables)

@@ -1,5 +1,6 @@
 """Normalization as Linen modules. Running moments live in `batch_stats` as `mean` and `var`, as in Flax."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -51,8 +52,9 @@ class _BatchNorm(_Affine, kw_only=True):
             mean.value, var.value = moments
         return y
 
+    @abstractmethod
     def _normalize(self) -> Callable:
-        raise NotImplementedError
+        """The function of x, scale, bias and moments, such as `functional.batch_norm`."""
 
     def _later(self, value) -> Any:
         """None while the module is initialized: its axis does not exist yet, and one example must do."""

@@ -123,9 +123,11 @@ def check_matches(groups, params):
         found[label].append(path_name(path))
     everything = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     for pattern, paths in found.items():
-        where = f"optimizer.groups {pattern!r}"
         if pattern == REST:
             continue
+        # A run's `freeze` becomes groups that are frozen.
+        frozen = groups[pattern].frozen or groups[pattern].frozen_until
+        where = f"{'freeze (optimizer.groups)' if frozen else 'optimizer.groups'} {pattern!r}"
         if not paths and any(fnmatchcase(path, pattern) for path in everything):
             raise InputError(f"{where}: earlier patterns have taken all that it matches; put it before them")
         if not paths:
@@ -134,7 +136,9 @@ def check_matches(groups, params):
         if own > 0 and own != groups[REST].optimizer.weight_decay and not any(map(_is_kernel, paths)):
             raise InputError(f"{where}: weight_decay {own} does nothing, as it is of kernels, and there is none")
     if all(groups[pattern].frozen for pattern, paths in found.items() if paths):
-        raise InputError(f"optimizer.groups {list(found)[:-1]} freeze all parameters; leave some to be trained")
+        raise InputError(
+            f"freeze (optimizer.groups) {' '.join(list(found)[:-1])} leaves nothing to train; leave out a pattern"
+        )
 
 
 def _is_kernel(path):

@@ -3,9 +3,13 @@
     y = activation(join(shortcut(x), branch(x)))
 
 A residual net joins with `Add`, its plain twin with `Plain`, stochastic depth with `Drop`, a highway network with
-`Gate`, a dense network with `Concat`; a shake-shake branch is `Shake(branch, branch)`. Every module here is called as
-`module(x, train=..., mask=...)`; a Linen module of your own that takes the same arguments and keeps the shape of x can
-be a unit of `stack`.
+`Gate`, a dense network with `Concat`; a shake-shake branch is `Shake(branch, branch)`. Units, branches, shortcuts and
+stacks are called as `module(x, train=..., mask=...)`, joins as `join(skip, branch, train=...)`, `Shift` and
+`SqueezeExcite` as `module(x)`. A Linen module of your own that keeps the shape of x can be a unit of `stack`; it is
+given `train` and `mask` if it takes them.
+
+Make the parts of a unit with `parent=None`, as in `Unit(Branch(..., parent=None), Add(parent=None), name="first")`:
+else Flax binds them to the module in whose `__call__` they are made, and their parameters are named there.
 
 A residual branch that starts at zero makes a deep net start as the identity, which needs no normalization. Three ways:
 

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from deepjax import zoo
 from deepjax.errors import InputError
-from deepjax.weights.pytorch import fit, whole_network
+from deepjax.weights.pytorch import fit, to_torch, whole_network
 
 TOLERANCE = 1e-4  # float32 rounding stays below it, a wrong epsilon does not
 OUTPUT = "output"  # the row of what the whole network gives
@@ -71,6 +71,36 @@ def compare_with_torch(network, variables, torch_module, x, *, tolerance=TOLERAN
     ours = _runner(network, x)(variables)
     theirs = _torch_answers(torch_module, {name: path for path, name in names.items() if path in ours}, x)
     return _compared(ours, {path: _squeezed_as(ours[path], y) for path, y in theirs.items()}, tolerance)
+
+
+def torchvision_module(name, network, variables):
+    """torchvision's network of that name, a torch.nn.Module that holds our variables.
+
+    Args:
+      name: in the zoo, and in torchvision.
+      network: ours of that name.
+      variables: of it.
+
+    Raises:
+      InputError: PyTorch or torchvision is not installed, or has no such network, or not with its options.
+    """
+    state_dict = to_torch(network, variables)
+    try:
+        import torch
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another PyTorch
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"comparing with torchvision needs torch and torchvision: {reason}; pip install torch torchvision"
+        ) from None
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # else it warns, and takes long
+    module = models.get_model(name, weights=None, num_classes=network.num_classes, **options)
+    try:
+        module.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()[:40])
+        raise InputError(f"torchvision's {name} does not take the weights: {reason}") from None
+    return module
 
 
 def _runner(network, x):

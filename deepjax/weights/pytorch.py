@@ -188,7 +188,9 @@ def _places(network, expected) -> dict[tuple[str, ...], tuple[str, tuple[int, in
     for path in expected:
         layer = "/".join(path[1:-1])
         if layer not in names:
-            raise InputError(f"torchvision's network has no layer {layer}; its options differ from torchvision's form")
+            raise InputError(
+                f"{type(network).__name__}.torch_names does not name {layer}; options differ from torchvision's form"
+            )
         name = names[layer]
         theirs, spatial = (name, None) if isinstance(name, str) else name
         places[path] = f"{theirs}.{LEAVES[path[-1]]}", spatial if path[-1] == "kernel" else None

@@ -71,7 +71,9 @@ class Network(nn.Module, kw_only=True):
         A dense layer that takes flattened maps is (name, (height, width) of the maps), since torchvision flattens
         features first. Networks that torchvision does not have raise InputError.
         """
-        raise InputError(f"{type(self).__name__}: torchvision has no such network, so its weights have no other names")
+        raise InputError(
+            f"{type(self).__name__} of this form: torchvision has no such network, so its weights have no other names"
+        )
 
 
 GENERAL = {"return_logits": True, "features_only": False, "init": None, "remat": None}  # see `create`; None: as usual
