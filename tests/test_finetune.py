@@ -412,7 +412,7 @@ def test_a_runs_folder_is_a_source_with_its_head_or_without(home, thawed):
             "(4,), but the network's have (8,)",
         ),
         (["--model", "resnet34", "--model-options", "width=4"], "is of the network cifar_resnet, model is resnet34"),
-        (["--freeze", "stemm*"], "'stemm*' matches no parameter"),
+        (["--freeze", "stemm*"], "freeze (optimizer.groups) 'stemm*' matches no parameter"),
         (["--init", "lsuv"], "both say where parameters begin"),
         (["--data-dir", ""], "folder: needs --data-dir"),
         (["--data-dir", "nowhere"], "has no train/"),
