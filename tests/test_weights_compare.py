@@ -208,7 +208,14 @@ def test_command_against_torchvision(tmp_path, capsys, monkeypatch):
         "b.safetensors",
         weights.Pretrained(small(), random_variables(small()), None, None, source | {"options": {"width": 4}}),
     )
-    for name, message in (("b", "torchvision's resnet18 does not take the weights"), ("c", "does not exist")):
+    plain = zoo.create("plain18", num_classes=7)  # named as in torchvision's resnet18, which is another network
+    source = {"network": "plain18", "options": {}}
+    weights.save_pretrained("p.safetensors", weights.Pretrained(plain, random_variables(plain), None, None, source))
+    for name, message in (
+        ("b", "torchvision's resnet18 does not take the weights"),
+        ("c", "does not exist"),
+        ("p", "torchvision has no plain18"),
+    ):
         assert cli.main(["compare", f"{name}.safetensors", "torchvision"]) == 2
         error = capsys.readouterr().err
         assert message in error
@@ -238,6 +245,7 @@ def test_command_takes_runs(tmp_path, capsys, monkeypatch):
     for words, message in (
         (["run0", "run1", "--options", "width=4"], "run0 is a run"),
         (["run0", "."], "no run"),
+        (["runs/none", "run0"], "runs/none: no folder of a run"),
         (["run0", "torchvision"], "torchvision has no such network"),
     ):
         assert cli.main(["compare", *words]) == 2

@@ -177,7 +177,10 @@ def _weights(options, where):
             raise InputError(f"{where} is a run, which says its network's options; leave out --options, --num-classes")
         run = inference.load_run(where, warn)
         return _Weights(run.config.model, run.model.clone(usual_input=run.shape, dtype=None), run.variables)
-    if Path(where).suffix in (".safetensors", *files.TORCH):
+    suffixes = (".safetensors", *files.TORCH)
+    if "/" in where and Path(where).suffix not in suffixes:
+        raise InputError(f"{where}: no folder of a run, and no file that ends in {', '.join(suffixes)}")
+    if Path(where).suffix in suffixes:
         found = load_file(where, None if files.is_ours(where) else options.model, **given)
     else:
         found = load_pretrained(where, **given)

@@ -93,6 +93,8 @@ def torchvision_module(name, network, variables):
         raise InputError(
             f"comparing with torchvision needs torch and torchvision: {reason}; pip install torch torchvision"
         ) from None
+    if name not in models.list_models():
+        raise InputError(f"torchvision has no {name}; compare weights of a network that it has")
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # else it warns, and takes long
     module = models.get_model(name, weights=None, num_classes=network.num_classes, **options)
     try:
