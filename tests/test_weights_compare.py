@@ -182,6 +182,13 @@ def test_wrong_epsilon_is_found():
 # The command line
 
 
+def check_refused(words, message, capsys):
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
 def test_command_against_torchvision(tmp_path, capsys, monkeypatch):
     script = reference()
     models = script.import_torchvision_models()  # kept by Python, so that a plain import finds it
@@ -216,10 +223,7 @@ def test_command_against_torchvision(tmp_path, capsys, monkeypatch):
         ("c", "does not exist"),
         ("p", "torchvision has no plain18"),
     ):
-        assert cli.main(["compare", f"{name}.safetensors", "torchvision"]) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert len(error.splitlines()) == 1
+        check_refused(["compare", f"{name}.safetensors", "torchvision"], message, capsys)
 
 
 def test_command_without_torchvision(tmp_path, capsys, monkeypatch, variables):
@@ -248,10 +252,7 @@ def test_command_takes_runs(tmp_path, capsys, monkeypatch):
         (["runs/none", "run0"], "runs/none: no folder of a run"),
         (["run0", "torchvision"], "torchvision has no such network"),
     ):
-        assert cli.main(["compare", *words]) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert len(error.splitlines()) == 1
+        check_refused(["compare", *words], message, capsys)
 
 
 def test_command(tmp_path, variables, capsys, monkeypatch):
@@ -280,10 +281,7 @@ def test_command(tmp_path, variables, capsys, monkeypatch):
         (["compare", "a.safetensors", "b.safetensors"], "name the network"),
         (["compare", "a.safetensors", "c.safetensors"], "c.safetensors does not exist"),
     ):
-        assert cli.main(words) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert len(error.splitlines()) == 1
+        check_refused(words, message, capsys)
 
 
 def test_layers_inside_remat_are_seen(x):
