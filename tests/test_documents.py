@@ -3,11 +3,12 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+import helpers
+
+ROOT = helpers.ROOT
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/depth.md"])

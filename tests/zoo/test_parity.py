@@ -7,15 +7,15 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import helpers
 from deepjax import functional, weights, zoo
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "torchvision_reference.py"
+REFERENCE = helpers.REFERENCE
 # One of each form, in evaluation and training; then others, in evaluation, at a size that leaves odd maps.
 BOTH = (
     "alexnet", "vgg11_bn", "googlenet", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2",
@@ -36,7 +36,7 @@ if not REFERENCE.exists():
 @pytest.fixture(scope="module")
 def parity():
     """tests/parity/__main__.py, as a module."""
-    spec = importlib.util.spec_from_file_location("parity", Path(__file__).parent / "parity" / "__main__.py")
+    spec = importlib.util.spec_from_file_location("parity", helpers.ROOT / "tests" / "parity" / "__main__.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import helpers
 from deepjax import cli
 from deepjax.cli import compile_cache
 from deepjax.training import Checkpoints
@@ -23,7 +24,7 @@ DEEPJAX = [sys.executable, "-m", "deepjax"]
 TINY = [
     "--model", "cifar_resnet", "--model-options", "depth=8", "width=4", "--batch-size", "128",
 ]  # fmt: skip
-SHARED = Path(__file__).parents[2] / "shared" / "tfds"
+SHARED = helpers.TFDS
 
 
 def start(*arguments, folder, **environment):

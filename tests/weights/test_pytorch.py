@@ -5,7 +5,6 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 
 import chex
 import jax
@@ -16,12 +15,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+import helpers
 from deepjax import cli, weights, zoo
 from deepjax.errors import InputError
 from deepjax.units import unstack_units
 from deepjax.weights import files, pytorch
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "torchvision_reference.py"
+REFERENCE = helpers.REFERENCE
 
 
 def torchvision_models():

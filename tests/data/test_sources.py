@@ -8,18 +8,18 @@ import json
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import helpers
 from deepjax import data
 from deepjax.config import Augment, Data
 from deepjax.data import files, images
 from deepjax.errors import InputError
 
-SHARED = Path(__file__).parents[1] / ".." / "shared" / "tfds"
+SHARED = helpers.TFDS
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is missing")
 
 
@@ -676,6 +676,6 @@ def test_import_is_light():
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=helpers.ROOT,
     )
     assert done.stdout.strip() == "[]"

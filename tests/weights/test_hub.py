@@ -6,7 +6,6 @@ import http.server
 import importlib.util
 import json
 import threading
-from pathlib import Path
 
 import chex
 import jax
@@ -15,11 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+import helpers
 from deepjax import cli, weights, zoo
 from deepjax.errors import InputError
 from deepjax.weights import hub
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "torchvision_reference.py"
+REFERENCE = helpers.REFERENCE
 REPOSITORY, FILE = "timm/resnet18.tv_in1k", "model.safetensors"
 OLD, NEW = "1" * 40, "2" * 40  # commits
 THIN = {"width": 4, "num_classes": 10}

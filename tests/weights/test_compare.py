@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -12,13 +11,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+import helpers
 from deepjax import cli, weights, zoo
 from deepjax.errors import InputError
 from deepjax.units import unstack_units
 from deepjax.weights import files
 from deepjax.weights.compare import OUTPUT
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "torchvision_reference.py"
+REFERENCE = helpers.REFERENCE
 SHAPE = (2, 32, 32, 3)
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import helpers
 from deepjax import cli, data, weights, zoo
 from deepjax.errors import InputError
 from deepjax.training import predict
 from deepjax.training.recipes import recipe
 from deepjax.weights.files import save_state_dict
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "torchvision_reference.py"
+REFERENCE = helpers.REFERENCE
 
 
 @pytest.fixture(scope="module")
