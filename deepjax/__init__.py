@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "benchmarks", "config", "data", "errors", "export", "functional", "init_from_data", "initializers", "layers",
-    "optimizers", "plan", "summary", "training", "units", "weights", "zoo",
+    "optimizers", "plan", "runs", "summary", "trace", "training", "transforms", "units", "weights", "zoo",
 )  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from deepjax import cli, data
 from deepjax.config import Augment, Config, Data, Devices, Optimizer
 from deepjax.errors import InputError
 from deepjax.plan import device_memory, graph, inputs, memory, plan
+from deepjax.runs.workdir import Statistics
 from deepjax.summary import summarize
 from deepjax.training import experiment, sharding
 from deepjax.training.run import make_model
-from deepjax.training.workdir import Statistics
 
 CIFAR = Data(name="cifar10")
 MIB = 2**20

@@ -130,7 +130,7 @@ def compare(arguments):
     options = parse(Compare, arguments, "deepjax compare")
     import numpy as np
 
-    from deepjax.weights.compare import compare, compare_with_torch, torchvision_module
+    from deepjax.transforms.compare import compare, compare_with_torch, torchvision_module
 
     shape = [int(n) for n in options.input.split(",")] if re.fullmatch(r"\d+,\d+,\d+", options.input) else None
     if options.input and not shape:

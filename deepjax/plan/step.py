@@ -11,9 +11,9 @@ import numpy as np
 from deepjax import data
 from deepjax.errors import InputError
 from deepjax.plan import graph
+from deepjax.runs.workdir import Statistics
 from deepjax.summary.walk import Walk
 from deepjax.training import experiment, sharding
-from deepjax.training.workdir import Statistics
 
 
 class Traced(NamedTuple):

@@ -1,7 +1,7 @@
 """Training: state, step (pure), sharding (all device placement), loop (all input and output), checkpoints."""
 
+from deepjax.runs.checkpoint import Checkpoints
 from deepjax.training.averaging import MomentEstimator, mean_parameters, moments_step
-from deepjax.training.checkpoint import Checkpoints
 from deepjax.training.evaluate import Evaluation, Evaluator
 from deepjax.training.find_lr import range_test
 from deepjax.training.loop import train

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr
 
 from deepjax.errors import InputError
-from deepjax.training.checkpoint import Checkpoints
+from deepjax.runs.checkpoint import Checkpoints
 from deepjax.training.step import apply_model
 
 

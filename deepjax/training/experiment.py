@@ -13,12 +13,12 @@ from deepjax import data, init_from_data
 from deepjax.config import Augment
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer, make_schedule
+from deepjax.runs.workdir import Statistics, key_of, read_statistics
 from deepjax.training import averaging, freezing, pretrained, sharding
 from deepjax.training.evaluate import Evaluator
 from deepjax.training.run import make_model
 from deepjax.training.state import init_state, state_shapes
 from deepjax.training.step import eval_step, train_step
-from deepjax.training.workdir import Statistics, key_of, read_statistics
 
 
 def check(config):

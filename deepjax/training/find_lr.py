@@ -11,8 +11,9 @@ from rich.console import Console
 
 from deepjax.config import Config, Schedule
 from deepjax.errors import InputError, TrainingFailed
-from deepjax.training import experiment, plots, workdir
-from deepjax.training.checkpoint import Checkpoints
+from deepjax.runs import plots, workdir
+from deepjax.runs.checkpoint import Checkpoints
+from deepjax.training import experiment
 
 DIVERGED = 4.0  # times the lowest smoothed loss: there the test stops, as fastai's does
 

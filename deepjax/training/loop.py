@@ -16,8 +16,9 @@ from rich.console import Console
 from deepjax import optimizers
 from deepjax.config import Config
 from deepjax.errors import InputError, Stopped, TrainingFailed
-from deepjax.training import averaging, evaluate, experiment, plots, records, sharding, workdir
-from deepjax.training.checkpoint import Checkpoints
+from deepjax.runs import plots, records, workdir
+from deepjax.runs.checkpoint import Checkpoints
+from deepjax.training import averaging, evaluate, experiment, sharding
 from deepjax.training.compiled import Compiled
 from deepjax.training.progress import ProgressDisplay, duration
 from deepjax.training.state import parameter_count

@@ -11,8 +11,9 @@ from deepjax import data, zoo
 from deepjax.config import Config
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer
-from deepjax.training import averaging, workdir
-from deepjax.training.checkpoint import Checkpoints
+from deepjax.runs import workdir
+from deepjax.runs.checkpoint import Checkpoints
+from deepjax.training import averaging
 from deepjax.training.freezing import frozen_optimizer
 from deepjax.training.state import init_state
 

@@ -16,7 +16,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from deepjax import training
 from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
 from deepjax.errors import InputError, Stopped, TrainingFailed
-from deepjax.training import Checkpoints, inference, loop, workdir
+from deepjax.runs import workdir
+from deepjax.training import Checkpoints, inference, loop
 
 QUIET = Console(quiet=True)
 DIGITS = Config(

@@ -12,11 +12,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import helpers
-from deepjax import cli, weights, zoo
+from deepjax import cli, transforms, weights, zoo
 from deepjax.errors import InputError
+from deepjax.transforms.compare import OUTPUT
 from deepjax.units import unstack_units
 from deepjax.weights import files
-from deepjax.weights.compare import OUTPUT
 
 REFERENCE = helpers.REFERENCE
 SHAPE = (2, 32, 32, 3)
@@ -69,7 +69,7 @@ def times(factor, unit=None):
 
 
 def test_equal_weights_agree(variables, x):
-    result = weights.compare(small(), variables, variables, x)
+    result = transforms.compare(small(), variables, variables, x)
     assert result.first is None
     assert {layer.difference for layer in result.layers} == {0.0}
     paths = [layer.path for layer in result.layers]
@@ -92,27 +92,27 @@ def test_equal_weights_agree(variables, x):
 )
 def test_first_layer_that_diverges(variables, x, collection, path, leaf, unit, first):
     other = changed(variables, collection, path, leaf, times(3.0, unit))
-    result = weights.compare(small(), variables, other, x)
+    result = transforms.compare(small(), variables, other, x)
     assert result.first.path == first
     before = result.layers[: result.layers.index(result.first)]
     assert {layer.difference for layer in before} <= {0.0}
-    assert weights.compare(small(), variables, other, x, tolerance=1e9).first is None
+    assert transforms.compare(small(), variables, other, x, tolerance=1e9).first is None
 
 
 def test_units_of_a_scan_are_told_apart(x):
     network = zoo.create("resnet34", num_classes=10, width=4)
     variables = random_variables(network)
     other = changed(variables, "params", "stage3_rest/unit/branch/conv1", "kernel", times(2.0, 3))
-    assert weights.compare(network, variables, other, x).first.path == "stage3_rest/unit4/branch/conv1"
+    assert transforms.compare(network, variables, other, x).first.path == "stage3_rest/unit4/branch/conv1"
 
 
 def test_stacked_and_unrolled_variables(variables, x):
-    assert weights.compare(small(scan=False), variables, unstack_units(variables), x).first is None
+    assert transforms.compare(small(scan=False), variables, unstack_units(variables), x).first is None
 
 
 def test_difference_is_relative_to_the_largest_value(variables, x):
     other = changed(variables, "params", "head", "bias", lambda leaf: leaf + np.float32(0.01))
-    result = weights.compare(small(), variables, other, x)
+    result = transforms.compare(small(), variables, other, x)
     logits = [small().apply(v, x, train=False) for v in (variables, other)]
     largest = max(np.abs(y).max() for y in logits)
     np.testing.assert_allclose(result.layers[-1].difference, 0.01 / largest, rtol=1e-2)
@@ -120,16 +120,16 @@ def test_difference_is_relative_to_the_largest_value(variables, x):
 
 def test_values_that_are_not_finite_diverge(variables, x):
     other = changed(variables, "params", "stage1_first/branch/conv2", "kernel", times(np.nan, 0))
-    result = weights.compare(small(), other, other, x)
+    result = transforms.compare(small(), other, other, x)
     assert result.first.path == "stage1_first/branch/conv2"
     assert result.first.difference == np.inf
 
 
 def test_other_networks_variables(variables, x):
     with pytest.raises(InputError, match=r"head/bias have shape \(10,\), but the network's have \(3,\)"):
-        weights.compare(small(num_classes=3), variables, variables, x)
+        transforms.compare(small(num_classes=3), variables, variables, x)
     with pytest.raises(InputError, match=r"images must be"):
-        weights.compare(small(), variables, variables, x[0])
+        transforms.compare(small(), variables, variables, x[0])
 
 
 # Against PyTorch
@@ -155,7 +155,7 @@ def test_torchvisions_network_agrees(name):
     module.train()
     next(module.children()).eval()
     modes = [m.training for m in module.modules()]
-    result = weights.compare_with_torch(name, variables, module, images)
+    result = transforms.compare_with_torch(name, variables, module, images)
     assert result.first is None
     assert len(result.layers) > 8
     assert [m.training for m in module.modules()] == modes
@@ -171,12 +171,12 @@ def test_wrong_epsilon_is_found():
     variables = weights.from_torch("resnet18", module.state_dict())
     images = np.random.default_rng(2).normal(size=(2, 64, 64, 3))
     module.layer2[0].bn1.eps = 1e-3
-    result = weights.compare_with_torch("resnet18", variables, module, images)
+    result = transforms.compare_with_torch("resnet18", variables, module, images)
     assert result.first.path == "stage2_first/branch/norm1"
     module.layer2[0].bn1.eps = 1e-5
     module.layer3[1] = torch.nn.Identity()
     with pytest.raises(InputError, match=r"has no layer layer3.1"):
-        weights.compare_with_torch("resnet18", variables, module, images)
+        transforms.compare_with_torch("resnet18", variables, module, images)
 
 
 # The command line
@@ -299,7 +299,7 @@ def test_layers_inside_remat_are_seen(x):
 
     network = Net(num_classes=4)
     values = jax.device_get(network.init(jax.random.key(0), x, train=False))
-    assert [layer.path for layer in weights.compare(network, values, values, x).layers] == [
+    assert [layer.path for layer in transforms.compare(network, values, values, x).layers] == [
         "unit_a/dense",
         "head",
         OUTPUT,
@@ -308,4 +308,4 @@ def test_layers_inside_remat_are_seen(x):
 
 def test_images_that_the_network_does_not_take(variables):
     with pytest.raises(InputError, match="do not take x"):
-        weights.compare(small(), variables, variables, np.zeros((1, 32, 32, 1)))
+        transforms.compare(small(), variables, variables, np.zeros((1, 32, 32, 1)))

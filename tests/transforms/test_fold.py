@@ -13,8 +13,8 @@ from numpy.testing import assert_allclose
 
 from deepjax import layers, zoo
 from deepjax.errors import InputError
+from deepjax.transforms import fold_batch_norm
 from deepjax.units import stack
-from deepjax.weights import fold_batch_norm
 from deepjax.zoo import plain, residual, small
 
 KEY = jax.random.key(0)

@@ -30,7 +30,7 @@ from deepjax.errors import InputError
 # Only these very classes: a subclass may use its kernel in another way.
 NORMS = (layers.BatchNorm, layers.BatchRenorm, layers.GhostBatchNorm, layers.MovingAverageBatchNorm, nn.BatchNorm)
 LAYERS = (layers.Conv, nn.Conv, nn.Dense)
-MARK = "deepjax.weights.fold "  # the name of a layer's input or output in a jaxpr starts so
+MARK = "deepjax.transforms.fold "  # the name of a layer's input or output in a jaxpr starts so
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from deepjax.errors import InputError
-from deepjax.training.workdir import read_json, write_json
+from deepjax.runs.workdir import read_json, write_json
 
 DIGESTS = "sha256.json"
 
