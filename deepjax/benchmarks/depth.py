@@ -16,7 +16,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from deepjax.benchmarks import cells, claims, report
+from deepjax.benchmarks import cells, growth, report
 from deepjax.benchmarks.process import Ended, Process, cached
 from deepjax.errors import InputError
 
@@ -57,7 +57,7 @@ def run(
 
     Returns:
       The contents of depth.json: "command", "machine", "options", "nets", "stages", "starts" (one record for each
-      cell), "fits", "claims". Seconds and bytes; None where there is no number.
+      cell), "fits". Seconds and bytes; None where there is no number.
 
     Raises:
       InputError: what `cells.nets` and `cells.stages` say, steps below 1, a cap that is not positive, a folder that
@@ -238,7 +238,7 @@ def _writable(out):
 
 
 def _write(folder, record):
-    record |= {"fits": claims.fits(record["nets"]), "claims": [claim._asdict() for claim in claims.check(record)]}
+    record["fits"] = growth.fits(record["nets"])
     beside = folder / "depth.json.tmp"
     beside.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
     beside.replace(folder / "depth.json")

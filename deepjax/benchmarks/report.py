@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepjax.benchmarks.cells import VARIANTS
-from deepjax.benchmarks.claims import QUANTITIES, fit, series
+from deepjax.benchmarks.growth import QUANTITIES, fit, series
 
 NETS = (  # header, field, factor, format
     ("trace s", "trace", 1, ".2f"),
@@ -67,17 +67,7 @@ def tables(record) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
         found.append(("From starting a process to its first step", *_table(STARTS, record["starts"])))
     if record["fits"]:
         found.append(("Exponents of growth with depth", *_exponents(record["fits"])))
-    if record["claims"]:
-        rows = [
-            (claim["text"], f"{claim['value']:.3g}", f"{claim['bound']} {claim['limit']:g}", _word(claim["holds"]))
-            for claim in record["claims"]
-        ]
-        found.append(("Claims", ("claim", "measured", "limit", "holds"), rows))
     return found
-
-
-def _word(holds):
-    return "yes" if holds else "NO"
 
 
 def _table(columns, records):

@@ -1,4 +1,4 @@
-"""`deepjax plan`: what a config needs, before anything runs."""
+"""`deepjax plan`: estimate what a config needs before it runs."""
 
 import json
 import math
@@ -16,17 +16,21 @@ class Options(Config):
     """A config, and what to plan it for."""
 
     input: str = ""
-    """Shape of one example: height,width,channels. Empty: that of the data. With --classes, no data are looked for."""
+    """Shape of one example: height,width,channels. Empty: that of the data. With --classes, no data is looked for."""
     classes: int | None = None
-    """Unset: those of the data."""
+    """Number of classes. Unset: that of the data."""
     memory: float | None = None
-    """GiB of each device. Unset: what the device tells, else the machine's RAM."""
+    """GiB of memory of each device. Unset: the device's own figure, else the machine's RAM."""
+    quick: bool = False
+    """Compile nothing: print only parameters, optimizer state, inputs and FLOPs."""
+    seconds: float = 300.0
+    """Time limit of each compilation."""
     json: bool = False
     """Print JSON."""
 
 
 def plan(arguments):
-    """Print what a config needs; 1 if no choice fits."""
+    """Estimate memory, FLOPs and compile time of a config without running it; exit code 1 if no remat fits."""
     if (path := training.chosen("plan", arguments)) is None:
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     options = training.configured("plan", path, arguments, Options)
@@ -34,17 +38,24 @@ def plan(arguments):
     if not re.fullmatch(r"(\d+(,\d+)*)?", options.input):
         raise InputError(f"--input {options.input!r} must be numbers with commas between, such as 32,32,3")
     shape = tuple(map(int, options.input.split(","))) if options.input else None
-    from deepjax.plan import plan as planned
+    from deepjax.plan import plan as estimate
 
     if options.memory is not None and not 0 < options.memory < math.inf:
         raise InputError(f"--memory {options.memory:g} must be a number of GiB above 0")
-    limit = None if options.memory is None else int(options.memory * 2**30)
-    found = planned(config, shape=shape, classes=options.classes, limit=limit)
+    found = estimate(
+        config,
+        shape=shape,
+        classes=options.classes,
+        limit=None if options.memory is None else int(options.memory * 2**30),
+        quick=options.quick,
+        seconds=options.seconds,
+        report=None if options.json else lambda found: _print_news(path.stem, config, found),
+    )
     if options.json:
         print(json.dumps(_record(found), indent=2))
-    else:
-        _print(path.stem, config, found)
-    return 0 if found.best else 1
+    elif not options.quick:
+        print(f"\n{_advice(found)}")
+    return 0 if options.quick or found.best else 1
 
 
 def _record(found):
@@ -52,54 +63,54 @@ def _record(found):
     return record | {"choices": [choice._asdict() for choice in found.choices]}
 
 
-def _print(name, config, found):
+def _print_news(name, config, found):
+    """Print what is new in a Plan: its head, or its latest choice."""
+    if not found.choices:
+        _print_head(name, config, found)
+        print(f"\n{_row('remat', 'FLOPs a step', 'temporaries', 'total', 'compiled in', 'fits')}", flush=True)
+        return
+    choice = found.choices[-1]
+    name = f"{choice.remat}{' (config)' if choice.remat == found.remat else ''}"
+    flops = f"{choice.flops / 1e9:,.1f} G"
+    if choice.total is None:
+        print(_row(name, flops, choice.stopped), flush=True)
+        return
+    fits = "yes" if choice.fits else "no"
+    sizes = _bytes(choice.temporaries), _bytes(choice.total)
+    print(_row(name, flops, *sizes, f"{choice.compile_seconds:.1f} s", fits), flush=True)
+
+
+def _row(*cells):
+    """Return a row of columns of fixed width, which need not be known when the first row is printed."""
+    return "".join(cell.ljust(width) for cell, width in zip(cells, (20, 15, 14, 14, 14, 8))).rstrip()
+
+
+def _print_head(name, config, found):
     inputs, devices = found.inputs, f" on {found.devices} devices" if found.devices > 1 else ""
-    print(f"{name}: {found.model}, batch {found.batch_size}{devices}, {config.optimizer.name}")
+    print(f"{name}: {found.model}, batch {found.batch_size}{devices}, {config.optimizer.name}, {found.platform}")
     source = f"{config.data.name}: " if inputs.examples else "as given: "
     examples = f", {inputs.examples:,} training examples" if inputs.examples else ""
     print(f"{source}{'x'.join(map(str, inputs.shape))}, {inputs.classes} classes{examples}\n")
-    resident = _bytes(inputs.resident) if inputs.resident else "batch by batch"
     table(
         ("parameters", f"{found.parameters:,}", _bytes(found.parameter_bytes)),
         [
             ("optimizer", "", _bytes(found.optimizer_bytes)),
             ("moments, averages", "", _bytes(found.other_bytes)),
-            ("training set on the device", "", resident),
-            ("multiply-adds", f"{found.macs:,}", "an example, forward"),
+            ("training set", "", _bytes(inputs.resident) if inputs.resident else "read batch by batch"),
+            ("multiply-adds", f"{found.macs:,}", "per example, forward"),
+            ("memory", _bytes(found.memory), found.memory_source),
         ],
-    )
-    print()
-    fits = f"fits {_bytes(found.memory)}"
-    header = ("remat", "activations", "temporaries", "total", "FLOPs a step", "to compile", fits)
-    table(header, [_row(choice, found) for choice in found.choices])
-    each = "; all bytes are those of one device" if devices else ""
-    print(
-        f"\nactivations: what the forward pass leaves for the backward pass; temporaries: all that a step needs{each}"
-    )
-    print("FLOPs: as if nothing were dropped or frozen; to compile: roughly, in seconds of one core")
-    print(f"memory: {_bytes(found.memory)}, {found.memory_of}")
-    print(_advice(found))
-
-
-def _row(choice, found):
-    mark = " (config)" if choice.remat == found.remat else ""
-    return (
-        f"{choice.remat}{mark}",
-        _bytes(choice.activations),
-        _bytes(choice.temporaries),
-        _bytes(choice.total),
-        f"{choice.flops / 1e9:,.1f} G",
-        f"{choice.compile_seconds:.0f} s",
-        "yes" if choice.fits else "no",
     )
 
 
 def _advice(found):
+    if all(choice.stopped for choice in found.choices):
+        return "nothing was compiled: raise --seconds, or see --quick"
     if found.best is None:
-        return "nothing fits: take a smaller --batch-size, or a smaller network"
+        return "no remat fits: use a smaller --batch-size or a smaller network"
     if found.best.remat == found.remat:
-        return f"remat {found.best.remat}, as the config has it, computes the least of those that fit"
-    return f"remat {found.best.remat} computes the least of those that fit: --model-options remat={found.best.remat}"
+        return f"remat {found.best.remat}, as in the config, has the fewest FLOPs of those that fit"
+    return f"remat {found.best.remat} has the fewest FLOPs of those that fit: --model-options remat={found.best.remat}"
 
 
 def _bytes(n):

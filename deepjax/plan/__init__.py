@@ -1,48 +1,48 @@
-"""What a config needs, before anything runs: memory, operations, time to compile, and what fits into the device.
+"""Estimate what a config needs before it runs: parameters, memory, FLOPs, compile time, and which `remat` fits.
 
-`plan` traces the training step on shapes (`step`), reads the trace as a graph of values with sizes (`graph`), and goes
-through it as XLA would, noting what lies in memory when (`memory`). Nothing is compiled, no image is read.
+Parameters, optimizer state, inputs and FLOPs follow exactly from shapes. Memory and compile time are XLA's own: the
+training step is compiled, without data, once for each value of the network's option `remat`.
 """
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from deepjax.errors import InputError
-from deepjax.plan import graph, inputs, memory, step
+from deepjax.plan import inputs, step
+from deepjax.plan.compiling import measure
 from deepjax.summary import summarize
 from deepjax.training.run import make_model
 from deepjax.training.state import parameter_count
 
-REMATS = ("none", "unit", "sqrt", "reversible")  # from the least computing to the least memory
-SECONDS = (
-    0.5,
-    0.0085,
-)  # of one core: to compile any step, and each of its kernels; measured with JAX 0.10 on a server's cores
+REMATS = ("none", "unit", "sqrt", "reversible")  # from the fewest FLOPs to the least memory
 
 
 class Choice(NamedTuple):
-    """What a step needs with one value of the network's option `remat`. Bytes are those of one device."""
+    """What a training step needs with one value of the network's option `remat`. Bytes are those of one device.
+
+    Without compiling (`quick`), and where compiling was stopped, only `flops` is there.
+    """
 
     remat: str
-    activations: int  # that the forward pass leaves for the backward pass
-    temporaries: int  # all that a step needs for itself: activations, gradients, copies of parameters
-    total: int  # arguments, temporaries, and outputs that do not take an argument's place
     flops: int  # of a step, on all devices: 2 for each multiply-add of convolutions and matrix products, forward,
-    # backward and computed again; as if nothing were dropped or frozen, and no line searched
-    compile_seconds: float  # roughly
-    fits: bool
+    # backward and recomputed; as if no unit were dropped, no layer frozen, and no line searched
+    temporaries: int | None = None  # activations, gradients and copies that XLA allocates for a step
+    total: int | None = None  # state and data, temporaries, outputs that do not reuse memory of the state
+    compile_seconds: float | None = None
+    fits: bool | None = None
+    stopped: str = ""  # why there is no result
 
 
 class Plan(NamedTuple):
     """What a config needs. Bytes are those of one device."""
 
     model: str
-    remat: str  # what the config says
+    remat: str  # of the config
     inputs: inputs.Inputs
     batch_size: int  # over all devices
     devices: int
@@ -52,102 +52,131 @@ class Plan(NamedTuple):
     optimizer_bytes: int
     other_bytes: int  # running moments, averages of parameters
     macs: int  # of one example's forward pass
-    choices: tuple[Choice, ...]  # those that the network has, from the least computing to the least memory
     memory: int  # of the device
-    memory_of: str  # where that is known from
+    memory_source: str  # where that figure comes from
+    choices: tuple[Choice, ...]  # those that the network has, from the fewest FLOPs to the least memory
 
     @property
     def best(self):
-        """Of the choices that fit, the one that computes least, or None."""
+        """The choice with the fewest FLOPs among those that fit, or None."""
         return next((choice for choice in self.choices if choice.fits), None)
 
 
-def plan(config, *, shape: Sequence[int] | None = None, classes=None, limit=None):
-    """The Plan of a config, whose training step is traced once for each remat that the network has.
+def plan(
+    config,
+    *,
+    shape: Sequence[int] | None = None,
+    classes=None,
+    limit=None,
+    quick=False,
+    seconds=300.0,
+    report: Callable[[Plan], None] | None = None,
+):
+    """Return the Plan of a config.
 
     Args:
       config: a `deepjax.config.Config`.
-      shape: of one example; None: as the config's data has it.
-      classes: how many; None: as the config's data has it.
-      limit: bytes of memory; None: those of the device where it tells, else the machine's.
+      shape: of one example; None: that of the config's data.
+      classes: number of classes; None: that of the config's data.
+      limit: bytes of memory of a device; None: the device's own figure, else the machine's memory.
+      quick: compile nothing: give only what is exact without it.
+      seconds: time limit of each compilation, in a process of its own.
+      report: called with the Plan so far: first without choices, then after each choice.
 
     Raises:
-      InputError: what training would refuse of the config's numbers, network and optimizer; data that cannot be found,
-        without shape and classes. Whether `pretrained` is there, and fits, is not looked at.
+      InputError: what training would refuse of the config's values, network and optimizer; data that cannot be found,
+        without shape and classes. The weights that `pretrained` names are not looked for.
     """
     if limit is not None and limit <= 0:
         raise InputError(f"memory {limit / 2**30:g} GiB must be above 0")
+    if not 0 < seconds < math.inf:
+        raise InputError(f"seconds {seconds:g} must be a number above 0")
     step.check(config)
     found = inputs.find(config, shape, classes)
-    own = make_model(config, found.classes)  # refuses what the config itself says of it
-    models = {remat: model for remat in REMATS if (model := _model(config, found.classes, remat)) is not None}
-    models = models or {"none": own}
-    steps = {remat: step.trace(config, found, model) for remat, model in models.items()}
-    first = next(iter(steps.values()))
-    macs = sum(layer.macs for layer in summarize(next(iter(models.values())), first.shape))
-    known, known_of = (limit, "as given") if limit else device_memory(first.devices)
-    choices = tuple(_choice(remat, traced, first, macs * config.batch_size, known) for remat, traced in steps.items())
-    state = first.state
+    configured = make_model(config, found.classes)  # raises for what the config itself asks of the network
+    models = {remat: model for remat in REMATS if (model := _with_remat(config, found.classes, remat)) is not None}
+    steps = {remat: step.trace(config, found, model) for remat, model in (models or {"none": configured}).items()}
+    plain = next(iter(steps.values()))
+    planned = _without_choices(config, found, plain, configured if not models else next(iter(models.values())), limit)
+    planned = planned._replace(remat=configured.remat if configured.remat in models else "none")
+    report = report or (lambda planned: None)
+    report(planned)
+    for remat, abstract in steps.items():
+        choice = Choice(remat, _flops(planned, abstract, plain))
+        if not quick:
+            result = measure(config, found, remat if models else None, seconds)
+            choice = _measured(choice, result, found.resident, planned.memory)
+        planned = planned._replace(choices=(*planned.choices, choice))
+        report(planned)
+    return planned
+
+
+def _without_choices(config, found, plain, model, limit):
+    memory, source = (limit, "as given") if limit else device_memory(plain.devices)
     return Plan(
         model=config.model,
-        remat=own.remat if own.remat in models else "none",
+        remat="none",
         inputs=found,
         batch_size=config.batch_size,
-        devices=first.devices,
+        devices=plain.devices,
         platform=jax.default_backend(),
-        parameters=parameter_count(state.params),
-        parameter_bytes=step.size(state.params),
-        optimizer_bytes=step.size(state.opt_state),
-        other_bytes=step.size((state.batch_stats, state.ema, state.swa)),
-        macs=macs,
-        choices=choices,
-        memory=known,
-        memory_of=known_of,
+        parameters=parameter_count(plain.state.params),
+        parameter_bytes=step.size(plain.state.params),
+        optimizer_bytes=step.size(plain.state.opt_state),
+        other_bytes=step.size((plain.state.batch_stats, plain.state.ema, plain.state.swa)),
+        macs=sum(row.macs for row in summarize(model, plain.shape)),
+        memory=memory,
+        memory_source=source,
+        choices=(),
     )
 
 
-def _model(config, classes, remat):
-    """The network with this remat; None where it has no such choice."""
+def _with_remat(config, classes, remat):
+    """Return the network with this remat, or None if it has no such choice."""
     try:
         return make_model(step.with_remat(config, remat), classes)
     except InputError:
         return None
 
 
-def _choice(remat, traced, plain, forward_macs, limit):
-    need = memory.need(graph.of_step(traced.jaxpr, jax.default_backend(), traced.donated))
-    total = traced.arguments + traced.metrics + need.temporaries
-    again = step.macs(traced.jaxpr) - step.macs(plain.jaxpr)  # what remat computes again, on one device
-    return Choice(
-        remat=remat,
-        activations=need.activations,
-        temporaries=need.temporaries,
-        total=total,
-        flops=2 * (3 * forward_macs + again * traced.devices),
-        compile_seconds=SECONDS[0] + SECONDS[1] * need.kernels,
-        fits=total <= limit,
+def _flops(planned, abstract, plain):
+    recomputed = step.macs(abstract.traced.jaxpr.jaxpr) - step.macs(plain.traced.jaxpr.jaxpr)  # on one device
+    return 2 * (3 * planned.macs * planned.batch_size + recomputed * planned.devices)
+
+
+def _measured(choice, result, resident, limit):
+    """Return the choice with what compiling it gave; `resident`: bytes of a training set that lies on the device."""
+    if "stopped" in result:
+        return choice._replace(stopped=result["stopped"])
+    total = result["arguments"] + resident + result["temporaries"] + result["outputs"] - result["aliased"]
+    return choice._replace(
+        temporaries=result["temporaries"], total=total, compile_seconds=result["seconds"], fits=total <= limit
     )
 
 
 def device_memory(devices=1):
-    """(bytes of each of so many devices, where they are known from): as the device tells, else a share of the RAM.
+    """Return (bytes of memory of each device, where the figure comes from).
 
-    Raises InputError where neither tells.
+    Args:
+      devices: how many devices share the machine's memory, if they have none of their own.
+
+    Raises:
+      InputError: neither the device nor the operating system gives a figure.
     """
     device = jax.local_devices()[0]
-    told = (device.memory_stats() or {}).get("bytes_limit")
-    if told:
-        return told, f"as {device.device_kind} tells"
+    own = (device.memory_stats() or {}).get("bytes_limit")
+    if own:
+        return own, f"limit of {device.device_kind}"
     try:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        raise InputError("memory: neither the device nor the system tells how much there is; give --memory") from None
+        raise InputError("memory: neither the device nor the system gives a figure; set --memory") from None
     share = "" if devices == 1 else f", shared by {devices} devices"
-    return int(min(whole, _container())) // devices, f"the machine's RAM{share}"
+    return int(min(machine, _container_limit())) // devices, f"the machine's RAM{share}"
 
 
-def _container():
-    """Bytes that Linux allows this container; without limit, infinity."""
+def _container_limit():
+    """Return the bytes that Linux allows this container; infinity without a limit."""
     try:
         return int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):  # "max"

@@ -1,4 +1,4 @@
-"""The training step of a config, traced on shapes: what `experiment.build` makes, without the data."""
+"""The training step of a config on abstract arrays: everything that compilation needs, without data."""
 
 import dataclasses
 import math
@@ -10,49 +10,45 @@ import numpy as np
 
 from deepjax import data
 from deepjax.errors import InputError
-from deepjax.plan import graph
 from deepjax.runs.workdir import Statistics
 from deepjax.summary.walk import Walk
 from deepjax.training import experiment, sharding
 
 
-class Traced(NamedTuple):
-    """A step as one device runs it, on its share of the batch."""
+class AbstractStep(NamedTuple):
+    """A training step and the shapes of what it takes, as one device runs it on its share of the batch."""
 
-    jaxpr: Any
+    traced: Any  # jax.stages.Traced of (state, data, rows, key)
     state: Any  # shapes of the TrainState
     shape: tuple[int, ...]  # of one standardized example
     devices: int
-    arguments: int  # bytes of the state, of the data on the device, and of what travels there for each step
-    metrics: int  # bytes
-
-    @property
-    def donated(self):
-        """How many inputs, the first ones, give their memory to outputs."""
-        return len(jax.tree.leaves(self.state))
 
 
 def check(config):
-    """Raises InputError for numbers that cannot work."""
+    """Raise InputError for values that training would refuse."""
     experiment.check(config)
     sharding.select_devices(config.devices.count, config.batch_size)
 
 
 def with_remat(config, remat):
-    """The config with this option of its network."""
+    """Return the config with this value of its network's option `remat`."""
     return dataclasses.replace(config, model_options=config.model_options | {"remat": remat})
 
 
 def trace(config, found, model):
-    """The Traced step of a config with this model and these `inputs.Inputs`.
+    """Return the AbstractStep of a config with this model and these `inputs.Inputs`.
 
-    Raises InputError where the model, the optimizer and the data do not go together.
+    Raises:
+      InputError: the model, the optimizer and the data do not fit each other.
     """
     if found.examples is not None and config.batch_size > found.examples:
-        raise InputError(f"batch_size {config.batch_size} is larger than the training set of {found.examples} examples")
+        raise InputError(
+            f"batch_size {config.batch_size} is larger than the training set of {found.examples} examples; use a "
+            f"smaller one"
+        )
     devices = len(sharding.select_devices(config.devices.count, config.batch_size))
     share = config.batch_size // devices
-    augment = dataclasses.replace(config.data.augment, area=None)  # which is done where images are read
+    augment = dataclasses.replace(config.data.augment, area=None)  # crops by area are made on the host
     config = dataclasses.replace(
         config,
         batch_size=share,
@@ -62,37 +58,28 @@ def trace(config, found, model):
     dataset = _blank(found, share * devices, without_validation=config.data.validation == 0)
     statistics = Statistics(_standardizer(config.data, found.shape), np.zeros((3, 3)) if augment.lighting else None)
     exp = experiment.build(config, dataset, model, jax.local_devices()[:1], statistics)
-    batch = jax.ShapeDtypeStruct((share, *found.shape), _kind(found.shape))
+    image = jax.ShapeDtypeStruct((share, *found.shape), _dtype(found.shape))
     label, mask = (jax.ShapeDtypeStruct((share,), dtype) for dtype in (jnp.int32, bool))
-    rows = {"image": batch, "label": label, "mask": mask}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    traced = exp.step.trace(exp.shapes, (), rows, key)
-    chosen = (label, mask) if found.resident else rows  # images that are there are chosen by number
-    return Traced(
-        jaxpr=traced.jaxpr.jaxpr,
-        state=exp.shapes,
-        shape=statistics.standardizer.output_shape(found.shape),
-        devices=devices,
-        arguments=size(exp.shapes) + found.resident + size(chosen),
-        metrics=size(traced.out_info) - size(exp.shapes),
-    )
+    traced = exp.step.trace(exp.shapes, (), {"image": image, "label": label, "mask": mask}, key)
+    return AbstractStep(traced, exp.shapes, statistics.standardizer.output_shape(found.shape), devices)
 
 
-def _blank(found, least, without_validation):
-    """A Dataset of these Inputs that takes no memory."""
-    examples = found.examples or least
-    images = np.broadcast_to(_kind(found.shape)(0), (examples, *found.shape))
+def _blank(found, min_examples, without_validation):
+    """Return a Dataset with the shapes of these Inputs that takes no memory."""
+    examples = found.examples or min_examples
+    images = np.broadcast_to(_dtype(found.shape)(0), (examples, *found.shape))
     split = data.Arrays(images, np.broadcast_to(np.int32(0), (examples,)))
     validation = split.take(np.arange(0)) if without_validation else split
     return data.Dataset("", tuple(map(str, range(found.classes))), found.shape, split, validation, split)
 
 
-def _kind(shape):
-    return np.uint8 if len(shape) == 3 else np.float32  # points in the plane are not images
+def _dtype(shape):
+    return np.uint8 if len(shape) == 3 else np.float32  # images are bytes, feature vectors are floats
 
 
 def _standardizer(wanted, shape):
-    """One that is fitted to nothing, of the right shapes."""
+    """Return a Standardizer of the right shapes that is fitted to no data."""
     features = math.prod(shape)
     if wanted.standardize in ("pca", "zca"):
         basis = np.broadcast_to(np.float32(0), (features, features))
@@ -102,12 +89,15 @@ def _standardizer(wanted, shape):
 
 
 def size(tree):
-    """Bytes of a tree of shapes."""
-    return sum(math.prod(leaf.shape) * graph.itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))
+    """Return the bytes of a tree of shapes; a PRNG key counts as its two 32-bit words."""
+    return sum(
+        math.prod(leaf.shape) * (8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize)
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def macs(jaxpr):
-    """Multiply-adds of the convolutions and matrix products of a jaxpr."""
+    """Return the multiply-adds of the convolutions and matrix products of a jaxpr."""
     walk = Walk()
     walk.run(jaxpr, [None] * len(jaxpr.invars), cost=walk.cost)
     return walk.cost.macs.total()
