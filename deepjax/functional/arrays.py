@@ -58,3 +58,22 @@ def per_example(values, rank):
     (3, 1, 1, 1)
     """
     return jnp.reshape(values, jnp.shape(values) + (1,) * (rank - jnp.ndim(values)))
+
+
+def spread(values, x):
+    """Broadcast a value per feature to the shape and dtype of x.
+
+    The gradient in `values` is a sum over all pixels of all examples. It is taken in at least float32, because a sum
+    of many numbers in bfloat16 or float16 stops growing at a few hundred times their size.
+
+    Args:
+      values: [features] or [].
+      x: [..., features].
+
+    Returns:
+      An array like x.
+
+    >>> spread(jnp.array([1.0, 2.0]), jnp.ones((2, 2), jnp.bfloat16)).astype(int).tolist()
+    [[1, 2], [1, 2]]
+    """
+    return jnp.broadcast_to(per_feature(at_least_float32(values), x.ndim), x.shape).astype(x.dtype)
