@@ -61,14 +61,14 @@ def per_example(values, rank):
 
 
 def spread(values, x):
-    """Broadcast a value per feature to the shape and dtype of x.
+    """Broadcast values, such as one per feature, to the shape and dtype of x.
 
-    The gradient in `values` is a sum over all pixels of all examples. It is taken in at least float32, because a sum
-    of many numbers in bfloat16 or float16 stops growing at a few hundred times their size.
+    The gradient in `values` is a sum over all pixels of all examples. It is taken in at least float32, because in
+    bfloat16 a sum stops growing when it is a few hundred times as large as one summand.
 
     Args:
-      values: [features] or [].
-      x: [..., features].
+      values: [*last], which broadcasts against the last axes of x; for example [features].
+      x: [..., *last].
 
     Returns:
       An array like x.
