@@ -2,7 +2,38 @@
 
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 REFERENCE = SHARED / "reference" / "torchvision_reference.py"
 TFDS = SHARED / "tfds"
+
+
+def random_arrays(seed, *shapes):
+    """Return a tuple of standard normal float32 arrays of these shapes."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+
+
+def linear_in_kernel(size, kernel_shape, *, stride, padding, dilation, groups=1):
+    """Describe the matrix of a convolution: which entry of the kernel is in which place.
+
+    Output o meets input i at tap k if i = o * stride + k * dilation - low, so there is at most one tap per pair.
+
+    Returns:
+      (which, out): int [out pixels x features, size pixels x features_in] of indices into the raveled kernel, -1 where
+      the matrix is 0, and the output's size.
+    """
+    *window, part, features = kernel_shape
+    numbers = list(zip(size, window, stride, padding, dilation, strict=True))
+    out = tuple((n + low + high - (w - 1) * d - 1) // s + 1 for n, w, s, (low, high), d in numbers)
+    entries = np.arange(np.prod(kernel_shape)).reshape(kernel_shape)
+    which = np.full((*out, features, *size, part * groups), -1)
+    for o in np.ndindex(*out):
+        for k in np.ndindex(*window):
+            at = tuple(a * s + b * d - low for a, b, (_, _, s, (low, _), d) in zip(o, k, numbers, strict=True))
+            if all(0 <= a < n for a, n in zip(at, size, strict=True)):
+                for f, c in np.ndindex(features, part):
+                    which[(*o, f, *at, f // (features // groups) * part + c)] = entries[(*k, c, f)]
+    return which.reshape(np.prod(out) * features, -1), out

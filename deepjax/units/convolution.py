@@ -38,7 +38,7 @@ class ConvNorm(nn.Module):
     use_bias: bool | None = None  # None: where norm is "none"
     epsilon: float = 1e-5  # of the norm
     momentum: float = 0.9  # of the norm: share of the old running moments that is kept
-    kernel_init: Callable = initializers.he_normal(mode="fan_out")
+    kernel_init: Callable | None = None  # None: that of `layers.Conv`
     bias_init: Callable = initializers.zeros
     dtype: jnp.dtype | None = None
 
