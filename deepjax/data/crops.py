@@ -74,7 +74,7 @@ def _shorter_side(image, size, interpolation):
 
 
 def photograph_crops(image: "Image.Image", height: int, width: int, count: int):
-    """Crops by the arithmetic of `images.centre`: boxes of the source, each resampled once. Order as above."""
+    """Crops by the arithmetic of `images.center`: boxes of the source, each resampled once. Order as above."""
     from PIL import Image
 
     scale = SHORTER * max(height / image.height, width / image.width)

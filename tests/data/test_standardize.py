@@ -12,7 +12,7 @@ from rich.console import Console
 
 from deepjax import data, training
 from deepjax.config import Augment, Config, Data, Devices, Optimizer
-from deepjax.data.files import FolderFiles
+from deepjax.data.sources.folder import FolderFiles
 from deepjax.data.standardize import channel_covariance, check
 from deepjax.errors import InputError
 from deepjax.training import inference
