@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax import config
-from deepjax.data import colour
+from deepjax.data import color
 from deepjax.data.randaugment import STRONGEST, randaugment
 from deepjax.errors import InputError
 
-# The numbers of channels that each colour operation can work on; brightness takes any.
+# The numbers of channels that each color operation can work on; brightness takes any.
 CHANNELS = {"contrast": (1, 3), "saturation": (3,), "hue": (3,), "lighting": (3,), "randaugment": (1, 3)}
 
 
@@ -53,10 +53,10 @@ def _at_least_0(augment, names, limit):
 
 
 # The key of a step is folded with a number for each use, which must stay, or resumed runs would differ: 0 to 3 are
-# taken by `augment`, 4 to 6 by `change_colours`.
+# taken by `augment`, 4 to 6 by `change_colors`.
 
 
-def change_colours(
+def change_colors(
     key: jax.Array, images: jax.Array, augment: config.Augment, components: np.ndarray | None = None
 ) -> jax.Array:
     """[B, H, W, C] as stored -> in [0, 1], each image changed by its own draws; without any such change, as they came.
@@ -64,7 +64,7 @@ def change_colours(
     RandAugment, then brightness, contrast, saturation and hue, then PCA lighting, which needs its `components`
     (of `lighting_components`). For images before they are standardized; uint8 is divided by 255 first.
     """
-    jittered = any(getattr(augment, name) for name in colour.JITTER)
+    jittered = any(getattr(augment, name) for name in color.JITTER)
     if not (jittered or augment.lighting or augment.randaugment):
         return images
     if images.dtype == jnp.uint8:
@@ -72,18 +72,18 @@ def change_colours(
     if augment.randaugment:
         images = randaugment(jax.random.fold_in(key, 4), images, augment.randaugment, augment.magnitude)
     if jittered:
-        images = colour.jitter(jax.random.fold_in(key, 5), images, augment)
+        images = color.jitter(jax.random.fold_in(key, 5), images, augment)
     if augment.lighting:
         if components is None:
-            raise InputError("change_colours: augment.lighting needs components, as of lighting_components")
-        images = colour.lighting(jax.random.fold_in(key, 6), images, augment.lighting, components)
+            raise InputError("change_colors: augment.lighting needs components, as of lighting_components")
+        images = color.lighting(jax.random.fold_in(key, 6), images, augment.lighting, components)
     return images
 
 
 def augment(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.Array:
     """Float [B, H, W, C] -> the same shape, each image changed by its own draws: all that moves or covers pixels.
 
-    Images are standardized already: what comes in from outside is 0, the mean colour (with data.standardize min_max
+    Images are standardized already: what comes in from outside is 0, the mean color (with data.standardize min_max
     the value 0). `augment.area` is not applied here but where images are read.
     """
     if augment.flip:

@@ -16,7 +16,7 @@ from deepjax.errors import InputError
 VALIDATION = 0.1  # fraction of the training set, for data sets without a validation split
 
 
-def load(data: config.Data, data_dir: str, seed: int) -> Dataset:
+def load(data: config.Data, data_dir: str, seed: int, *, given: Dataset | None = None) -> Dataset:
     """Load the data set that `data` names, in three splits.
 
     Args:
@@ -24,27 +24,21 @@ def load(data: config.Data, data_dir: str, seed: int) -> Dataset:
         original files are in data_dir, or one that TFDS has prepared in data_dir (or in TFDS's default folder).
       data_dir: folder with data sets, or empty.
       seed: draws the validation images if the data set has no validation split.
+      given: used instead of the data set that `data` names, for example what `from_arrays` returns. It is resized,
+        placed and split as the other fields of `data` say.
 
     Raises:
       InputError: the data set cannot be found or read, or other fields of `data` do not fit it.
     """
     check_fields(data, seed)
     wanted = sources.Wanted(data.name, data_dir, data.image_size)
-    return configure(sources.find(wanted).load(wanted), data, seed)
-
-
-def configure(dataset: Dataset, data: config.Data, seed: int) -> Dataset:
-    """Apply `data` to a data set that is loaded (`from_arrays`): resize, place and split it; `data.name` is not used.
-
-    Arguments and errors are those of `load`.
-    """
-    check_fields(data, seed)
-    if isinstance(dataset.train, Records):
-        dataset = replace(dataset, fit=dataset.train.fit)
-    dataset = _place(_resize(dataset, data.image_size), data)
-    check_augment(data.augment, dataset.shape)
-    check_standardize(data, dataset.shape)
-    return _split(dataset, data.validation, seed)
+    found = given or sources.find(wanted).load(wanted)
+    if isinstance(found.train, Records):
+        found = replace(found, fit=found.train.fit)
+    found = _place(_resize(found, data.image_size), data)
+    check_augment(data.augment, found.shape)
+    check_standardize(data, found.shape)
+    return _split(found, data.validation, seed)
 
 
 def check_fields(data: config.Data, seed: int) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from deepjax.data import colour
+from deepjax.data import color
 
 STRONGEST = 30  # magnitudes are 0 to 30
 
@@ -55,14 +55,14 @@ def operations(magnitude: int, height: int, width: int) -> dict[str, Callable]:
         "TranslateX": lambda image, sign: affine(image, _matrix(1, 0, -sign * right, 0, 1, 0)),
         "TranslateY": lambda image, sign: affine(image, _matrix(1, 0, 0, 0, 1, -sign * down)),
         "Rotate": lambda image, sign: affine(image, rotation(30 * strength * sign, height, width)),
-        "Brightness": lambda image, sign: colour.brightness(image, 1 + enhance * sign),
-        "Color": lambda image, sign: colour.saturation(image, 1 + enhance * sign),
-        "Contrast": lambda image, sign: colour.contrast(image, 1 + enhance * sign),
-        "Sharpness": lambda image, sign: colour.sharpness(image, 1 + enhance * sign),
-        "Posterize": lambda image, sign: colour.posterize(image, 8 - round(4 * strength)),
-        "Solarize": lambda image, sign: colour.solarize(image, 1 - strength),
-        "AutoContrast": lambda image, sign: colour.autocontrast(image),
-        "Equalize": lambda image, sign: colour.equalize(image),
+        "Brightness": lambda image, sign: color.brightness(image, 1 + enhance * sign),
+        "Color": lambda image, sign: color.saturation(image, 1 + enhance * sign),
+        "Contrast": lambda image, sign: color.contrast(image, 1 + enhance * sign),
+        "Sharpness": lambda image, sign: color.sharpness(image, 1 + enhance * sign),
+        "Posterize": lambda image, sign: color.posterize(image, 8 - round(4 * strength)),
+        "Solarize": lambda image, sign: color.solarize(image, 1 - strength),
+        "AutoContrast": lambda image, sign: color.autocontrast(image),
+        "Equalize": lambda image, sign: color.equalize(image),
     }
 
 

@@ -27,7 +27,7 @@ def numbered(**changed):
 
 
 def configure(dataset, seed=0, **fields):
-    return data.configure(dataset, Data(**fields), seed)
+    return data.load(Data(**fields), "", seed, given=dataset)
 
 
 def refused(match, dataset, **fields):

@@ -278,7 +278,7 @@ def test_a_run_on_two_replicas(tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
-    """Mixing, RandAugment, colours of grey images and cutout, on digits; as if killed before the last checkpoint."""
+    """Mixing, RandAugment, colors of gray images and cutout, on digits; as if killed before the last checkpoint."""
     augment = Augment(crop=1, contrast=0.2, randaugment=1, magnitude=5, cutout=2, mixup=0.2, cutmix=1.0)
     changes = {"data": Data(augment=augment), "label_smoothing": 0.1, "checkpoint_every": 10}
     summary, whole = run(tmp_path / "run", **changes), newest(tmp_path / "run")
@@ -293,7 +293,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_keeps_its_colours_components(tmp_path):
+def test_a_run_keeps_its_colors_components(tmp_path):
     """PCA lighting on RGB images; their principal components are written once, and read after that."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (120, 4, 4, 3)).astype(np.uint8)

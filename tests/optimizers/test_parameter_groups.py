@@ -17,8 +17,7 @@ from rich.console import Console
 
 from deepjax import config, training, zoo
 from deepjax.errors import InputError, Stopped
-from deepjax.optimizers import make_optimizer, make_schedule, slow_params
-from deepjax.optimizers.chain import USUAL
+from deepjax.optimizers import OPTIMIZERS, make_optimizer, make_schedule, slow_params
 from deepjax.optimizers.groups import labels
 from deepjax.training import (
     Checkpoints,
@@ -75,7 +74,7 @@ def test_the_first_pattern_that_matches_gives_the_label():
 def test_each_group_goes_as_if_it_were_alone(name):
     """With a rate of its own, which the schedule scales, and a decay of its own."""
     groups = {"head/*": {"learning_rate": 0.3, "weight_decay": 0.5}, "stem_conv/*": {"weight_decay": 0}}
-    if "epsilon" in USUAL[name]:
+    if "epsilon" in OPTIMIZERS[name].usual:
         groups["head/*"]["epsilon"] = 0.1
     optimizer = config.Optimizer(name=name, learning_rate=0.2, weight_decay=0.1)
 
@@ -124,7 +123,7 @@ def numbers(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_frozen_group_costs_no_state(name):
     optimizer = config.Optimizer(name=name, weight_decay=0.1, clip_norm=0.5, clip_adaptive=0.5, lookahead=2)
     groups, params = {"stem*": {"frozen": True}, "stage1*": {"frozen": True}}, params_of()
@@ -370,8 +369,8 @@ def test_groups_come_from_the_command_line_as_json(capsys):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ({"head/*": {"learning_rat": 0.1}}, "'learning_rat' is no setting of a group; did you mean 'learning_rate'"),
-        ({"head/*": {"accumulate": 2}}, "'accumulate' is no setting"),
+        ({"head/*": {"learning_rat": 0.1}}, "'learning_rat' is not a setting of a group; did you mean 'learning_rate'"),
+        ({"head/*": {"accumulate": 2}}, "'accumulate' is not a setting"),
         ({"head/*": {"learning_rate": "0.1"}}, "learning_rate '0.1' must be a number"),
         ({"head/*": {"learning_rate": True}}, "learning_rate True must be a number"),
         ({"head/*": {"learning_rate": 0}}, "'head/[*]': optimizer.learning_rate 0 must be greater than 0"),
@@ -379,7 +378,7 @@ def test_groups_come_from_the_command_line_as_json(capsys):
         ({"head/*": {"frozen": 1}}, "frozen 1 must be true or false"),
         (
             {"head/*": {"frozen": True, "learning_rate": 0.1}},
-            "frozen takes no other setting; leave out .'learning_rate'",
+            "frozen group has no other settings; leave out .'learning_rate'",
         ),
         ({"head/*": {"frozen_until": -1}}, "frozen_until -1"),
         ({"head/*": {"frozen_until": 5}}, "frozen_until 5 is not within the 5 epochs"),
@@ -399,7 +398,7 @@ def test_group_errors(groups, message):
         ({"stage1_first/nrom/*": {"frozen": True}}, "did you mean 'stage1_first/norm/[*]'"),
         ({"head/kernal": {"frozen": True}}, "did you mean 'head/kernel'"),
         ({"xyz": {"frozen": True}}, "choose from head/[*], stage1_first/[*], stem_conv/[*]"),
-        ({"*": {"learning_rate": 0.5}, "head/*": {"frozen": True}}, "earlier patterns have taken all"),
+        ({"*": {"learning_rate": 0.5}, "head/*": {"frozen": True}}, "earlier patterns match all"),
         ({"*/bias": {"weight_decay": 0.5}}, "weight_decay 0.5 does nothing"),
         ({"head/*": {"frozen": True}, "st*": {"frozen": True}}, "leaves nothing to train"),
     ],
@@ -411,7 +410,7 @@ def test_patterns_that_do_nothing_are_refused_when_the_state_is_made(groups, mes
 
 
 def test_lbfgs_takes_no_groups_but_frozen_ones():
-    with pytest.raises(InputError, match="'head/[*]': lbfgs takes all parameters for one vector"):
+    with pytest.raises(InputError, match="'head/[*]': lbfgs treats all parameters as one vector"):
         make_optimizer(config.Optimizer("lbfgs", groups={"head/*": {"learning_rate": 0.5}}), 0.1)
 
 

@@ -32,7 +32,7 @@ def from_arrays(
       y_train: labels, integers [N] or [N, 1] from 0 to the number of classes - 1.
       x_test: inputs of the test split.
       y_test: labels of the test split.
-      x_validation: inputs of the validation split. None: `load` and `configure` take it from the training split, as
+      x_validation: inputs of the validation split. None: `load(given=...)` takes it from the training split, as
         config.Data.validation says.
       y_validation: labels of the validation split. Required with x_validation.
       classes: names of the classes. None: "0", "1", ..., up to the largest training label.

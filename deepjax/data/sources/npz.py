@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,8 @@ def npz(path: Path) -> Dataset:
     if missing:
         found = ", ".join(stored) or "nothing"
         raise InputError(f"data.name {path}: lacks {', '.join(missing)}; it has {found}")
-    return from_arrays(**{name: stored[name] for name in names}, name=path.stem)
+    arrays: dict[str, Any] = {name: stored[name] for name in names}
+    return from_arrays(**arrays, name=path.stem)
 
 
 def _stored(path: Path) -> dict[str, np.ndarray]:

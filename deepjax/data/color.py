@@ -1,7 +1,7 @@
-"""Operations on the colours of images in [0, 1], in pure JAX; torchvision's `ColorJitter`, PCA lighting.
+"""Operations on the colors of images in [0, 1], in pure JAX; torchvision's `ColorJitter`, PCA lighting.
 
-An image is [..., H, W, C]; numbers such as `factor` are one for all images, or [...], one for each. Grey is that of
-ITU-R BT.601, as in Pillow. What mixes channels wants C = 3, RGB; of C = 1 the grey is the image itself.
+An image is [..., H, W, C]; numbers such as `factor` are one for all images, or [...], one for each. Gray is that of
+ITU-R BT.601, as in Pillow. What mixes channels wants C = 3, RGB; of C = 1 the gray is the image itself.
 """
 
 from functools import partial
@@ -14,22 +14,22 @@ from deepjax import config
 from deepjax.data.records import Split
 from deepjax.data.standardize import channel_covariance
 
-GREY = (0.299, 0.587, 0.114)
+GRAY = (0.299, 0.587, 0.114)
 
 # An operation is written for one image; leading axes, and numbers for each image, are added here.
 _by_image = partial(jnp.vectorize, signature="(h,w,c)->(h,w,c)")
 _by_image_and_number = partial(jnp.vectorize, signature="(h,w,c),()->(h,w,c)")
 
 
-def grey(image: jax.Array) -> jax.Array:
+def gray(image: jax.Array) -> jax.Array:
     """[..., C] -> [..., 1], of C = 3 or 1.
 
-    >>> grey(jnp.array([1.0, 0.0, 0.0])).tolist()
+    >>> gray(jnp.array([1.0, 0.0, 0.0])).tolist()
     [0.29...]
     """
     if image.shape[-1] == 1:
         return image
-    red, green, blue = (weight * image[..., c : c + 1] for c, weight in enumerate(GREY))
+    red, green, blue = (weight * image[..., c : c + 1] for c, weight in enumerate(GRAY))
     return red + green + blue
 
 
@@ -40,20 +40,20 @@ def _between(other, image, factor):
 
 @_by_image_and_number
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Every colour times a factor of at least 0; 1 leaves the image."""
+    """Every color times a factor of at least 0; 1 leaves the image."""
     return _between(jnp.zeros_like(image), image, factor)
 
 
 @_by_image_and_number
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """The distance from the image's mean grey times a factor of at least 0."""
-    return _between(jnp.broadcast_to(grey(image).mean(), image.shape), image, factor)
+    """The distance from the image's mean gray times a factor of at least 0."""
+    return _between(jnp.broadcast_to(gray(image).mean(), image.shape), image, factor)
 
 
 @_by_image_and_number
 def saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """The distance from each pixel's own grey times a factor of at least 0; Pillow's `Color`."""
-    return _between(jnp.broadcast_to(grey(image), image.shape), image, factor)
+    """The distance from each pixel's own gray times a factor of at least 0; Pillow's `Color`."""
+    return _between(jnp.broadcast_to(gray(image), image.shape), image, factor)
 
 
 @_by_image_and_number
@@ -94,14 +94,14 @@ def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 @_by_image_and_number
 def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
-    """Keep the upper bits, 0 to 8, of each colour, which is rounded to 256 levels."""
+    """Keep the upper bits, 0 to 8, of each color, which is rounded to 256 levels."""
     step = 2 ** (8 - bits.astype(jnp.int32))
     return (_levels(image) // step * step).astype(image.dtype) / 255
 
 
 @_by_image_and_number
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Colours of at least `threshold`, in [0, 1], inverted."""
+    """Colors of at least `threshold`, in [0, 1], inverted."""
     return jnp.where(
         image >= threshold.astype(image.dtype) - 1e-5, 1 - image, image
     )  # equal levels shall be equal after rounding, too
@@ -174,9 +174,9 @@ def lighting_components(split: Split) -> np.ndarray:
 
 
 def lighting(key: jax.Array, images: jax.Array, std: float, components: jax.Array | np.ndarray) -> jax.Array:
-    """PCA lighting (Krizhevsky et al. 2012, section 4.1): each image [B, H, W, C] gets one colour added to all pixels.
+    """PCA lighting (Krizhevsky et al. 2012, section 4.1): each image [B, H, W, C] gets one color added to all pixels.
 
-    The colour is components @ a, with a normal [C] of this standard deviation (0.1 in the paper), drawn for each image;
+    The color is components @ a, with a normal [C] of this standard deviation (0.1 in the paper), drawn for each image;
     `components` are those of `lighting_components`. Results may lie outside [0, 1].
 
     >>> image = jnp.zeros((1, 2, 2, 3))
@@ -184,5 +184,5 @@ def lighting(key: jax.Array, images: jax.Array, std: float, components: jax.Arra
     0.0
     """
     draws = std * jax.random.normal(key, (len(images), images.shape[-1]), images.dtype)
-    colours = jnp.matmul(draws, components.T, precision=jax.lax.Precision.HIGHEST)
-    return images + colours.astype(images.dtype)[:, None, None, :]
+    colors = jnp.matmul(draws, components.T, precision=jax.lax.Precision.HIGHEST)
+    return images + colors.astype(images.dtype)[:, None, None, :]
