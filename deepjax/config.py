@@ -117,9 +117,9 @@ class Data:
     """Fraction of the training set kept for validation, stratified. Unset: the set's own validation split, or 0.1."""
     image_size: int = 0
     """Height and width in pixels that images are resized to when read. 0: as stored."""
-    standardize: Literal["channel", "mean_image", "mean_colour", "min_max", "z_score", "pca", "zca"] = "channel"
+    standardize: Literal["channel", "mean_image", "mean_color", "min_max", "z_score", "pca", "zca"] = "channel"
     """What is done to all images, fitted on the training set. channel: mean 0 and variance 1 of each channel.
-    mean_colour, mean_image: subtract each channel's, each pixel's mean. min_max: each channel to `limits`.
+    mean_color, mean_image: subtract each channel's, each pixel's mean. min_max: each channel to `limits`.
     z_score: mean 0 and variance 1 of each pixel and channel. pca: whitened, a vector of components. zca: whitened, an
     image."""
     mean: tuple[float, ...] = ()
@@ -146,21 +146,8 @@ class Optimizer:
     refused.
     """
 
-    name: Literal[
-        "sgd",
-        "momentum",
-        "nesterov",
-        "adagrad",
-        "rmsprop",
-        "adadelta",
-        "adam",
-        "adamw",
-        "adamax",
-        "nadam",
-        "rprop",
-        "lbfgs",
-        "lion",
-    ] = "momentum"
+    name: str = "momentum"
+    """sgd, momentum, nesterov, adam, adamw, lion, ...; an unknown name lists all."""
     learning_rate: float = 0.1
     """The highest rate, which the schedule scales. rprop: the size of the first step, no schedule."""
     momentum: float | None = None
@@ -206,17 +193,8 @@ class Schedule:
     A field that does not belong to the schedule is refused.
     """
 
-    name: Literal[
-        "constant",
-        "exponential",
-        "step",
-        "linear",
-        "polynomial",
-        "cosine",
-        "warm_restarts",
-        "one_cycle",
-        "plateau",
-    ] = "constant"
+    name: str = "constant"
+    """constant, step, linear, cosine, warm_restarts, one_cycle, plateau, ...; an unknown name lists all."""
     warmup: float = 0.0
     """Epochs of linear growth from zero at the start (one_cycle: epochs until the peak; 0 means 30 % of the run)."""
     milestones: tuple[float, ...] = ()

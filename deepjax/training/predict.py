@@ -13,7 +13,7 @@ from deepjax.errors import InputError, choices
 from deepjax.training.recipes import recipe
 from deepjax.training.step import apply_model
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+SUFFIXES = data.IMAGE_SUFFIXES
 
 
 class Classifier(NamedTuple):

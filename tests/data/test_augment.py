@@ -93,8 +93,8 @@ def test_translation_by_half_a_pixel_averages_neighbours(monkeypatch):
     np.testing.assert_allclose(out[:, :, 1:], (x[:, :, 1:] + x[:, :, :-1]) / 2, atol=1e-5)
 
 
-def test_zoom_is_about_the_centre(monkeypatch):
-    """A linear ramp around the centre has its slope divided by the zoom, and keeps its zero."""
+def test_zoom_is_about_the_center(monkeypatch):
+    """A linear ramp around the center has its slope divided by the zoom, and keeps its zero."""
     ramp = jnp.broadcast_to((jnp.arange(9.0) - 4)[None, :, None, None], (2, 9, 7, 1))
     out = moved(ramp, np.zeros((2, 2)), [[1.25], [0.5]], monkeypatch)
     np.testing.assert_allclose(out[0, :, 3, 0], (np.arange(9) - 4) / 1.25, atol=1e-5)

@@ -1,7 +1,7 @@
-"""Operations on the colours of images in [0, 1], in pure JAX; torchvision's `ColorJitter`, PCA lighting.
+"""Operations on the colors of images in [0, 1], in pure JAX: those of torchvision's `ColorJitter`, and PCA lighting.
 
-An image is [..., H, W, C]; numbers such as `factor` are one for all images, or [...], one for each. Grey is that of
-ITU-R BT.601, as in Pillow. What mixes channels wants C = 3, RGB; of C = 1 the grey is the image itself.
+An image is [..., H, W, C]. A number such as `factor` is a scalar for all images, or [...], one for each image. Gray is
+defined by ITU-R BT.601, as in Pillow. Operations that mix channels need C = 3 (RGB); for C = 1, gray is the image.
 """
 
 from functools import partial
@@ -14,22 +14,22 @@ from deepjax import config
 from deepjax.data.records import Split
 from deepjax.data.standardize import channel_covariance
 
-GREY = (0.299, 0.587, 0.114)
+GRAY = (0.299, 0.587, 0.114)
 
-# An operation is written for one image; leading axes, and numbers for each image, are added here.
+# Operations are written for one image; these decorators add leading axes.
 _by_image = partial(jnp.vectorize, signature="(h,w,c)->(h,w,c)")
 _by_image_and_number = partial(jnp.vectorize, signature="(h,w,c),()->(h,w,c)")
 
 
-def grey(image: jax.Array) -> jax.Array:
-    """[..., C] -> [..., 1], of C = 3 or 1.
+def gray(image: jax.Array) -> jax.Array:
+    """Convert images [..., C], C = 3 or 1, to gray [..., 1].
 
-    >>> grey(jnp.array([1.0, 0.0, 0.0])).tolist()
+    >>> gray(jnp.array([1.0, 0.0, 0.0])).tolist()
     [0.29...]
     """
     if image.shape[-1] == 1:
         return image
-    red, green, blue = (weight * image[..., c : c + 1] for c, weight in enumerate(GREY))
+    red, green, blue = (weight * image[..., c : c + 1] for c, weight in enumerate(GRAY))
     return red + green + blue
 
 
@@ -40,25 +40,25 @@ def _between(other, image, factor):
 
 @_by_image_and_number
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Every colour times a factor of at least 0; 1 leaves the image."""
+    """Multiply every color by a factor of at least 0. A factor of 1 returns the image."""
     return _between(jnp.zeros_like(image), image, factor)
 
 
 @_by_image_and_number
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """The distance from the image's mean grey times a factor of at least 0."""
-    return _between(jnp.broadcast_to(grey(image).mean(), image.shape), image, factor)
+    """Multiply the distance from the image's mean gray by a factor of at least 0."""
+    return _between(jnp.broadcast_to(gray(image).mean(), image.shape), image, factor)
 
 
 @_by_image_and_number
 def saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """The distance from each pixel's own grey times a factor of at least 0; Pillow's `Color`."""
-    return _between(jnp.broadcast_to(grey(image), image.shape), image, factor)
+    """Multiply the distance from each pixel's gray by a factor of at least 0: Pillow's `Color`."""
+    return _between(jnp.broadcast_to(gray(image), image.shape), image, factor)
 
 
 @_by_image_and_number
 def hue(image: jax.Array, turn: jax.Array) -> jax.Array:
-    """The hue moved by a part of the circle, 1 being the whole; saturation and value (of HSV) stay. C = 3.
+    """Turn the hue by a fraction of the circle. Saturation and value (of HSV) do not change. C = 3.
 
     >>> hue(jnp.array([[[1.0, 0.0, 0.0]]]), 1 / 3).round(4).tolist()
     [[[0.0, 1.0, 0.0]]]
@@ -72,17 +72,16 @@ def hue(image: jax.Array, turn: jax.Array) -> jax.Array:
         (green - blue) / divisor,
         jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    distance = [
-        (n + sixth + 6 * turn.astype(image.dtype)) % 6 for n in (5, 3, 1)
-    ]  # of each channel from where it is weakest
+    # The distance of the hue from the hue at which each channel is darkest, in sixths of the circle.
+    distance = [(n + sixth + 6 * turn.astype(image.dtype)) % 6 for n in (5, 3, 1)]
     return jnp.stack([value - chroma * jnp.clip(jnp.minimum(d, 4 - d), 0, 1) for d in distance], -1)
 
 
 @_by_image_and_number
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """The distance from the image smoothed by a 3x3 kernel (5 in the middle, 1 around) times a factor of at least 0.
+    """Multiply the distance from the image, smoothed by a 3x3 kernel (5 at the center, 1 around), by a factor >= 0.
 
-    Pixels of the border stay, as in Pillow.
+    Pixels at the border do not change, as in Pillow.
     """
     height, width, _ = image.shape
     if min(height, width) < 3:
@@ -94,22 +93,21 @@ def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 @_by_image_and_number
 def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
-    """Keep the upper bits, 0 to 8, of each colour, which is rounded to 256 levels."""
+    """Round each color to 256 levels, and keep the upper bits (0 to 8)."""
     step = 2 ** (8 - bits.astype(jnp.int32))
     return (_levels(image) // step * step).astype(image.dtype) / 255
 
 
 @_by_image_and_number
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Colours of at least `threshold`, in [0, 1], inverted."""
-    return jnp.where(
-        image >= threshold.astype(image.dtype) - 1e-5, 1 - image, image
-    )  # equal levels shall be equal after rounding, too
+    """Invert colors of at least `threshold`, in [0, 1]."""
+    # The tolerance makes a color that equals the threshold up to rounding be inverted.
+    return jnp.where(image >= threshold.astype(image.dtype) - 1e-5, 1 - image, image)
 
 
 @_by_image
 def autocontrast(image: jax.Array) -> jax.Array:
-    """Each channel stretched so that its least value is 0 and its greatest 1; a constant one stays."""
+    """Scale each channel so that its minimum is 0 and its maximum 1. A constant channel does not change."""
     least = image.min((0, 1), keepdims=True)
     span = image.max((0, 1), keepdims=True) - least
     return jnp.where(span > 0, (image - least) / jnp.where(span > 0, span, 1), image)
@@ -117,7 +115,7 @@ def autocontrast(image: jax.Array) -> jax.Array:
 
 @_by_image
 def equalize(image: jax.Array) -> jax.Array:
-    """Each channel mapped, in 256 levels, so that all levels are about equally frequent; Pillow's integer formula."""
+    """Map the 256 levels of each channel so that all are about equally frequent, by Pillow's integer formula."""
     return jax.vmap(_equalize_channel, in_axes=-1, out_axes=-1)(image)
 
 
@@ -138,10 +136,10 @@ JITTER = {"brightness": brightness, "contrast": contrast, "saturation": saturati
 
 
 def jitter(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.Array:
-    """[B, H, W, C] -> the same shape: brightness, contrast, saturation and hue changed, in random order for each image.
+    """Change brightness, contrast, saturation and hue of images [B, H, W, C], in random order for each image.
 
     Factors are uniform in [max(0, 1 - strength), 1 + strength], turns of the hue in [-strength, strength]. Operations
-    whose strength in `augment` is 0 are left out.
+    with strength 0 in `augment` are left out.
 
     >>> images = jnp.full((2, 4, 4, 3), 0.5)
     >>> bool((jitter(jax.random.key(0), images, config.Augment(brightness=0.5)) == images).any())
@@ -165,24 +163,24 @@ def jitter(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.Ar
 
 
 def lighting_components(split: Split) -> np.ndarray:
-    """float32 [C, C]: eigenvectors of the channels' covariance in a training set, in columns, times their eigenvalues.
+    """Return the eigenvectors of the channels' covariance in columns, times their eigenvalues: float32 [C, C].
 
-    Of uint8 images in units of [0, 1], over all images and pixels.
+    The covariance is over all images and pixels of a training set, of values in [0, 1].
     """
     variances, vectors = np.linalg.eigh(channel_covariance(split))
     return (vectors * variances).astype(np.float32)
 
 
 def lighting(key: jax.Array, images: jax.Array, std: float, components: jax.Array | np.ndarray) -> jax.Array:
-    """PCA lighting (Krizhevsky et al. 2012, section 4.1): each image [B, H, W, C] gets one colour added to all pixels.
+    """Add a random color to all pixels of each image [B, H, W, C]: PCA lighting, Krizhevsky et al. 2012, section 4.1.
 
-    The colour is components @ a, with a normal [C] of this standard deviation (0.1 in the paper), drawn for each image;
-    `components` are those of `lighting_components`. Results may lie outside [0, 1].
+    The color is components @ a, with `components` of `lighting_components`. Each image draws a [C] from the normal
+    distribution with standard deviation std (0.1 in the paper). Results may be outside [0, 1].
 
     >>> image = jnp.zeros((1, 2, 2, 3))
     >>> lighting(jax.random.key(0), image, 0.1, np.zeros((3, 3))).max().item()
     0.0
     """
     draws = std * jax.random.normal(key, (len(images), images.shape[-1]), images.dtype)
-    colours = jnp.matmul(draws, components.T, precision=jax.lax.Precision.HIGHEST)
-    return images + colours.astype(images.dtype)[:, None, None, :]
+    colors = jnp.matmul(draws, components.T, precision=jax.lax.Precision.HIGHEST)
+    return images + colors.astype(images.dtype)[:, None, None, :]

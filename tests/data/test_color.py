@@ -1,4 +1,4 @@
-"""Colours and RandAugment against Pillow, colorsys and NumPy; draws at four sigma."""
+"""Colors and RandAugment against Pillow, colorsys and NumPy; draws at four sigma."""
 
 import colorsys
 import math
@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from deepjax import data
 from deepjax.config import Augment
-from deepjax.data import colour, randaugment
+from deepjax.data import color, randaugment
 
 HEIGHT, WIDTH = 16, 20  # more than 255 pixels, or Equalize does nothing
 ENHANCE = {
@@ -47,7 +47,7 @@ def close(ours, theirs, within):
     np.testing.assert_allclose(levels(ours), levels(theirs), rtol=0, atol=within)
 
 
-changed = jax.jit(data.change_colours, static_argnums=2)
+changed = jax.jit(data.change_colors, static_argnums=2)
 
 
 def as_float(pixels):
@@ -62,7 +62,7 @@ def as_float(pixels):
 def test_enhancements_are_pillows(name, channels):
     """Pillow rounds what it blends with, and cuts off fractions of levels at the end."""
     pixels = picture(channels)
-    operation = jax.jit(getattr(colour, name))
+    operation = jax.jit(getattr(color, name))
     for factor in (0.0, 0.3, 1.0, 1.9):
         expected = ENHANCE[name](pillow(pixels)).enhance(factor)
         close(operation(as_float(pixels), factor), expected, 1.01 + 0.5 * abs(1 - factor))
@@ -71,14 +71,14 @@ def test_enhancements_are_pillows(name, channels):
 
 def test_enhancements_by_hand():
     image = jnp.array([[[0.2, 0.4, 0.6], [0.8, 0.8, 0.8]]])
-    grey = 0.299 * 0.2 + 0.587 * 0.4 + 0.114 * 0.6
-    mean = (grey + 0.8) / 2
+    gray = 0.299 * 0.2 + 0.587 * 0.4 + 0.114 * 0.6
+    mean = (gray + 0.8) / 2
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)  # noqa: E731
-    near(colour.grey(image)[..., 0], [[grey, 0.8]])
-    near(colour.brightness(image, 1.5), [[[0.3, 0.6, 0.9], [1, 1, 1]]])
-    near(colour.contrast(image, 0.5)[0, 0], 0.5 * np.array([0.2, 0.4, 0.6]) + 0.5 * mean)
-    near(colour.saturation(image, 0.5)[0, 0], 0.5 * np.array([0.2, 0.4, 0.6]) + 0.5 * grey)
-    near(colour.saturation(image, 0.0), [[[grey] * 3, [0.8] * 3]])
+    near(color.gray(image)[..., 0], [[gray, 0.8]])
+    near(color.brightness(image, 1.5), [[[0.3, 0.6, 0.9], [1, 1, 1]]])
+    near(color.contrast(image, 0.5)[0, 0], 0.5 * np.array([0.2, 0.4, 0.6]) + 0.5 * mean)
+    near(color.saturation(image, 0.5)[0, 0], 0.5 * np.array([0.2, 0.4, 0.6]) + 0.5 * gray)
+    near(color.saturation(image, 0.0), [[[gray] * 3, [0.8] * 3]])
 
 
 def test_hue_is_colorsys():
@@ -89,24 +89,24 @@ def test_hue_is_colorsys():
         for pixel in image:
             h, s, v = colorsys.rgb_to_hsv(*pixel)
             expected.append(colorsys.hsv_to_rgb((h + turn) % 1, s, v))
-        ours = jax.jit(colour.hue)(jnp.asarray(image, jnp.float32)[None], turn)[0]
+        ours = jax.jit(color.hue)(jnp.asarray(image, jnp.float32)[None], turn)[0]
         np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("channels", [3, 1])
 def test_point_operations_are_pillows(channels):
     pixels, image = picture(channels), as_float(picture(channels))
-    posterize, solarize = jax.jit(colour.posterize), jax.jit(colour.solarize)
+    posterize, solarize = jax.jit(color.posterize), jax.jit(color.solarize)
     for bits in (1, 4, 7, 8):
         close(posterize(image, bits), ImageOps.posterize(pillow(pixels), bits), 1e-3)
     for threshold in (0, 85, 128, 170, 255):  # a level itself is inverted
         close(solarize(image, threshold / 255), ImageOps.solarize(pillow(pixels), threshold), 1e-3)
-    close(jax.jit(colour.autocontrast)(image), ImageOps.autocontrast(pillow(pixels)), 1.01)  # cut off by Pillow
+    close(jax.jit(color.autocontrast)(image), ImageOps.autocontrast(pillow(pixels)), 1.01)  # cut off by Pillow
 
 
 @pytest.mark.parametrize("channels", [3, 1])
 def test_equalize_is_pillows(channels):
-    equalize = jax.jit(colour.equalize)
+    equalize = jax.jit(color.equalize)
     large = np.random.default_rng(0).normal(100, 30, (64, 48, channels)).clip(0, 255).astype(np.uint8)
     bright = np.maximum(large, 140)  # half of all pixels are of one level
     for pixels in (large, bright, np.full_like(large, 9), picture(channels)):
@@ -115,31 +115,31 @@ def test_equalize_is_pillows(channels):
 
 def test_a_constant_image_stays():
     image = jnp.full((5, 5, 3), 0.4)
-    for operation in (colour.autocontrast, colour.equalize):
+    for operation in (color.autocontrast, color.equalize):
         np.testing.assert_array_equal(jax.jit(operation)(image), image)
-    for operation in (colour.contrast, colour.saturation, colour.sharpness):
+    for operation in (color.contrast, color.saturation, color.sharpness):
         np.testing.assert_allclose(jax.jit(operation)(image, 1.7), image, rtol=1e-6)
     small = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 5, 3)), jnp.float32)
-    np.testing.assert_array_equal(colour.sharpness(small, 0.0), small)  # nothing but border
+    np.testing.assert_array_equal(color.sharpness(small, 0.0), small)  # nothing but border
 
 
 def test_any_leading_axes_and_a_number_for_each_image():
     images = jnp.stack([as_float(picture()), 1 - as_float(picture())])
     factors = jnp.array([0.5, 1.5])
     for name in ("brightness", "contrast", "saturation", "sharpness", "hue"):
-        operation = jax.jit(getattr(colour, name))
+        operation = jax.jit(getattr(color, name))
         alone = jnp.stack([operation(images[0], 0.5), operation(images[1], 1.5)])
         np.testing.assert_allclose(operation(images, factors), alone, atol=1e-6)
         if name == "brightness":
             np.testing.assert_array_equal(operation(images[None], factors[None])[0], operation(images, factors))
-    equalize = jax.jit(colour.equalize)
+    equalize = jax.jit(color.equalize)
     np.testing.assert_allclose(equalize(images)[1], equalize(images[1]), atol=1e-6)
 
 
 def test_dtypes_and_gradients():
     image = np.random.default_rng(0).uniform(0.2, 0.8, (4, 4, 3))  # no two channels equal: there the hue has a kink
     for name, number in (("brightness", 0.7), ("contrast", 0.7), ("saturation", 0.7), ("hue", 0.2), ("sharpness", 0.7)):
-        operation = jax.jit(getattr(colour, name))
+        operation = jax.jit(getattr(color, name))
         assert operation(jnp.asarray(image, jnp.bfloat16), jnp.float32(number)).dtype == jnp.bfloat16
         with jax.enable_x64(True):
             x = jnp.asarray(image)
@@ -173,7 +173,7 @@ def test_turns_of_the_hue_are_uniform():
 def test_the_order_is_random(monkeypatch):
     """Four operations that do not commute, in place of the real ones: each order gives another number."""
     monkeypatch.setattr(
-        colour,
+        color,
         "JITTER",
         {
             "brightness": lambda x, _: 2 * x,
@@ -190,11 +190,11 @@ def test_the_order_is_random(monkeypatch):
 
 
 def test_each_operation_has_its_own_draw():
-    """Brightness and saturation of one image: factors measured from grey and from colour."""
+    """Brightness and saturation of one image: factors measured from gray and from color."""
     images = jnp.broadcast_to(jnp.array([0.35, 0.3, 0.25]), (2000, 1, 1, 3))
     augment = Augment(brightness=0.5, saturation=0.5)
     out = np.asarray(changed(jax.random.key(3), images, augment))[:, 0, 0]
-    bright = out @ np.array(colour.GREY) / float(colour.grey(images[0, 0, 0])[0])
+    bright = out @ np.array(color.GRAY) / float(color.gray(images[0, 0, 0])[0])
     vivid = (out[:, 0] - out[:, 2]) / 0.1 / bright
     assert abs(np.corrcoef(bright, vivid)[0, 1]) < 4 / math.sqrt(2000)
     assert abs(vivid.var() / (1 / 12) - 1) < 4 * math.sqrt(0.8 / 2000)
@@ -213,7 +213,7 @@ def test_lighting_components_are_those_of_the_training_set():
     np.testing.assert_allclose(covariance @ components, components * sizes, rtol=1e-3, atol=1e-7)
 
 
-def test_lighting_adds_one_colour_to_each_image():
+def test_lighting_adds_one_color_to_each_image():
     components = np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)
     images = jax.random.uniform(jax.random.key(0), (4000, 2, 2, 3))
     out = changed(jax.random.key(1), images, Augment(lighting=0.1), components)
@@ -289,7 +289,7 @@ def test_randaugment_draws_operations_and_directions_evenly():
     @jax.jit
     def drawn(key):
         images = jnp.broadcast_to(image, (count, *image.shape))
-        out = data.change_colours(key, images, Augment(randaugment=1, magnitude=20))
+        out = data.change_colors(key, images, Augment(randaugment=1, magnitude=20))
         return out.reshape(count, -1) @ prints
 
     @jax.jit
@@ -308,7 +308,7 @@ def test_randaugment_draws_operations_and_directions_evenly():
 
 
 def test_two_operations_follow_each_other():
-    """Both are drawn anew: a grey image stays with probability 2/14 squared, by Identity and Color."""
+    """Both are drawn anew: a gray image stays with probability 2/14 squared, by Identity and Color."""
     images = jnp.broadcast_to(as_float(picture(1)), (6000, HEIGHT, WIDTH, 1))
     out = jax.jit(lambda x: randaugment.randaugment(jax.random.key(5), x, 2, 30))(images)
     assert float(out.min()) >= 0
@@ -322,13 +322,13 @@ def test_two_operations_follow_each_other():
 
 def test_nothing_asked_nothing_done():
     pixels = picture()[None]
-    assert data.change_colours(jax.random.key(0), pixels, Augment(flip=True, crop=2)) is pixels
+    assert data.change_colors(jax.random.key(0), pixels, Augment(flip=True, crop=2)) is pixels
 
 
 def test_uint8_becomes_0_to_1_and_images_differ():
     pixels = jnp.broadcast_to(picture()[None], (8, HEIGHT, WIDTH, 3))
     augment = Augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, randaugment=1, lighting=0.1)
-    run = jax.jit(lambda key: data.change_colours(key, pixels, augment, 0.01 * np.eye(3, dtype=np.float32)))
+    run = jax.jit(lambda key: data.change_colors(key, pixels, augment, 0.01 * np.eye(3, dtype=np.float32)))
     first, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
     assert first.dtype == jnp.float32
     assert -0.01 < float(first.min()) < float(first.max()) < 1.01
