@@ -55,7 +55,7 @@ class Drop(nn.Module):
     """skip + branch, where training drops the branch with probability 1 - survival.
 
     This is stochastic depth (Huang et al. 2016, eq. 2 and 5). In a stack, each unit has a survival of its own:
-    `stack(unit, 3, own={"survival": [0.9, 0.8, 0.7]})`. The paper has scaling="original" and per="batch";
+    `stack(unit, 3, per_unit={"survival": [0.9, 0.8, 0.7]})`. The paper has scaling="original" and per="batch";
     `functional.drop_path` says what the others are.
 
     >>> import jax

@@ -79,7 +79,7 @@ def alexnet(num_classes=1000, *, norm="none", order="post", dropout=0.5, dtype=N
         dropout=dropout,
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
-        least=63,
+        min_size=63,
     )
 
 
@@ -123,7 +123,7 @@ def zfnet(num_classes=1000, *, lrn=True, norm="none", order="post", dropout=0.5,
     return _with_lrn("zfnet", ZEILER_FERGUS, lrn, 0.0, (224, 224, 3), 47, num_classes, norm, order, dropout, dtype)
 
 
-def _with_lrn(name, stages, lrn, bias, usual_input, least, num_classes, norm, order, dropout, dtype):
+def _with_lrn(name, stages, lrn, bias, usual_input, min_size, num_classes, norm, order, dropout, dtype):
     check_chain(name, norm=norm, order=order, num_classes=num_classes, dropout=dropout)
     return AlexNet(
         stages if lrn else tuple(tuple(step for step in stage if step != "lrn") for stage in stages),
@@ -137,7 +137,7 @@ def _with_lrn(name, stages, lrn, bias, usual_input, least, num_classes, norm, or
         kernel_init=GAUSSIAN,
         dtype=dtype,
         usual_input=usual_input,
-        least=least,
+        min_size=min_size,
     )
 
 

@@ -22,7 +22,7 @@ SIMPLE = {  # what table 2 makes of model C's stages of n features
     "ConvPool-CNN-C": lambda n: (Convolve(n, 3), Convolve(n, 3), Convolve(n, 3), POOL),
     "All-CNN-C": lambda n: (Convolve(n, 3), Convolve(n, 3), Convolve(n, 3, 2)),
 }
-LEAST = {"C": 12, "Strided-CNN-C": 9, "ConvPool-CNN-C": 12, "All-CNN-C": 9}
+MIN_SIZES = {"C": 12, "Strided-CNN-C": 9, "ConvPool-CNN-C": 12, "All-CNN-C": 9}
 
 
 def nin(num_classes=10, *, norm="none", order="post", dropout=0.5, dtype=None):
@@ -70,10 +70,10 @@ def simple(model, num_classes=10, *, norm="none", order="post", input_dropout=0.
     check_chain(model, norm=norm, order=order, num_classes=num_classes, input_dropout=input_dropout, dropout=dropout)
     last = (Convolve(192, 3, padding=0), Convolve(192, 1))
     stages = *((*SIMPLE[model](features), "drop") for features in (96, 192)), last
-    return _network(stages, LEAST[model], order, num_classes, norm, dropout, dtype, input_dropout)
+    return _network(stages, MIN_SIZES[model], order, num_classes, norm, dropout, dtype, input_dropout)
 
 
-def _network(stages, least, order, num_classes, norm, dropout, dtype, input_dropout=0.0):
+def _network(stages, min_size, order, num_classes, norm, dropout, dtype, input_dropout=0.0):
     return Chain(
         stages,
         head="conv",
@@ -85,7 +85,7 @@ def _network(stages, least, order, num_classes, norm, dropout, dtype, input_drop
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(32, 32, 3),
-        least=least,
+        min_size=min_size,
     )
 
 

@@ -176,7 +176,7 @@ class InceptionNetwork(Network):
     heads: Mapping[str, Callable[..., nn.Module]]  # {module's name: makes the head that sees what it puts out}
     auxiliary: bool = True
     auxiliary_dropout: float = 0.0  # in the heads, before their logits
-    least_training: int = 1  # pixels: the smallest height and width at which the heads work
+    min_training_size: int = 1  # pixels: the smallest height and width at which the heads work
     epsilon: float = 1e-3  # of the norms
     scan: bool = False  # whether equal modules are one scan, for tables with `Repeat`
 
@@ -185,10 +185,10 @@ class InceptionNetwork(Network):
         """x [batch, H, W, channels] -> see `Network`; its stages are those of the table."""
         self.check_images(x)
         heads = self.heads if self.auxiliary and self.return_logits and not self.features_only else {}
-        if heads and train and min(x.shape[1:3]) < self.least_training:
+        if heads and train and min(x.shape[1:3]) < self.min_training_size:
             raise InputError(
-                f"images of {x.shape[1]}x{x.shape[2]} pixels are too small to train the auxiliary head; its least is "
-                f"{self.least_training}x{self.least_training}; make them larger, or the network with auxiliary=False"
+                f"image size {x.shape[1]}x{x.shape[2]} is below the auxiliary head's training minimum of "
+                f"{self.min_training_size}x{self.min_training_size}; use larger images, or auxiliary=False"
             )
         maps, others = {}, []
         for stage, modules in self.stages.items():

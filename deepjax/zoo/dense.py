@@ -161,7 +161,7 @@ def densenet(
         remat=remat,
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
-        least=2 ** (len(depths) + 1) - 3,  # the stem rounds up, twice; each transition halves and rounds down
+        min_size=2 ** (len(depths) + 1) - 3,  # the stem rounds up, twice; each transition halves and rounds down
     )
 
 
@@ -207,7 +207,7 @@ def cifar_densenet(
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(32, 32, 3),
-        least=4,
+        min_size=4,
     )
 
 

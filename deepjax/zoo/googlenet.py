@@ -174,7 +174,7 @@ def googlenet(
         num_classes,
         TORCH_STAGES,
         TORCH_HEAD,
-        least=15,
+        min_size=15,
         auxiliary=auxiliary,
         norm=norm,
         dropout=dropout,
@@ -217,7 +217,7 @@ def googlenet_paper(
         num_classes,
         googlenet_stages(5, HALVE, stem),
         PAPER_HEAD,
-        least=31,
+        min_size=31,
         auxiliary=auxiliary,
         norm=norm,
         dropout=dropout,
@@ -253,11 +253,11 @@ def bn_inception(num_classes=1000, *, separable=True, norm="batch", dropout=0.0,
         dropout=dropout,
         epsilon=epsilon,
         dtype=dtype,
-        least=7,
+        min_size=7,
     )
 
 
-def _network(name, num_classes, stages, head, *, least, norm, dropout, auxiliary_dropout, **options):
+def _network(name, num_classes, stages, head, *, min_size, norm, dropout, auxiliary_dropout, **options):
     check(name, num_classes, norm, dropout=dropout, auxiliary_dropout=auxiliary_dropout)
     return GoogLeNet(
         stages,
@@ -267,7 +267,7 @@ def _network(name, num_classes, stages, head, *, least, norm, dropout, auxiliary
         dropout=dropout,
         auxiliary_dropout=auxiliary_dropout,
         kernel_init=INITS["he" if norm == "batch" else "he_fan_in"],
-        least=least,
+        min_size=min_size,
         **options,
     )
 

@@ -140,7 +140,7 @@ def mnist_highway(
         depths=(units,) * 3,
         features=(width,) * 3,
         usual_input=(28, 28, 1),
-        least=8,
+        min_size=8,
         **_options("mnist_highway", num_classes, bias, activation, norm, dropout, scan, dtype),
     )
 
@@ -168,7 +168,7 @@ def cifar_highway(
         depths=(units,) * 3,
         features=(width, 2 * width, 4 * width),
         usual_input=(32, 32, 3),
-        least=8,
+        min_size=8,
         **_options("cifar_highway", num_classes, bias, activation, norm, dropout, scan, dtype),
     )
 

@@ -163,8 +163,8 @@ def inception_v3(
         epsilon=epsilon,
         dtype=dtype,
         usual_input=(299, 299, 3),
-        least=75,
-        least_training=299,
+        min_size=75,
+        min_training_size=299,
     )
 
 

@@ -124,7 +124,7 @@ def _network(name, stages, num_classes, norm, dropout, **options):
         norm=norm,
         dropout=dropout,
         usual_input=(299, 299, 3),
-        least=75,
+        min_size=75,
         **options,
     )
 

@@ -141,9 +141,9 @@ class InvertedNetwork(Network):
         branch = InvertedResidual(row, conv, self.gate, self.linear, parent=None)
         if first:
             return Unit(branch, join, name=name)
-        own = {"survival": survivals} if drops else None
+        per_unit = {"survival": survivals} if drops else None
         unit = Unit(branch, join, parent=None)
-        return stack(unit, len(rows), scan=self.scan, own=own, remat=self.remat, name=name)
+        return stack(unit, len(rows), scan=self.scan, per_unit=per_unit, remat=self.remat, name=name)
 
     def unit_paths(self) -> list[tuple[str, int, Row]]:
         """[(path, with scanned units as unit1, unit2, ...; features_in; row)] of all units, in their order."""

@@ -166,7 +166,7 @@ def lenet5(num_classes=10, *, dtype=None):
         kernel_init=fan_in_uniform,
         dtype=dtype,
         usual_input=(SIDE, SIDE, 1),
-        least=28,
+        min_size=28,
     )
 
 
@@ -208,7 +208,7 @@ def mnist_convnet(num_classes=10, *, norm="none", order="post", dropout=0.0, dty
     return _modern("mnist_convnet", stages, (200,), 22, num_classes, norm, order, dropout, dtype)
 
 
-def _modern(name, stages, hidden, least, num_classes, norm, order, dropout, dtype):
+def _modern(name, stages, hidden, min_size, num_classes, norm, order, dropout, dtype):
     check_chain(name, norm=norm, order=order, num_classes=num_classes, dropout=dropout)
     return Chain(
         stages,
@@ -220,7 +220,7 @@ def _modern(name, stages, hidden, least, num_classes, norm, order, dropout, dtyp
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(28, 28, 1),
-        least=least,
+        min_size=min_size,
     )
 
 

@@ -84,7 +84,7 @@ def monster(num_classes=10, *, depth=16, width=64, norm="batch", dropout=0.0, sc
         scan=scan,
         dtype=dtype,
         usual_input=(64, 64, 3),
-        least=15,
+        min_size=15,
     )
 
 

@@ -39,7 +39,7 @@ class Network(nn.Module, kw_only=True):
     kernel_init: Callable = INITS["he"]
     dtype: jnp.dtype | None = None  # of the computation; parameters are float32
     usual_input: tuple[int, ...] = (224, 224, 3)  # one example's shape, as the network was designed for
-    least: int = 1  # pixels: the smallest height and width that it takes
+    min_size: int = 1  # pixels: the smallest height and width that it takes
     remat: str = "none"  # what the backward pass keeps of its stacks: see `units.stack`
 
     reversible = False  # whether its stacks are of reversible units, for remat "reversible"
@@ -50,10 +50,10 @@ class Network(nn.Module, kw_only=True):
         """InputError unless x is [batch, height, width, channels] with at least `least` pixels a side."""
         if x.ndim != 4:
             raise InputError(f"images must be [batch, height, width, channels]; x has shape {x.shape}")
-        if min(x.shape[1:3]) < self.least:
+        if min(x.shape[1:3]) < self.min_size:
             raise InputError(
-                f"images of {x.shape[1]}x{x.shape[2]} pixels are too small for this network; its least is "
-                f"{self.least}x{self.least}"
+                f"image size {x.shape[1]}x{x.shape[2]} is below this network's minimum of "
+                f"{self.min_size}x{self.min_size}"
             )
 
     def classify(self, x, *, train, name="head", kernel_init=None, dropout=None):

@@ -202,7 +202,7 @@ def plain_cnn(
         kernel_init=INITS[init],
         dtype=dtype,
         usual_input=(28, 28, 1),
-        least=stem_stride,
+        min_size=stem_stride,
     )
 
 

@@ -65,16 +65,16 @@ class ResNet(Network):
         maps = {"stem": self._stem(x, train, mask)}
         x = maps["stem"]
         for i, depth in enumerate(self.depths):
-            own = self._own(i)
+            per_unit = self._per_unit(i)
             unit = self._unit(i, x.shape[-1], 1 if i == 0 else 2, name=f"stage{i + 1}_first")
-            x = unit(x, train=train, mask=mask, **{name: each[0] for name, each in own.items()})
+            x = unit(x, train=train, mask=mask, **{name: each[0] for name, each in per_unit.items()})
             if depth > 1:
                 units = stack(
                     self._unit(i, x.shape[-1], 1, name=None),
                     depth - 1,
                     scan=self.scan,
                     remat=self.remat,
-                    own={name: each[1:] for name, each in own.items()},
+                    per_unit={name: each[1:] for name, each in per_unit.items()},
                     name=f"stage{i + 1}_rest",
                 )
                 x = units(x, train=train, mask=mask)
@@ -165,7 +165,7 @@ class ResNet(Network):
             parent=self if name else None,
         )
 
-    def _own(self, stage):
+    def _per_unit(self, stage):
         """Numbers of each unit of a stage, for its join."""
         if self.survival == 1:
             return {}

@@ -81,7 +81,7 @@ def mnist_cnn(num_classes=10, *, width=32, drop="none", rate=RATE, dtype=None):
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(28, 28, 1),
-        least=16,
+        min_size=16,
     )
 
 
@@ -142,7 +142,7 @@ def cifar_asymmetric(num_classes=100, *, width=64, norm="none", dropout=0.0, dty
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(32, 32, 3),
-        least=8,
+        min_size=8,
     )
 
 

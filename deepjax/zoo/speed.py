@@ -100,7 +100,7 @@ def alexnet_r(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=N
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(32, 32, 3),
-        least=15,
+        min_size=15,
     )
 
 

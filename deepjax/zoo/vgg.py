@@ -126,7 +126,7 @@ def vgg(config, num_classes=1000, *, norm="none", order="post", dropout=0.5, sca
         dropout=dropout,
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
-        least=32,
+        min_size=32,
     )
 
 

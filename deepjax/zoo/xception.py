@@ -136,7 +136,7 @@ def xception(num_classes=1000, *, width=1.0, middle=8, norm="batch", dropout=0.5
         dropout=dropout,
         dtype=dtype,
         usual_input=(299, 299, 3),
-        least=7,
+        min_size=7,
     )
 
 

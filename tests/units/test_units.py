@@ -242,7 +242,7 @@ def test_units_survive_as_often_as_their_own_survival(scan):
     x = jnp.zeros((rows, 2))
 
     def total(train, **options):
-        net = stack(Unit(Ones(), Drop(**options)), 3, scan=scan, own={"survival": survival})
+        net = stack(Unit(Ones(), Drop(**options)), 3, scan=scan, per_unit={"survival": survival})
         return np.asarray(net.apply({}, x, train=train, rngs={"dropout": KEY}))
 
     y = total(True, scaling="original")
@@ -605,15 +605,15 @@ class Scale(nn.Module):
 
 def test_own_numbers_reach_their_units():
     x, factors = images(2, 3), [1.5, -2.0, 0.5]
-    scanned, unrolled = (stack(Scale(), 3, scan=scan, own={"factor": factors}) for scan in (True, False))
+    scanned, unrolled = (stack(Scale(), 3, scan=scan, per_unit={"factor": factors}) for scan in (True, False))
     variables = scanned.init(KEY, x, train=False)
     expected = np.asarray(x)
     for factor, bias in zip(factors, np.asarray(variables["params"]["unit"]["bias"]), strict=True):
         expected = expected * factor + bias
     assert_allclose(scanned.apply(variables, x, train=False), expected, rtol=1e-5)
     assert_allclose(unrolled.apply(unstack_units(variables), x, train=False), expected, rtol=1e-5)
-    with pytest.raises(InputError, match="own factor has 2 numbers for 3 units"):
-        stack(Scale(), 3, own={"factor": [1.0, 2.0]})
+    with pytest.raises(InputError, match="per_unit factor has 2 numbers for 3 units"):
+        stack(Scale(), 3, per_unit={"factor": [1.0, 2.0]})
 
 
 def test_units_are_stacked_and_unstacked():
@@ -926,4 +926,6 @@ def test_a_single_brick_has_no_norm_that_belongs_to_a_branch(norm):
 
 def test_stacks_with_numbers_of_their_own_can_be_hashed():
     unit = Unit(Branch((2,), (1,), (1,)), Drop())
-    assert hash(stack(unit, 2, own={"survival": [1, 0.5]})) == hash(stack(unit, 2, own={"survival": [1, 0.5]}))
+    assert hash(stack(unit, 2, per_unit={"survival": [1, 0.5]})) == hash(
+        stack(unit, 2, per_unit={"survival": [1, 0.5]})
+    )

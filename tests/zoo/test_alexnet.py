@@ -50,16 +50,16 @@ def test_maps(name):
     assert maps["stage5"].shape == (2, 6, 6, 256)
 
 
-@pytest.mark.parametrize(("name", "least"), [("alexnet", 63), ("alexnet_paper", 67), ("zfnet", 47)])
-def test_any_size_from_the_least(name, least):
+@pytest.mark.parametrize(("name", "min_size"), [("alexnet", 63), ("alexnet_paper", 67), ("zfnet", 47)])
+def test_any_size_from_the_minimum(name, min_size):
     model = zoo.create(name, num_classes=7)
-    for side in (least, least + 30):
+    for side in (min_size, min_size + 30):
         assert output(model, side).shape == (2, 7)
-    assert output(model.clone(return_logits=False), least).shape == (2, 4096)
-    with pytest.raises(InputError, match=f"its least is {least}x{least}"):
-        output(model, least - 1)
+    assert output(model.clone(return_logits=False), min_size).shape == (2, 4096)
+    with pytest.raises(InputError, match=f"minimum of {min_size}x{min_size}"):
+        output(model, min_size - 1)
     with pytest.raises(InputError, match="do not fit|too small|window"):
-        output(model.clone(least=1), least - 1)
+        output(model.clone(min_size=1), min_size - 1)
 
 
 def paper_norm(x, n=5, k=2.0, alpha=1e-4, beta=0.75):

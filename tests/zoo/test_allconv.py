@@ -39,7 +39,7 @@ TOTALS = {
     "convpool_cnn_c": 1_369_738,
     "all_cnn_c": 1_369_738,
 }
-LEAST = {"nin": 4, "cnn_c": 12, "strided_cnn_c": 9, "convpool_cnn_c": 12, "all_cnn_c": 9}
+MIN_SIZES = {"nin": 4, "cnn_c": 12, "strided_cnn_c": 9, "convpool_cnn_c": 12, "all_cnn_c": 9}
 
 
 @cache
@@ -71,15 +71,15 @@ def test_maps(name):
 
 
 @pytest.mark.parametrize("name", TOTALS)
-def test_any_size_from_the_least(name):
-    model, least = zoo.create(name, num_classes=7), LEAST[name]
-    for side in (least, 50):
+def test_any_size_from_the_minimum(name):
+    model, min_size = zoo.create(name, num_classes=7), MIN_SIZES[name]
+    for side in (min_size, 50):
         assert output(model, side).shape == (2, 7)
-    assert output(model.clone(return_logits=False), least).shape == (2, 192)
-    with pytest.raises(InputError, match=f"its least is {least}x{least}"):
-        output(model, least - 1)
+    assert output(model.clone(return_logits=False), min_size).shape == (2, 192)
+    with pytest.raises(InputError, match=f"minimum of {min_size}x{min_size}"):
+        output(model, min_size - 1)
     with pytest.raises(InputError):
-        output(model.clone(least=1), least - 1)
+        output(model.clone(min_size=1), min_size - 1)
 
 
 SIDE = 15

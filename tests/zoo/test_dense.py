@@ -302,23 +302,23 @@ def test_maps_and_pooled_features():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize(("depths", "least"), [((1,), 1), ((1, 1), 5), ((1, 1, 1, 1), 29)])
-def test_least(depths, least):
+@pytest.mark.parametrize(("depths", "min_size"), [((1,), 1), ((1, 1), 5), ((1, 1, 1, 1), 29)])
+def test_minimum_size(depths, min_size):
     model = densenet(depths, growth=2, stem_features=2)
-    assert model.least == least
-    maps = model.clone(least=1, features_only=True)
-    y = jax.eval_shape(lambda: maps.init_with_output(KEY, jnp.zeros((1, least, least, 3)), train=False)[0])
+    assert model.min_size == min_size
+    maps = model.clone(min_size=1, features_only=True)
+    y = jax.eval_shape(lambda: maps.init_with_output(KEY, jnp.zeros((1, min_size, min_size, 3)), train=False)[0])
     assert y[f"block{len(depths)}"].shape[1:3] == (1, 1)
-    if least > 1:
-        with pytest.raises(InputError, match=f"its least is {least}x{least}"):
-            model.init(KEY, jnp.zeros((1, least - 1, 64, 3)), train=False)
+    if min_size > 1:
+        with pytest.raises(InputError, match=f"minimum of {min_size}x{min_size}"):
+            model.init(KEY, jnp.zeros((1, min_size - 1, 64, 3)), train=False)
         with pytest.raises(InputError, match="pool"):  # and not for nothing
-            jax.eval_shape(lambda: model.clone(least=1).init(KEY, jnp.zeros((1, least - 1, 64, 3)), train=False))
+            jax.eval_shape(lambda: model.clone(min_size=1).init(KEY, jnp.zeros((1, min_size - 1, 64, 3)), train=False))
 
 
 def test_least_of_cifar():
     jax.eval_shape(lambda: MODELS["cifar"]().init(KEY, jnp.zeros((1, 4, 4, 3)), train=False))
-    with pytest.raises(InputError, match="its least is 4x4"):
+    with pytest.raises(InputError, match="minimum of 4x4"):
         MODELS["cifar"]().init(KEY, jnp.zeros((1, 4, 3, 3)), train=False)
 
 

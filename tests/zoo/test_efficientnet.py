@@ -225,10 +225,10 @@ def test_remat_reaches_the_middle_flow(remat):
 @pytest.mark.parametrize("name", SMALL)
 def test_smallest_image(name):
     model, variables = short(name)
-    run, least = jax.jit(lambda x: model.apply(variables, x, train=False)), {"xception": 7}.get(name, 1)
-    assert np.isfinite(run(jnp.ones((1, least, least, 3)))).all()
-    with pytest.raises(InputError, match=f"{least}x{least}"):
-        run(jnp.ones((1, least - 1, least, 3)))
+    run, min_size = jax.jit(lambda x: model.apply(variables, x, train=False)), {"xception": 7}.get(name, 1)
+    assert np.isfinite(run(jnp.ones((1, min_size, min_size, 3)))).all()
+    with pytest.raises(InputError, match=f"{min_size}x{min_size}"):
+        run(jnp.ones((1, min_size - 1, min_size, 3)))
 
 
 # Options

@@ -268,14 +268,14 @@ def test_dropout_where_it_says(rate):
     assert changed == ([True, False, False] if rate == "dropout" else [False, True, True])
 
 
-@pytest.mark.parametrize(("name", "least"), [("googlenet", 15), ("googlenet_paper", 31), ("bn_inception", 7)])
-def test_least_images(name, least):
-    answer = abstract(name, size=least, train=True, num_classes=3)[1]
+@pytest.mark.parametrize(("name", "min_size"), [("googlenet", 15), ("googlenet_paper", 31), ("bn_inception", 7)])
+def test_minimum_size(name, min_size):
+    answer = abstract(name, size=min_size, train=True, num_classes=3)[1]
     chex.assert_shape(jax.tree.leaves(answer), (2, 3))
     network = zoo.create(name)
-    assert network.least == least
-    with pytest.raises(InputError, match=f"least is {least}x{least}"):
-        network.init(KEY, jnp.zeros((1, least - 1, 224, 3)), train=False)
+    assert network.min_size == min_size
+    with pytest.raises(InputError, match=f"minimum of {min_size}x{min_size}"):
+        network.init(KEY, jnp.zeros((1, min_size - 1, 224, 3)), train=False)
 
 
 @pytest.mark.parametrize("size", [33, 47, 58, 65, 101])

@@ -121,7 +121,7 @@ def test_small_images_are_evaluated_but_do_not_train_the_head():
     chex.assert_trees_all_equal_shapes_and_dtypes(small, abstract("inception_v3", num_classes=7)[0])
     network = zoo.create("inception_v3")
     for call in (network.init, lambda *a, **k: network.apply({}, a[1], rngs={"dropout": a[0]}, **k)):
-        with pytest.raises(InputError, match="298x299 pixels are too small to train the auxiliary head.* 299x299"):
+        with pytest.raises(InputError, match="298x299 is below the auxiliary head.* 299x299"):
             call(KEY, jnp.zeros((1, 298, 299, 3)), train=True)
     chex.assert_shape(abstract("inception_v3", size=75, train=True, num_classes=7, auxiliary=False)[1], (2, 7))
 
@@ -345,14 +345,14 @@ def test_epsilon_and_norm_reach_every_convolution(small):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_least_images(name):
+def test_minimum_size(name):
     network = zoo.create(name)
-    assert network.least == 75
+    assert network.min_size == 75
     chex.assert_shape(abstract(name, size=75, num_classes=7)[1], (2, 7))
-    with pytest.raises(InputError, match="least is 75x75"):
+    with pytest.raises(InputError, match="minimum of 75x75"):
         network.init(KEY, jnp.zeros((1, 74, 224, 3)), train=False)
     with pytest.raises(InputError, match="do not fit|has fewer"):  # not only the check stands in the way
-        jax.eval_shape(lambda: network.clone(least=1).init(KEY, jnp.zeros((1, 74, 74, 3)), train=False))
+        jax.eval_shape(lambda: network.clone(min_size=1).init(KEY, jnp.zeros((1, 74, 74, 3)), train=False))
 
 
 def test_dtype():

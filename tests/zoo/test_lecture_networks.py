@@ -443,9 +443,9 @@ def test_a_whole_number_is_a_rate_too():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("mnist_cnn", (2, 15, 28, 1), "least is 16x16"),
+        ("mnist_cnn", (2, 15, 28, 1), "minimum of 16x16"),
         ("mnist_cnn", (28, 28, 1), "images must be"),
-        ("cifar_asymmetric", (2, 32, 7, 3), "least is 8x8"),
+        ("cifar_asymmetric", (2, 32, 7, 3), "minimum of 8x8"),
         ("cifar_asymmetric", (2, 32), "images must be"),
     ],
 )

@@ -316,7 +316,7 @@ def test_scanned_units_have_the_same_survivals():
 
     def record(call, args, kwargs, context):
         if isinstance(context.module, Stack) and context.method_name == "__call__":
-            seen.extend(context.module.own["survival"])
+            seen.extend(context.module.per_unit["survival"])
         return call(*args, **kwargs)
 
     model = zoo.create("mobilenet_v2", survival=0.5)

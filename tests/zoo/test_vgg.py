@@ -73,15 +73,15 @@ def test_maps():
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg16_1x1_bn"])
-def test_any_size_from_the_least(name):
+def test_any_size_from_the_minimum(name):
     model = zoo.create(name, num_classes=7)
     for side in (32, 63):
         assert output(model, side).shape == (2, 7)
     assert output(model.clone(return_logits=False), 32).shape == (2, 4096)
-    with pytest.raises(InputError, match="its least is 32x32"):
+    with pytest.raises(InputError, match="minimum of 32x32"):
         output(model, 31)
     with pytest.raises(InputError, match="do not fit"):
-        output(model.clone(least=1), 31)
+        output(model.clone(min_size=1), 31)
 
 
 # Numbers, of narrow networks
@@ -91,7 +91,7 @@ X = np.random.default_rng(0).normal(size=(2, 40, 40, 3)).astype(np.float32)
 
 def narrow(config, **options):
     return VGG(
-        CONFIGS[config], features=(4, 6, 6, 8, 8), hidden=10, num_classes=5, least=32, **{"norm": "none", **options}
+        CONFIGS[config], features=(4, 6, 6, 8, 8), hidden=10, num_classes=5, min_size=32, **{"norm": "none", **options}
     )
 
 
