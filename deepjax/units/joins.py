@@ -29,7 +29,7 @@ class SkipInit(nn.Module):
 
     >>> import jax
     >>> from deepjax.units import Branch, Unit
-    >>> unit, x = Unit(Branch((2, 2), (3, 3), (1, 1), norm="none"), SkipInit()), jnp.ones((1, 4, 4, 2))
+    >>> unit, x = Unit(Branch((2, 2), (3, 3), (1, 1), norm=None), SkipInit()), jnp.ones((1, 4, 4, 2))
     >>> y, variables = unit.init_with_output(jax.random.key(0), x, train=True)
     >>> bool((y == x).all()), variables["params"]["join"]["alpha"].tolist()
     (True, 0.0)

@@ -1,8 +1,8 @@
 """The loop over a stack's units, and what its backward pass keeps of them.
 
 `nn.scan` would do for the plain loop, but not for the others: their backward passes are written out here, over
-variables that keep one layout, a leading axis of units, whatever is kept. Units are functions of (variables, keys, numbers
-per unit, x) in here; Flax's `lift.pack` makes them so, and puts their variables back, as it does for `nn.scan` itself.
+variables that keep one layout, a leading axis of units, whatever is kept. Units are functions of (variables, keys,
+numbers per unit, x) in here. Flax's `lift.pack` makes them so and puts their variables back, as it does for `nn.scan`.
 """
 
 import math
@@ -41,7 +41,7 @@ def run(unit, x, per_unit, functions, *, depth, remat, unroll):
     """
 
     def transform(*functions_and_scopes):
-        *functions, scopes, x, own = functions_and_scopes
+        *functions, scopes, x, per_unit = functions_and_scopes
         inner = partial(_inner, functions, depth, remat, unroll)
         return lift.pack(inner, (True,), (True,), (True,), name="stack")(scopes, x, per_unit)
 

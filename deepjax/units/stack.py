@@ -15,7 +15,7 @@ from deepjax.errors import InputError, choices
 from deepjax.units import loop
 from deepjax.units.branch import Branch
 from deepjax.units.joins import Drop
-from deepjax.units.norms import check_norm
+from deepjax.units.norms import check_branch_init
 
 REMATS = ("none", "unit", "sqrt", "reversible")
 
@@ -33,7 +33,7 @@ class Unit(nn.Module):
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None, **per_unit):
         """x [batch, ...] -> [batch, ...]. `per_unit`: this unit's numbers for its join, such as survival=0.9."""
         if isinstance(self.branch, Branch):
-            check_norm(self.branch.norm, join=type(self.join))
+            check_branch_init(self.branch.branch_init, norm=self.branch.norm, join=type(self.join))
         if self.before is not None:
             x = self.before(x, train=train, mask=mask)
         skip = x if self.shortcut is None else self.shortcut(x, train=train, mask=mask)

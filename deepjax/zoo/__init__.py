@@ -84,6 +84,7 @@ def create(name, *, num_classes=None, **options):
             raise InputError(f"model {name} has no option {option!r}; {choices(option, valid)}")
         usual = valid[option]
         fits = type(value) is type(usual) or (type(usual) is float and type(value) is int)
+        fits = fits or (option == "norm" and (value is None or callable(value)))
         if usual is not None and not fits:
             raise InputError(
                 f"option {option} of model {name} is {value!r}; it must be {type(usual).__name__}, such as {usual!r}"

@@ -41,7 +41,7 @@ class AlexNet(Chain):
 
     def torch_names(self):
         """As `Network.torch_names`, for the stages that torchvision has."""
-        if self.stages != TORCHVISION or self.norm != "none":
+        if self.stages != TORCHVISION or self.norm is not None:
             return super().torch_names()
         names = {f"conv{i}/conv": f"features.{place}" for i, place in enumerate((0, 3, 6, 8, 10), 1)}
         return names | {

@@ -16,10 +16,8 @@ import jax.numpy as jnp
 
 from deepjax import functional, layers
 from deepjax.errors import InputError
-from deepjax.units import ConvNorm, Unit, stack
-from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
-
-NORMS = ("batch", "none", "group", "layer", "instance")  # that convolutions of these networks may have
+from deepjax.units import NORMS, ConvNorm, Norm, Unit, stack
+from deepjax.zoo.network import INITS, Network, check_at_least_one, check_rate
 
 
 class Conv(NamedTuple):
@@ -85,8 +83,7 @@ class Mixed(nn.Module):
 
     branches: Sequence[Sequence[tuple]]
     expand: bool = False  # end with a linear 1x1 convolution to as many features as came in
-    norm: str = "batch"
-    epsilon: float = 1e-3
+    norm: Norm | None = NORMS["batch"]
     kernel_init: Callable = INITS["he"]
     dtype: jnp.dtype | None = None
 
@@ -108,7 +105,6 @@ class Mixed(nn.Module):
                 brick = ConvNorm(
                     *step,
                     norm=self.norm,
-                    epsilon=self.epsilon,
                     kernel_init=self.kernel_init,
                     dtype=self.dtype,
                     name=name,
@@ -177,7 +173,6 @@ class InceptionNetwork(Network):
     auxiliary: bool = True
     auxiliary_dropout: float = 0.0  # in the heads, before their logits
     min_training_size: int = 1  # pixels: the smallest height and width at which the heads work
-    epsilon: float = 1e-3  # of the norms
     scan: bool = False  # whether equal modules are one scan, for tables with `Repeat`
 
     @nn.compact
@@ -207,7 +202,7 @@ class InceptionNetwork(Network):
         return head(self.num_classes, dropout=self.auxiliary_dropout, **self._common(), name=name)
 
     def _common(self):
-        return {"norm": self.norm, "epsilon": self.epsilon, "kernel_init": self.kernel_init, "dtype": self.dtype}
+        return {"norm": self.norm, "kernel_init": self.kernel_init, "dtype": self.dtype}
 
     def _module(self, table, name):
         if not isinstance(table, Repeat):
@@ -222,8 +217,7 @@ class InceptionNetwork(Network):
         return unit.copy(name=name, parent=self)
 
 
-def check(network, num_classes, norm, **rates):
+def check(network, num_classes, **rates):
     """Raises InputError for options that a network of this kind cannot have."""
     check_at_least_one(network, num_classes=num_classes)
-    check_option(network, "norm", norm, NORMS)
     check_rate(network, **rates)

@@ -14,10 +14,9 @@ import jax
 from deepjax import functional, initializers
 from deepjax.errors import InputError
 from deepjax.layers import Conv, Dropout
-from deepjax.units import ConvNorm
+from deepjax.units import ConvNorm, norm_factory
 from deepjax.zoo.network import Network, check_at_least_one, check_option, check_rate
 
-NORMS = ("none", "batch", "group", "layer", "instance")
 ORDERS = ("post", "last")
 
 
@@ -87,7 +86,7 @@ class Chain(Network):
             groups=step.groups,
             norm=self.norm,
             order=self.order,
-            use_bias=self.norm == "none" or self.order == "last",
+            use_bias=self.norm is None or self.order == "last",
             kernel_init=self.kernel_init,
             bias_init=constant(step.bias),
             dtype=self.dtype,
@@ -130,8 +129,7 @@ def constant(value) -> Callable:
 def check_chain(network, *, norm="none", order="post", num_classes=1, **rates):
     """Raises InputError for options that a network of plain convolutions cannot have, or that would do nothing."""
     check_at_least_one(network, num_classes=num_classes)
-    check_option(network, "norm", norm, NORMS)
     check_option(network, "order", order, ORDERS)
     check_rate(network, **rates)
-    if order != "post" and norm == "none":
+    if order != "post" and norm_factory(norm) is None:
         raise InputError(f"{network}: order {order} does nothing with norm none; set norm batch")

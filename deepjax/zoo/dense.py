@@ -10,11 +10,9 @@ import jax.numpy as jnp
 from deepjax import functional, initializers
 from deepjax.errors import InputError
 from deepjax.layers import Dropout
-from deepjax.units import Branch, ConvNorm, NormActivation, recompute
+from deepjax.units import NORMS, Branch, ConvNorm, Norm, NormActivation, makes_batch_norm, recompute
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
 from deepjax.zoo.residual import units_per_stage
-
-NORMS = ("batch", "group", "layer", "instance", "none")
 
 
 class DenseBlock(nn.Module):
@@ -28,7 +26,7 @@ class DenseBlock(nn.Module):
     growth: int  # features of each layer
     bottleneck: bool = True  # a 1x1 to four times as many before the 3x3
     remat: str = "none"  # "unit": the backward pass computes each layer's inside again
-    norm: str = "batch"
+    norm: Norm | None = NORMS["batch"]
     dropout: float = 0.0
     drops: str = "outputs"  # as of `units.Branch`
     kernel_init: Callable = initializers.he_normal()
@@ -98,7 +96,7 @@ class DenseNet(Network):
 
     def torch_names(self):
         """As `Network.torch_names`; torchvision has those with the imagenet stem and bottlenecks."""
-        if self.stem != "imagenet" or not self.bottleneck or self.norm != "batch":
+        if self.stem != "imagenet" or not self.bottleneck or not makes_batch_norm(self.norm):
             return super().torch_names()
         names = {"stem/conv": "features.conv0", "stem/norm": "features.norm0"}
         for i, depth in enumerate(self.depths, 1):
@@ -113,8 +111,8 @@ class DenseNet(Network):
         if self.stem == "imagenet":
             return ConvNorm(self.stem_features, 7, 2, name="stem", **brick)
         # Norm and activation are left to the first layer, which starts with them.
-        bias = self.norm == "none"
-        return ConvNorm(self.stem_features, 3, use_bias=bias, activation=None, name="stem", **brick | {"norm": "none"})
+        bias = self.norm is None
+        return ConvNorm(self.stem_features, 3, use_bias=bias, activation=None, name="stem", **brick | {"norm": None})
 
 
 def densenet(
@@ -147,7 +145,7 @@ def densenet(
       InputError: no block, a block without layers, a count below 1, a compression outside (0, 1], a dropout outside
         [0, 1], an unknown norm or remat; when called, images too small for the transitions.
     """
-    _check("densenet", depths, norm, dropout, compression, remat, num_classes, growth, stem_features=stem_features)
+    _check("densenet", depths, dropout, compression, remat, num_classes, growth, stem_features=stem_features)
     return DenseNet(
         depths=tuple(depths),
         growth=growth,
@@ -193,7 +191,7 @@ def cifar_densenet(
         called, images of less than 4x4 pixels.
     """
     layers = units_per_stage(depth, 6 if bottleneck else 3, others=4)
-    _check("cifar_densenet", (layers,) * 3, norm, dropout, 1.0, remat, num_classes, growth)
+    _check("cifar_densenet", (layers,) * 3, dropout, 1.0, remat, num_classes, growth)
     return DenseNet(
         depths=(layers,) * 3,
         growth=growth,
@@ -211,10 +209,9 @@ def cifar_densenet(
     )
 
 
-def _check(network, depths, norm, dropout, compression, remat, num_classes, growth, **counts):
+def _check(network, depths, dropout, compression, remat, num_classes, growth, **counts):
     layers = min(depths, default=0)
     check_at_least_one(network, num_classes=num_classes, growth=growth, layers_per_block=layers, **counts)
-    check_option(network, "norm", norm, NORMS)
     check_option(network, "remat", remat, ("none", "unit"))
     check_rate(network, dropout=dropout)
     if not 0 < compression <= 1:

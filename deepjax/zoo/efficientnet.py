@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from deepjax.errors import InputError
+from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.inverted import InvertedNetwork, Row, block_names, check, conv_names, round_to_eights
 from deepjax.zoo.network import check_option
 
@@ -29,7 +30,7 @@ class EfficientNet(InvertedNetwork):
 
     def torch_names(self):
         """As `Network.torch_names`; torchvision has those with batch norm."""
-        if self.norm != "batch":
+        if not makes_batch_norm(self.norm):
             return super().torch_names()
         names = conv_names("stem", "features.0.0", "features.0.1") | {"head": "classifier.1"}
         units = iter(self.unit_paths())
@@ -100,7 +101,7 @@ def efficientnet(
     check_option("efficientnet", "variant", variant, VARIANTS)
     form = VARIANTS[variant]
     dropout = form.dropout if dropout is None else dropout
-    check(f"efficientnet_{variant}", width, norm, num_classes, dropout, survival=survival)
+    check(f"efficientnet_{variant}", width, num_classes, dropout, survival=survival)
     if depth <= 0:
         raise InputError(f"efficientnet_{variant}: depth {depth} must be above 0; it multiplies the units")
 
@@ -122,11 +123,9 @@ def efficientnet(
         final=4 * features_in,
         activation="silu",
         survival=survival,
-        epsilon=form.epsilon,
-        momentum=form.momentum,
         scan=scan,
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=form.epsilon, momentum=form.momentum),
         dropout=dropout,
         dtype=dtype,
         usual_input=(form.pixels, form.pixels, 3),

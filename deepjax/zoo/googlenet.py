@@ -14,7 +14,7 @@ from flax.core import freeze
 
 from deepjax import functional, initializers
 from deepjax.layers import Dropout
-from deepjax.units import ConvNorm
+from deepjax.units import ConvNorm, Norm, makes_batch_norm, norm_factory
 from deepjax.zoo.branches import Conv, Depthwise, InceptionNetwork, LocalNorm, Pool, check
 from deepjax.zoo.network import INITS
 
@@ -101,8 +101,7 @@ class GoogLeNetHead(nn.Module):
     num_classes: int
     pool: Callable
     dropout: float
-    norm: str
-    epsilon: float
+    norm: Norm | None
     kernel_init: Callable
     dtype: jnp.dtype | None
 
@@ -110,7 +109,7 @@ class GoogLeNetHead(nn.Module):
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features] -> [batch, num_classes]."""
         init, dtype = self.kernel_init, self.dtype
-        conv = ConvNorm(128, 1, norm=self.norm, epsilon=self.epsilon, kernel_init=init, dtype=dtype, name="conv")
+        conv = ConvNorm(128, 1, norm=self.norm, kernel_init=init, dtype=dtype, name="conv")
         x = conv(self.pool(x), train=train, mask=mask).reshape(x.shape[0], -1)
         x = functional.relu(nn.Dense(1024, kernel_init=init, dtype=dtype, name="hidden")(x))
         x = Dropout(self.dropout)(x, train=train)
@@ -128,7 +127,7 @@ class GoogLeNet(InceptionNetwork):
 
     def torch_names(self):
         """As `Network.torch_names`; torchvision has its own form with batch norm alone."""
-        if self.norm != "batch" or self.stages != TORCH_STAGES:
+        if not makes_batch_norm(self.norm) or self.stages != TORCH_STAGES:
             return super().torch_names()
         names = {f"stem/conv{ours}": f"conv{theirs}" for ours, theirs in ((1, 1), (3, 2), (4, 3))}
         for stage, rows in MODULES.items():
@@ -160,7 +159,7 @@ def googlenet(
       num_classes: logits.
       auxiliary: whether the network has the two auxiliary heads, used in training alone. 13,004,888 parameters with
         them, 6,624,904 without.
-      norm: behind every convolution: one of `branches.NORMS`; with "none", biases in its place.
+      norm: behind every convolution: a word of `units.NORMS` or a factory; without, biases in its place.
       dropout: the probability to drop an input of the last layer.
       auxiliary_dropout: and of each auxiliary head's last layer.
       epsilon: of the norms.
@@ -205,7 +204,7 @@ def googlenet_paper(
       num_classes, auxiliary, dropout, auxiliary_dropout, epsilon, dtype: as of `googlenet`. 13,378,280 parameters with
         the heads, 6,998,552 without.
       separable: the first convolution as a 7x7 of each colour alone, 8 features each, and a 1x1 of these.
-      norm: "none": convolutions have biases; or one of `branches.NORMS`.
+      norm: "none": convolutions have biases; or another word of `units.NORMS`, or a factory.
 
     Raises:
       InputError: as `googlenet`.
@@ -242,28 +241,27 @@ def bn_inception(num_classes=1000, *, separable=True, norm="batch", dropout=0.0,
     Raises:
       InputError: as `googlenet`.
     """
-    check("bn_inception", num_classes, norm, dropout=dropout)
+    check("bn_inception", num_classes, dropout=dropout)
     stem = (*(SEPARABLE if separable else (Conv(64, 7, 2),)), HALVE, Conv(64), Conv(192, 3), HALVE)
     rows = {s: {letter: bn_inception_module(*r) for letter, r in rows.items()} for s, rows in BN_MODULES.items()}
     return InceptionNetwork(
         freeze({"stem": {"": (stem,)}} | rows),
         freeze({}),
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=epsilon),
         dropout=dropout,
-        epsilon=epsilon,
         dtype=dtype,
         min_size=7,
     )
 
 
-def _network(name, num_classes, stages, head, *, min_size, norm, dropout, auxiliary_dropout, **options):
-    check(name, num_classes, norm, dropout=dropout, auxiliary_dropout=auxiliary_dropout)
+def _network(name, num_classes, stages, head, *, min_size, norm, epsilon, dropout, auxiliary_dropout, **options):
+    check(name, num_classes, dropout=dropout, auxiliary_dropout=auxiliary_dropout)
     return GoogLeNet(
         stages,
         freeze({"stage4a": head, "stage4d": head}),
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=epsilon),
         dropout=dropout,
         auxiliary_dropout=auxiliary_dropout,
         kernel_init=INITS["he" if norm == "batch" else "he_fan_in"],

@@ -13,7 +13,7 @@ from flax.core import freeze
 
 from deepjax import functional, initializers
 from deepjax.layers import Dropout
-from deepjax.units import ConvNorm
+from deepjax.units import ConvNorm, Norm, makes_batch_norm, norm_factory
 from deepjax.zoo.branches import Conv, Fork, InceptionNetwork, Pool, check
 
 HALVE = Pool("max", 3, 2)
@@ -79,8 +79,7 @@ class InceptionHead(nn.Module):
 
     num_classes: int
     dropout: float
-    norm: str
-    epsilon: float
+    norm: Norm | None
     kernel_init: Callable
     dtype: jnp.dtype | None
 
@@ -92,7 +91,7 @@ class InceptionHead(nn.Module):
             x = jnp.pad(x, ((0, 0), *more, (0, 0)))
         x = functional.avg_pool(x, 5, stride=3)
         for name, step in (("conv1", Conv(128)), ("conv2", Conv(768, 5, 1, 0))):
-            how = {"norm": self.norm, "epsilon": self.epsilon, "kernel_init": self.kernel_init, "dtype": self.dtype}
+            how = {"norm": self.norm, "kernel_init": self.kernel_init, "dtype": self.dtype}
             x = ConvNorm(*step, **how, name=name)(x, train=train, mask=mask)
         x = functional.global_avg_pool(x)
         x = Dropout(self.dropout)(x, train=train)
@@ -106,7 +105,7 @@ class InceptionV3(InceptionNetwork):
 
     def torch_names(self):
         """As `Network.torch_names`; torchvision's network has batch norm alone."""
-        if self.norm != "batch":
+        if not makes_batch_norm(self.norm):
             return super().torch_names()
         steps = [j for j, step in enumerate(STEM, 1) if isinstance(step, Conv)]
         names = {f"stem/conv{j}": theirs for j, theirs in zip(steps, TORCH_STEM, strict=True)}
@@ -141,7 +140,7 @@ def inception_v3(
       num_classes: logits.
       auxiliary: whether the network has the auxiliary head, used in training alone. 27,161,264 parameters with it,
         23,834,568 without.
-      norm: behind every convolution: one of `branches.NORMS`; with "none", biases in its place.
+      norm: behind every convolution: a word of `units.NORMS` or a factory; without, biases in its place.
       dropout: the probability to drop an input of the last layer.
       auxiliary_dropout: and of the auxiliary head's last layer.
       epsilon: of the norms.
@@ -151,16 +150,15 @@ def inception_v3(
       InputError: an unknown norm, a dropout outside [0, 1]; when called, images of less than 75x75 pixels, or 299x299
         in training with the auxiliary head.
     """
-    check("inception_v3", num_classes, norm, dropout=dropout, auxiliary_dropout=auxiliary_dropout)
+    check("inception_v3", num_classes, dropout=dropout, auxiliary_dropout=auxiliary_dropout)
     return InceptionV3(
         STAGES,
         freeze({"stage6e": InceptionHead}),
         auxiliary=auxiliary,
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=epsilon),
         dropout=dropout,
         auxiliary_dropout=auxiliary_dropout,
-        epsilon=epsilon,
         dtype=dtype,
         usual_input=(299, 299, 3),
         min_size=75,

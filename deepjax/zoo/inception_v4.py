@@ -6,6 +6,7 @@ Szegedy et al. 2016, "Inception-v4, Inception-ResNet and the impact of residual 
 
 from flax.core import freeze
 
+from deepjax.units import norm_factory
 from deepjax.zoo.branches import Conv, Fork, InceptionNetwork, Pool, Repeat, check
 
 HALVE = Pool("max", 3, 2)
@@ -89,7 +90,7 @@ def inception_v4(num_classes=1000, *, norm="batch", dropout=0.2, epsilon=1e-3, s
 
     Args:
       num_classes: logits.
-      norm: behind every convolution: one of `branches.NORMS`; with "none", biases in its place.
+      norm: behind every convolution: a word of `units.NORMS` or a factory; without, biases in its place.
       dropout: the probability to drop an input of the last layer; the paper keeps 0.8.
       epsilon: of the norms.
       scan: equal modules as one scan; False unrolls them.
@@ -98,7 +99,7 @@ def inception_v4(num_classes=1000, *, norm="batch", dropout=0.2, epsilon=1e-3, s
     Raises:
       InputError: an unknown norm, a dropout outside [0, 1]; when called, images of less than 75x75 pixels.
     """
-    return _network("inception_v4", V4, num_classes, norm, dropout, epsilon=epsilon, scan=scan, dtype=dtype)
+    return _network("inception_v4", V4, num_classes, norm, dropout, epsilon, scan=scan, dtype=dtype)
 
 
 def inception_resnet_v2(num_classes=1000, *, norm="batch", dropout=0.2, epsilon=1e-3, scan=True, dtype=None):
@@ -110,18 +111,16 @@ def inception_resnet_v2(num_classes=1000, *, norm="batch", dropout=0.2, epsilon=
 
     Arguments and errors as of `inception_v4`.
     """
-    return _network(
-        "inception_resnet_v2", RESNET_V2, num_classes, norm, dropout, epsilon=epsilon, scan=scan, dtype=dtype
-    )
+    return _network("inception_resnet_v2", RESNET_V2, num_classes, norm, dropout, epsilon, scan=scan, dtype=dtype)
 
 
-def _network(name, stages, num_classes, norm, dropout, **options):
-    check(name, num_classes, norm, dropout=dropout)
+def _network(name, stages, num_classes, norm, dropout, epsilon, **options):
+    check(name, num_classes, dropout=dropout)
     return InceptionNetwork(
         stages,
         freeze({}),
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=epsilon),
         dropout=dropout,
         usual_input=(299, 299, 3),
         min_size=75,

@@ -16,9 +16,7 @@ import jax.numpy as jnp
 from deepjax import functional
 from deepjax.errors import InputError
 from deepjax.units import Add, ConvNorm, Drop, Plain, SqueezeExcite, Unit, stack
-from deepjax.zoo.network import Network, check_at_least_one, check_option, check_rate
-
-PLAIN_NORMS = ("batch", "none", "group", "layer", "instance")
+from deepjax.zoo.network import Network, check_at_least_one, check_rate
 
 
 def relu6(x):
@@ -86,8 +84,6 @@ class InvertedNetwork(Network):
     skip: bool = True
     linear: bool = True
     survival: float = 1.0  # of a unit behind the last: unit i of n, from 0 on, has 1 - i / n (1 - survival)
-    epsilon: float = 1e-5
-    momentum: float = 0.9
     scan: bool = True
 
     @nn.compact
@@ -98,8 +94,6 @@ class InvertedNetwork(Network):
         conv = partial(
             ConvNorm,
             norm=self.norm,
-            epsilon=self.epsilon,
-            momentum=self.momentum,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
@@ -180,10 +174,9 @@ def round_to_eights(features):
     return rounded if rounded >= 0.9 * features else rounded + 8
 
 
-def check(name, width, norm, num_classes, dropout, **more):
+def check(name, width, num_classes, dropout, **more):
     """Raises InputError for options that no network of this file can have."""
     if width <= 0:
         raise InputError(f"{name}: width {width} must be above 0; it multiplies the features")
     check_at_least_one(name, num_classes=num_classes)
-    check_option(name, "norm", norm, PLAIN_NORMS)
     check_rate(name, dropout=dropout, **more)

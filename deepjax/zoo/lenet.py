@@ -162,7 +162,7 @@ def lenet5(num_classes=10, *, dtype=None):
     check_at_least_one("lenet5", num_classes=num_classes)
     return LeNet5(
         num_classes=num_classes,
-        norm="none",
+        norm=None,
         kernel_init=fan_in_uniform,
         dtype=dtype,
         usual_input=(SIDE, SIDE, 1),

@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 
+from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.inverted import InvertedNetwork, Row, block_names, check, conv_names, round_to_eights
 from deepjax.zoo.network import check_option
 
@@ -17,7 +18,7 @@ class MobileNetV2(InvertedNetwork):
 
     def torch_names(self):
         """As `Network.torch_names`; torchvision has those with batch norm."""
-        if self.norm != "batch":
+        if not makes_batch_norm(self.norm):
             return super().torch_names()
         units = self.unit_paths()
         names = conv_names("stem", "features.0.0", "features.0.1") | {"head": "classifier.1"}
@@ -37,7 +38,7 @@ class MobileNetV3(InvertedNetwork):
 
     def torch_names(self):
         """As `Network.torch_names`; torchvision has those with batch norm."""
-        if self.norm != "batch":
+        if not makes_batch_norm(self.norm):
             return super().torch_names()
         units = self.unit_paths()
         names = conv_names("stem", "features.0.0", "features.0.1")
@@ -69,7 +70,7 @@ def mobilenet_v1(num_classes=1000, *, width=1.0, norm="batch", dropout=0.0, scan
     Raises:
       InputError: an unknown norm, a dropout outside [0, 1], a width not above 0, no class.
     """
-    check("mobilenet_v1", width, norm, num_classes, dropout)
+    check("mobilenet_v1", width, num_classes, dropout)
     stem = features_in = max(1, int(32 * width))
     stages = []
     for stage in V1:
@@ -110,7 +111,7 @@ def mobilenet_v2(num_classes=1000, *, width=1.0, norm="batch", dropout=0.2, surv
     Raises:
       InputError: an unknown norm, a dropout or survival outside [0, 1], a width not above 0, no class.
     """
-    check("mobilenet_v2", width, norm, num_classes, dropout, survival=survival)
+    check("mobilenet_v2", width, num_classes, dropout, survival=survival)
     stem = features_in = round_to_eights(32 * width)
     stages = []
     for factor, features, depth, stride in V2:  # table 2's t, c, n, s
@@ -182,7 +183,7 @@ def mobilenet_v3(size, num_classes=1000, *, width=1.0, norm="batch", dropout=0.2
       InputError: an unknown size or norm, a dropout or survival outside [0, 1], a width not above 0, no class.
     """
     check_option("mobilenet_v3", "size", size, V3)
-    check(f"mobilenet_v3_{size}", width, norm, num_classes, dropout, survival=survival)
+    check(f"mobilenet_v3_{size}", width, num_classes, dropout, survival=survival)
     table, hidden = V3[size]
 
     def to_row(window, hidden, features, squeeze, activation, stride):
@@ -199,11 +200,9 @@ def mobilenet_v3(size, num_classes=1000, *, width=1.0, norm="batch", dropout=0.2
         activation="hard_swish",
         gate=jax.nn.hard_sigmoid,
         survival=survival,
-        epsilon=1e-3,
-        momentum=0.99,
         scan=scan,
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=1e-3, momentum=0.99),
         dropout=dropout,
         dtype=dtype,
     )

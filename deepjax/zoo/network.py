@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from deepjax import initializers
 from deepjax.errors import InputError, choices
 from deepjax.layers import Dropout
+from deepjax.units import norm_factory
 
 INITS = {  # option `init` of every network: how its convolutions' (and hidden layers') kernels start
     "he": initializers.he_normal(mode="fan_out"),
@@ -34,7 +35,7 @@ class Network(nn.Module, kw_only=True):
     num_classes: int = 1000
     return_logits: bool = True
     features_only: bool = False
-    norm: str = "batch"  # one of `units.NORMS`
+    norm: Any = "batch"  # a word of `units.NORMS`, a factory of your own, or None; kept as a factory or None
     dropout: float = 0.0  # see each family
     kernel_init: Callable = INITS["he"]
     dtype: jnp.dtype | None = None  # of the computation; parameters are float32
@@ -45,6 +46,10 @@ class Network(nn.Module, kw_only=True):
     reversible = False  # whether its stacks are of reversible units, for remat "reversible"
     auxiliary_weight = 0.0  # of each auxiliary head's loss, for networks that have such heads
     borrowed = {}  # noqa: RUF012  {path of a layer: torchvision's module of another network, from which it comes}
+
+    def __post_init__(self):
+        self.norm = norm_factory(self.norm)
+        super().__post_init__()
 
     def check_images(self, x):
         """InputError unless x is [batch, height, width, channels] with at least `least` pixels a side."""

@@ -9,7 +9,7 @@ import jax
 
 from deepjax import functional
 from deepjax.layers import Dropout
-from deepjax.units import ConvNorm, stack
+from deepjax.units import ConvNorm, makes_batch_norm, stack
 from deepjax.zoo.chain import check_chain, krizhevsky_norm
 from deepjax.zoo.network import INITS, Network, named
 
@@ -83,16 +83,16 @@ class VGG(Network):
     def torch_names(self):
         """As `Network.torch_names`; torchvision has A, B, D and E, without a norm or with batch norm before ReLU."""
         depths, pointwise, lrn = self.config
-        if any(pointwise) or lrn or self.norm not in ("none", "batch") or self.order != "post":
+        if any(pointwise) or lrn or not (self.norm is None or makes_batch_norm(self.norm)) or self.order != "post":
             return super().torch_names()
         names, place = {}, 0
         for stage, depth in enumerate(depths, 1):
             for i in range(depth):
                 ours = f"stage{stage}_rest/unit{i}" if i else f"stage{stage}_first"
                 names[f"{ours}/conv"] = f"features.{place}"
-                if self.norm == "batch":
+                if self.norm is not None:
                     names[f"{ours}/norm"] = f"features.{place + 1}"
-                place += 2 if self.norm == "none" else 3
+                place += 2 if self.norm is None else 3
             place += 1
         return names | {"hidden1": ("classifier.0", (GRID, GRID)), "hidden2": "classifier.3", "head": "classifier.6"}
 

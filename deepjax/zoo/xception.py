@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from deepjax import functional
-from deepjax.units import Add, ConvNorm, Unit, stack
+from deepjax.units import Add, ConvNorm, Unit, norm_factory, stack
 from deepjax.zoo.inverted import check
 from deepjax.zoo.network import Network, check_at_least_one
 
@@ -24,7 +24,7 @@ class Separable(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features_in] -> [batch, H, W, features]."""
-        each = {"groups": x.shape[-1], "norm": "none", "use_bias": False}
+        each = {"groups": x.shape[-1], "norm": None, "use_bias": False}
         x = self.conv(x.shape[-1], 3, activation=None, **each, name="depthwise")(x, train=train, mask=mask)
         return self.conv(self.features, 1, activation=None, name="pointwise")(x, train=train, mask=mask)
 
@@ -78,8 +78,6 @@ class Xception(Network):
         conv = partial(
             ConvNorm,
             norm=self.norm,
-            epsilon=1e-3,  # these two are Keras'
-            momentum=0.99,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
@@ -119,7 +117,7 @@ def xception(num_classes=1000, *, width=1.0, middle=8, norm="batch", dropout=0.5
       InputError: an unknown norm, a dropout outside [0, 1], a width not above 0, no unit or no class; when called,
         images of less than 7x7 pixels.
     """
-    check("xception", width, norm, num_classes, dropout)
+    check("xception", width, num_classes, dropout)
     check_at_least_one("xception", middle=middle)
 
     def scaled(*features):
@@ -132,7 +130,7 @@ def xception(num_classes=1000, *, width=1.0, middle=8, norm="batch", dropout=0.5
         exit=scaled(1024, 1536, 2048),
         scan=scan,
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=1e-3, momentum=0.99),  # Keras' numbers
         dropout=dropout,
         dtype=dtype,
         usual_input=(299, 299, 3),

@@ -179,7 +179,7 @@ def test_torch_names_are_torchvisions_form_alone(options):
     ("name", "options", "message"),
     [
         ("alexnet", {"num_classes": 0}, "num_classes 0"),
-        ("alexnet", {"norm": "zero_batch"}, "norm 'zero_batch'"),
+        ("alexnet", {"norm": "bach"}, "norm 'bach'"),
         ("alexnet", {"order": "last"}, "does nothing with norm none"),
         ("alexnet", {"lrn": True}, "no option 'lrn'"),
         ("alexnet_paper", {"dropout": -0.1}, "dropout -0.1"),

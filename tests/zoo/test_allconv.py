@@ -164,7 +164,7 @@ def test_norm_and_order():
     [
         ("nin", {"num_classes": 0}, "num_classes 0"),
         ("nin", {"order": "last"}, "does nothing with norm none"),
-        ("all_cnn_c", {"norm": "fixup"}, "norm 'fixup'"),
+        ("all_cnn_c", {"norm": "bach"}, "norm 'bach'"),
         ("all_cnn_c", {"input_dropout": 1.5}, "input_dropout 1.5"),
         ("cnn_c", {"model": "C"}, "no option 'model'"),
         ("nin", {"input_dropout": 0.2}, "no option 'input_dropout'"),

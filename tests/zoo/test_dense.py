@@ -328,7 +328,7 @@ def test_least_of_cifar():
         ("cifar_densenet", {"depth": 99}, "depth 99 is not 6n \\+ 4; the nearest are 94 and 100"),
         ("cifar_densenet", {"depth": 41, "bottleneck": False}, "not 3n \\+ 4; the nearest are 40 and 43"),
         ("cifar_densenet", {"growth": 0}, "growth 0"),
-        ("densenet121", {"norm": "fixup"}, "norm 'fixup' is unknown"),
+        ("densenet121", {"norm": "bach"}, "norm 'bach' is unknown"),
         ("densenet121", {"dropout": -1.0}, "dropout -1.0 is a probability"),
         ("densenet121", {"compression": 0.0}, "compression 0.0 must be above 0"),
         ("densenet121", {"remat": "sqrt"}, "remat 'sqrt' is unknown"),

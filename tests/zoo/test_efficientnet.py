@@ -64,7 +64,8 @@ def test_efficientnets(name):
     assert tuple(map(len, model.stages)) == depths
     assert (model.usual_input, model.dropout) == ((pixels, pixels, 3), dropout)
     late = name[-1] in "567"
-    assert (model.epsilon, model.momentum) == ((1e-3, 0.99) if late else (1e-5, 0.9))
+    norm = model.norm(name="norm")
+    assert (norm.epsilon, norm.momentum) == ((1e-3, 0.99) if late else (1e-5, 0.9))
 
 
 def test_xception_is_keras():
@@ -300,7 +301,7 @@ def test_options_are_documented(name):
     [
         ("efficientnet_b0", {"width": -1.0}, "width -1.0 must be above 0"),
         ("efficientnet_b0", {"depth": 0.0}, "depth 0.0 must be above 0"),
-        ("efficientnet_b0", {"norm": "fixup"}, "norm 'fixup'"),
+        ("efficientnet_b0", {"norm": "bach"}, "norm 'bach'"),
         ("efficientnet_b3", {"survival": 2.0}, "survival 2.0"),
         ("efficientnet_b3", {"dropout": -1.0}, "dropout -1.0"),
         ("xception", {"middle": 0}, "middle 0"),

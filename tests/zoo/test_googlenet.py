@@ -288,7 +288,7 @@ def test_any_size(size):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "zero_batch"}, "norm 'zero_batch'"),
+        ({"norm": "bach"}, "norm 'bach'"),
         ({"norm": "bach"}, "did you mean 'batch'"),
         ({"dropout": 1.5}, "dropout 1.5"),
         ({"num_classes": 0}, "num_classes 0"),

@@ -183,7 +183,7 @@ def test_minimum_size(name):
         ("highway", {"depth": 1}, "hidden_layers 0"),
         ("highway", {"width": 0}, "width 0"),
         ("highway", {"activation": "rely"}, "did you mean 'relu'"),
-        ("highway", {"norm": "group"}, "norm 'group' is unknown"),
+        ("highway", {"norm": "grup"}, "norm 'grup' is unknown"),
         ("highway", {"dropout": 2.0}, "dropout 2.0 is a probability"),
         ("mnist_highway", {"depth": 11}, "depth 11 is not 3n \\+ 1; the nearest are 10 and 13"),
         ("cifar_highway", {"depth": 1}, "nearest are 4 and 7"),

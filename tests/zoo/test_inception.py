@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 from deepjax import zoo
 from deepjax.errors import InputError
-from deepjax.units import stack_units, unstack_units
+from deepjax.units import norm_factory, stack_units, unstack_units
 from deepjax.zoo import googlenet, inception, inception_v4
 from deepjax.zoo.branches import Conv, Depthwise, InceptionNetwork, LocalNorm, Mixed, Pool, Repeat, pool
 
@@ -126,7 +126,12 @@ def test_small_images_are_evaluated_but_do_not_train_the_head():
     chex.assert_shape(abstract("inception_v3", size=75, train=True, num_classes=7, auxiliary=False)[1], (2, 7))
 
 
-HOW = {"dropout": 0.0, "norm": "batch", "epsilon": 1e-3, "kernel_init": zoo.network.INITS["he"], "dtype": None}
+HOW = {
+    "dropout": 0.0,
+    "norm": norm_factory("batch", epsilon=1e-3),
+    "kernel_init": zoo.network.INITS["he"],
+    "dtype": None,
+}
 
 
 @pytest.mark.parametrize("head", [inception.InceptionHead, googlenet.TORCH_HEAD])
@@ -337,7 +342,7 @@ def test_masked_rows_enter_no_statistics(small):
 
 def test_epsilon_and_norm_reach_every_convolution(small):
     network, variables, x = small
-    seen = outputs(network.clone(epsilon=10.0), variables, x)[0]
+    seen = outputs(network.clone(norm=norm_factory("batch", epsilon=10.0)), variables, x)[0]
     assert not np.allclose(seen, outputs(network, variables, x)[0], rtol=0.1)
     for norm in ("none", "group", "layer", "instance"):
         other = jax.eval_shape(lambda n=norm: network.clone(norm=n).init(KEY, x, train=True))
@@ -365,7 +370,7 @@ def test_dtype():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"norm": "fixup"}, "norm 'fixup'"), ({"dropout": -0.1}, "dropout -0.1"), ({"num_classes": 0}, "num_classes 0")],
+    [({"norm": "bach"}, "norm 'bach'"), ({"dropout": -0.1}, "dropout -0.1"), ({"num_classes": 0}, "num_classes 0")],
 )
 def test_errors(name, options, message):
     with pytest.raises(InputError, match=message):

@@ -271,7 +271,8 @@ def test_norms(name):
 
 def test_epsilon_and_momentum():
     """PyTorch's momentum is 1 minus ours."""
-    assert (zoo.create("mobilenet_v2").epsilon, zoo.create("mobilenet_v2").momentum) == (1e-5, 0.9)
+    norm = zoo.create("mobilenet_v2").norm(name="norm")
+    assert (norm.epsilon, norm.momentum) == (1e-5, 0.9)
     (model, variables), x = short("mobilenet_v3_large"), images()
     stem = variables["params"]["stem"]["conv"]["kernel"]
     y = np.asarray(functional.conv(x, stem, stride=2, padding=1))
@@ -350,12 +351,12 @@ def test_options_are_documented(name):
     ("name", "options", "message"),
     [
         ("mobilenet_v1", {"width": 0.0}, "width 0.0 must be above 0"),
-        ("mobilenet_v1", {"norm": "fixup"}, "norm 'fixup'"),
+        ("mobilenet_v1", {"norm": "bach"}, "norm 'bach'"),
         ("mobilenet_v1", {"survival": 0.5}, "no option 'survival'"),
         ("mobilenet_v2", {"dropout": 1.5}, "dropout 1.5"),
         ("mobilenet_v2", {"survival": -0.5}, "survival -0.5"),
         ("mobilenet_v2", {"num_classes": 0}, "num_classes 0"),
-        ("mobilenet_v3_large", {"norm": "zero_batch"}, "norm 'zero_batch'"),
+        ("mobilenet_v3_large", {"norm": "bach"}, "norm 'bach'"),
     ],
 )
 def test_options_that_cannot_be(name, options, message):

@@ -356,7 +356,7 @@ def test_two_paths_of_an_odd_number_of_features():
     [
         ("wide_resnet", {"depth": 27}, "depth 27 is not 6n \\+ 4; the nearest are 22 and 28"),
         ("wide_resnet", {"widen": 0}, "widen 0"),
-        ("wide_resnet", {"norm": "zero_batch"}, "zero_batch needs order post"),
+        ("wide_resnet", {"branch_init": "zero_scale"}, "zero_scale needs order post"),
         ("wrn_28_10", {"dropout": 1.5}, "dropout 1.5 is a probability"),
         ("wrn_28_10", {"widen": 2}, "no option 'widen'"),
         ("cifar_resnext", {"groups": 0}, "groups 0"),

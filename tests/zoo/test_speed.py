@@ -93,7 +93,7 @@ def test_minimum_size():
     [
         ("fcn_s", {"num_classes": 0}, "num_classes 0"),
         ("fcn_r", {"dropout": -1.0}, "dropout -1.0"),
-        ("alexnet_r", {"norm": "fixup"}, "norm 'fixup'"),
+        ("alexnet_r", {"norm": "bach"}, "norm 'bach'"),
         ("alexnet_r", {"order": "last"}, "does nothing with norm none"),
     ],
 )

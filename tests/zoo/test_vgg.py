@@ -212,7 +212,7 @@ def test_torch_names():
     ("name", "options", "message"),
     [
         ("vgg16", {"num_classes": 0}, "num_classes 0"),
-        ("vgg16", {"norm": "fixup"}, "norm 'fixup'"),
+        ("vgg16", {"norm": "bach"}, "norm 'bach'"),
         ("vgg16", {"order": "last"}, "does nothing with norm none"),
         ("vgg16_bn", {"norm": "group"}, "no option 'norm'"),
         ("vgg16", {"config": "A"}, "no option 'config'"),
