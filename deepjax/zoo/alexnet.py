@@ -7,6 +7,7 @@ single-tower network that torchvision has. Zeiler & Fergus 2014, "Visualizing an
 """
 
 from deepjax import initializers
+from deepjax.zoo.cards import Card
 from deepjax.zoo.chain import Chain, Convolve, Pool, check_chain
 from deepjax.zoo.network import INITS
 
@@ -142,3 +143,4 @@ def _with_lrn(name, stages, lrn, bias, usual_input, min_size, num_classes, norm,
 
 
 MODELS = {"alexnet": alexnet, "alexnet_paper": alexnet_paper, "zfnet": zfnet}
+CARDS = {"alexnet": Card()}

@@ -11,6 +11,7 @@ from deepjax import functional, initializers
 from deepjax.errors import InputError
 from deepjax.layers import Dropout
 from deepjax.units import NORMS, Branch, ConvNorm, Norm, NormActivation, makes_batch_norm, recompute
+from deepjax.zoo.cards import timm
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
 from deepjax.zoo.residual import units_per_stage
 
@@ -231,3 +232,4 @@ MODELS = {
     "densenet_bc_250_24": partial(cifar_densenet, 250, growth=24, bottleneck=True),
     "densenet_bc_190_40": partial(cifar_densenet, 190, growth=40, bottleneck=True),
 }
+CARDS = {name: timm(name) for name in ("densenet121", "densenet161", "densenet169", "densenet201")}

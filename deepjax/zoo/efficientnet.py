@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from deepjax.errors import InputError
 from deepjax.units import makes_batch_norm, norm_factory
+from deepjax.zoo.cards import Card, Preprocessing
 from deepjax.zoo.inverted import InvertedNetwork, Row, block_names, check, conv_names, round_to_eights
 from deepjax.zoo.network import check_option
 
@@ -48,19 +49,21 @@ class Variant(NamedTuple):
     depth: float  # of table 1's units
     pixels: int  # of the images' sides
     dropout: float
+    resize: int  # of torchvision's IMAGENET1K_V1 weights, pixels of the shorter side
+    crop: int = 0  # of these, pixels of the crop's sides; 0: `pixels`
     epsilon: float = 1e-5  # of the norms, torchvision's
     momentum: float = 0.9
 
 
 VARIANTS = {
-    "b0": Variant(1.0, 1.0, 224, 0.2),
-    "b1": Variant(1.0, 1.1, 240, 0.2),
-    "b2": Variant(1.1, 1.2, 260, 0.3),
-    "b3": Variant(1.2, 1.4, 300, 0.3),
-    "b4": Variant(1.4, 1.8, 380, 0.4),
-    "b5": Variant(1.6, 2.2, 456, 0.4, 1e-3, 0.99),
-    "b6": Variant(1.8, 2.6, 528, 0.5, 1e-3, 0.99),
-    "b7": Variant(2.0, 3.1, 600, 0.5, 1e-3, 0.99),
+    "b0": Variant(1.0, 1.0, 224, 0.2, 256),
+    "b1": Variant(1.0, 1.1, 240, 0.2, 256),
+    "b2": Variant(1.1, 1.2, 260, 0.3, 288, 288),
+    "b3": Variant(1.2, 1.4, 300, 0.3, 320),
+    "b4": Variant(1.4, 1.8, 380, 0.4, 384),
+    "b5": Variant(1.6, 2.2, 456, 0.4, 456, epsilon=1e-3, momentum=0.99),
+    "b6": Variant(1.8, 2.6, 528, 0.5, 528, epsilon=1e-3, momentum=0.99),
+    "b7": Variant(2.0, 3.1, 600, 0.5, 600, epsilon=1e-3, momentum=0.99),
 }
 
 
@@ -133,3 +136,7 @@ def efficientnet(
 
 
 MODELS = {f"efficientnet_{variant}": partial(efficientnet, variant) for variant in VARIANTS}
+CARDS = {
+    f"efficientnet_{variant}": Card(Preprocessing(form.resize, form.crop or form.pixels, interpolation="bicubic"))
+    for variant, form in VARIANTS.items()
+}

@@ -16,6 +16,7 @@ from deepjax import functional, initializers
 from deepjax.layers import Dropout
 from deepjax.units import ConvNorm, Norm, makes_batch_norm, norm_factory
 from deepjax.zoo.branches import Conv, Depthwise, InceptionNetwork, LocalNorm, Pool, check
+from deepjax.zoo.cards import HALF, Card, Preprocessing
 from deepjax.zoo.network import INITS
 
 HALVE = Pool("max", 3, 2, ceil=True)
@@ -271,3 +272,4 @@ def _network(name, num_classes, stages, head, *, min_size, norm, epsilon, dropou
 
 
 MODELS = {"googlenet": googlenet, "googlenet_paper": googlenet_paper, "bn_inception": bn_inception}
+CARDS = {"googlenet": Card(Preprocessing(256, 224, HALF, HALF))}

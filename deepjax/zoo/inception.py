@@ -15,6 +15,7 @@ from deepjax import functional, initializers
 from deepjax.layers import Dropout
 from deepjax.units import ConvNorm, Norm, makes_batch_norm, norm_factory
 from deepjax.zoo.branches import Conv, Fork, InceptionNetwork, Pool, check
+from deepjax.zoo.cards import HALF, Preprocessing, timm
 
 HALVE = Pool("max", 3, 2)
 MEAN = Pool("avg", 3, 1, 1)
@@ -167,3 +168,4 @@ def inception_v3(
 
 
 MODELS = {"inception_v3": inception_v3}
+CARDS = {"inception_v3": timm("inception_v3", v1=Preprocessing(342, 299, HALF, HALF), absent=("AuxLogits.",))}

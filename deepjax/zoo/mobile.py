@@ -9,6 +9,7 @@ from functools import partial
 import jax
 
 from deepjax.units import makes_batch_norm, norm_factory
+from deepjax.zoo.cards import Card
 from deepjax.zoo.inverted import InvertedNetwork, Row, block_names, check, conv_names, round_to_eights
 from deepjax.zoo.network import check_option
 
@@ -214,3 +215,4 @@ MODELS = {
     "mobilenet_v3_large": partial(mobilenet_v3, "large"),
     "mobilenet_v3_small": partial(mobilenet_v3, "small"),
 }
+CARDS = {name: Card() for name in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from deepjax import functional
 from deepjax.layers import Conv
 from deepjax.units import Add, Branch, ConvNorm, Unit, branch_and_join, check_branch_init, norm_factory, stack
+from deepjax.zoo.cards import Card
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_rate
 
 
@@ -103,3 +104,4 @@ def monster(
 
 
 MODELS = {"monster": monster}
+CARDS = {"monster": Card()}  # of torchvision's AlexNet, from which it borrows

@@ -33,6 +33,7 @@ from deepjax.units import (
     normalize,
     stack,
 )
+from deepjax.zoo.cards import IMAGENET_V2, timm
 from deepjax.zoo.network import Network, check_rate
 
 BASIC = (3, 3)
@@ -350,3 +351,12 @@ MODELS = {
     "resnext101_32x8d": partial(bottleneck, (3, 4, 23, 3), widen=4, groups=32),
     "resnext101_64x4d": partial(bottleneck, (3, 4, 23, 3), widen=4, groups=64),
 }
+
+CARDS = {name: timm(name) for name in ("resnet18", "resnet34")} | {
+    name: timm(name, v2=IMAGENET_V2)
+    for name in (
+        *("resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
+        *("resnext50_32x4d", "resnext101_32x8d"),
+    )
+}
+CARDS["resnext101_64x4d"] = timm("resnext101_64x4d", v1=IMAGENET_V2)

@@ -10,6 +10,7 @@ import jax
 from deepjax import functional
 from deepjax.layers import Dropout
 from deepjax.units import ConvNorm, makes_batch_norm, stack
+from deepjax.zoo.cards import timm
 from deepjax.zoo.chain import check_chain, krizhevsky_norm
 from deepjax.zoo.network import INITS, Network, named
 
@@ -136,3 +137,11 @@ MODELS = named(
     **{name: {"config": config} for name, config in NAMES.items()},
     **{f"{name}_bn": {"config": config, "norm": "batch"} for name, config in NAMES.items()},
 )
+
+# In timm's files, the first two dense layers are convolutions of 7x7 and 1x1 with the same numbers in the same order.
+RENAMED = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "classifier.6."}
+CARDS = {
+    f"{name}{norm}": timm(f"{name}{norm}", renamed=RENAMED)
+    for name in ("vgg11", "vgg13", "vgg16", "vgg19")
+    for norm in ("", "_bn")
+}
