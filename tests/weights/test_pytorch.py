@@ -19,6 +19,7 @@ from deepjax import cli, weights, zoo
 from deepjax.errors import InputError
 from deepjax.units import unstack_units
 from deepjax.weights import files, pytorch
+from deepjax.zoo.dense import densenet
 
 
 def small(**options):
@@ -40,21 +41,21 @@ def state_dict():
 # Exactness
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_exact_both_ways_with_torchvision(scan):
+def test_exact_both_ways_with_torchvision():
     models = helpers.import_torchvision().models
     import torch
 
     module = models.get_model("resnet18", weights=None)
     helpers.randomize_torch(module, 3)
     theirs = module.state_dict()
-    network = zoo.create("resnet18", scan=scan)
-    variables = weights.from_torch(network, theirs)
-    assert ("unit" in variables["params"]["stage1_rest"]) == scan
-    back = weights.to_torch(network, variables)
-    assert sorted(back) == sorted(theirs)
-    for name, value in theirs.items():
-        np.testing.assert_array_equal(back[name], value.numpy(), name)
+    for scan in (True, False):
+        network = zoo.create("resnet18", scan=scan)
+        variables = weights.from_torch(network, theirs)
+        assert ("unit" in variables["params"]["stage1_rest"]) == scan
+        back = weights.to_torch(network, variables)
+        assert sorted(back) == sorted(theirs)
+        for name, value in theirs.items():
+            np.testing.assert_array_equal(back[name], value.numpy(), name)
     fresh = models.get_model("resnet18", weights=None)
     fresh.load_state_dict({name: torch.tensor(value) for name, value in back.items()}, strict=True)
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), theirs.values(), strict=True))
@@ -96,8 +97,7 @@ def test_bfloat16_tensors_of_torch():
 
 
 def test_densenets_old_names():
-    name = "densenet121"
-    network = zoo.create(name)
+    network = densenet((2, 1), 10, growth=4, stem_features=8)
     theirs = weights.to_torch(network, random_variables(network))
     old = {n.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v for n, v in theirs.items()}
     old = {n: v for n, v in old.items() if not n.endswith("num_batches_tracked")}
@@ -167,17 +167,11 @@ def test_reset_head(state_dict):
     ("name", "theirs"),
     [
         ("googlenet", {"fc", "aux1.fc2", "aux2.fc2"}),
-        ("inception_v3", {"fc", "AuxLogits.fc"}),
         ("vgg11", {"classifier.6"}),
-        ("alexnet", {"classifier.6"}),
-        ("densenet121", {"classifier"}),
         ("mobilenet_v3_small", {"classifier.3"}),
-        ("efficientnet_b0", {"classifier.1"}),
     ],
 )
 def test_heads_are_torchvisions(name, theirs):
-    if name not in zoo.MODELS:
-        pytest.skip(f"the zoo has no {name}")
     network = zoo.create(name)
     names = network.torch_names()
     found = {names["/".join(path[1:-1])] for path in pytorch.heads(network, pytorch.expected_variables(network))}
@@ -217,7 +211,6 @@ def test_names_of_wrapped_networks(state_dict):
     torch = pytest.importorskip("torch")
     averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(1, 1)).state_dict()
     assert set(averaged) == {"n_averaged", "module.weight", "module.bias"}
-    assert set(torch.compile(torch.nn.Linear(1, 1)).state_dict()) == {"_orig_mod.weight", "_orig_mod.bias"}
     expected = weights.from_torch(small(), state_dict)
     for prefix, more in (("module.", {"n_averaged": np.int64(3)}), ("_orig_mod.", {}), ("module._orig_mod.", {})):
         wrapped = {prefix + name: value for name, value in state_dict.items()} | more
