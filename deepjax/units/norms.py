@@ -72,7 +72,7 @@ def makes_batch_norm(norm: Norm | None) -> bool:
     >>> makes_batch_norm(nn.BatchNorm), makes_batch_norm(nn.LayerNorm), makes_batch_norm(None)
     (True, False, False)
     """
-    return norm is not None and is_batch_norm(norm(name="norm"))
+    return norm is not None and is_batch_norm(norm(name="norm", parent=None))
 
 
 def normalize(x, norm: Norm | None, *, train, mask, name, scale_init=None):

@@ -30,7 +30,7 @@ class EfficientNet(InvertedNetwork):
     """An `InvertedNetwork` of seven stages with torchvision's names of EfficientNet."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has those with batch norm."""
+        """As `Network.torch_names`; torchvision has the networks with batch norm."""
         if not makes_batch_norm(self.norm):
             return super().torch_names()
         names = conv_names("stem", "features.0.0", "features.0.1") | {"head": "classifier.1"}
@@ -43,7 +43,7 @@ class EfficientNet(InvertedNetwork):
 
 
 class Variant(NamedTuple):
-    """What the variants differ in."""
+    """The numbers in which the variants differ."""
 
     width: float  # of table 1's features
     depth: float  # of table 1's units
@@ -82,20 +82,20 @@ def efficientnet(
     """EfficientNet of Tan & Le 2019, in torchvision's form.
 
     Parameters of b0 to b7: 5,288,548; 7,794,184; 9,109,994; 12,233,232; 19,341,616; 30,389,784; 43,040,704; 66,347,960.
-    They are meant for images of 224, 240, 260, 300, 380, 456, 528 and 600 pixels a side (torchvision's weights of b2:
-    288), and take any.
+    They were designed for images of 224, 240, 260, 300, 380, 456, 528 and 600 pixels a side (torchvision's weights of
+    b2: 288), and take images of any size.
 
     Args:
       variant: "b0" to "b7".
-      num_classes: logits.
-      width: multiplies the variant's features, which are rounded to multiples of 8.
-      depth: multiplies the variant's units of each stage, rounded up.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the variant's features, which are rounded to multiples of 8.
+      depth: factor of the variant's units of each stage, rounded up.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer; None: the variant's, 0.2 to 0.5.
       survival: of stochastic depth: unit i of n, counted from 0, survives with probability 1 - i / n (1 - survival);
         1.0 drops none.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      scan: run equal units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown variant or norm, a dropout or survival outside [0, 1], a width or depth not above 0, no

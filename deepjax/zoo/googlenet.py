@@ -63,7 +63,10 @@ def googlenet_stages(window, last_pool, stem, head):
 
 
 def bn_inception_module(one, three_in, three, double_in, double, kind, projected):
-    """Return the branches of a row of figure 5. Without a 1x1 branch, the module has stride 2, its pool no convolution."""
+    """Return the branches of a row of figure 5.
+
+    A module without a 1x1 branch has stride 2, and no convolution after its pool.
+    """
     stride = 1 if one else 2
     pool = (Pool(kind, 3, 1, 1), Convolve(projected)) if one else (PASS,)
     branches = (

@@ -18,15 +18,8 @@ from deepjax.zoo.table import TableNetwork, check_table
 
 HALVE = Pool("max", 3, 2)
 MEAN = Pool("avg", 3, 1, 1)
-STEM = (
-    Convolve(32, 3, 2, 0),
-    Convolve(32, 3, 1, 0),
-    Convolve(64, 3),
-    HALVE,
-    Convolve(80),
-    Convolve(192, 3, 1, 0),
-    HALVE,
-)
+START = (Convolve(32, 3, 2, 0), Convolve(32, 3, 1, 0), Convolve(64, 3))
+STEM = (*START, HALVE, Convolve(80), Convolve(192, 3, 1, 0), HALVE)
 
 
 def module_35(projected):

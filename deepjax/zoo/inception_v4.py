@@ -7,12 +7,11 @@ Szegedy et al. 2016, "Inception-v4, Inception-ResNet and the impact of residual 
 from flax.core import freeze
 
 from deepjax.units import norm_factory
+from deepjax.zoo.inception import HALVE, START, STEM
 from deepjax.zoo.steps import Convolve, Fork, Parallel, Pool, Repeat, Residual
 from deepjax.zoo.table import TableNetwork, check_table
 
-HALVE = Pool("max", 3, 2)
 MEAN = Pool("avg", 3, 1, 1, count_padding=False)
-START = (Convolve(32, 3, 2, 0), Convolve(32, 3, 1, 0), Convolve(64, 3))
 WIDE, TALL = (1, 7), (7, 1)
 SMALL_FORK = Fork((Convolve(256, (1, 3)), Convolve(256, (3, 1))))
 
@@ -75,11 +74,11 @@ V4 = freeze(
     }
 )
 
-RESIDUAL_A = (
+RESIDUAL_A = (  # figure 16
     (Convolve(32),),
     (Convolve(32), Convolve(32, 3)),
     (Convolve(32), Convolve(48, 3), Convolve(64, 3)),
-)  # figure 16
+)
 RESIDUAL_B = ((Convolve(192),), (Convolve(128), Convolve(160, WIDE), Convolve(192, TALL)))  # figure 17
 RESIDUAL_C = ((Convolve(192),), (Convolve(192), Convolve(224, (1, 3)), Convolve(256, (3, 1))))  # figure 19
 RESIDUAL_TO_8 = (  # figure 18
@@ -96,7 +95,7 @@ TO_320 = (
 )
 RESNET_V2 = freeze(
     {
-        "stem": (Parallel("stem", ((*START, HALVE, Convolve(80), Convolve(192, 3, 1, 0), HALVE),)),),
+        "stem": (Parallel("stem", (STEM,)),),
         "stage1": (Parallel("stage1_first", TO_320), repeat("stage1_units", RESIDUAL_A, 10, 0.17)),
         "stage2": (
             Parallel("stage2_reduce", to_17(256, 256, 384, 384)),

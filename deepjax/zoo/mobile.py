@@ -18,7 +18,7 @@ class MobileNetV2(InvertedNetwork):
     """An `InvertedNetwork` with torchvision's names of version 2."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has those with batch norm."""
+        """As `Network.torch_names`; torchvision has the networks with batch norm."""
         if not makes_batch_norm(self.norm):
             return super().torch_names()
         units = self.unit_paths()
@@ -38,7 +38,7 @@ class MobileNetV3(InvertedNetwork):
     """An `InvertedNetwork` with torchvision's names of version 3."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has those with batch norm."""
+        """As `Network.torch_names`; torchvision has the networks with batch norm."""
         if not makes_batch_norm(self.norm):
             return super().torch_names()
         units = self.unit_paths()
@@ -56,17 +56,17 @@ V1 = (((64, 1),), ((128, 2), (128, 1)), ((256, 2), (256, 1)), ((512, 2), *((512,
 def mobilenet_v1(num_classes=1000, *, width=1.0, norm="batch", dropout=0.0, scan=True, dtype=None):
     """MobileNet of Howard et al. 2017, table 1: 4,231,976 parameters.
 
-    The last depthwise convolution has stride 1, as its output size in the table and the sizes of layers that follow
-    say; the table's "s2" contradicts both.
+    The last depthwise convolution has stride 1. This follows from its output size in the table and from the layers
+    after it; the table's "s2" contradicts both.
 
     Args:
-      num_classes: logits.
-      width: multiplies the features (section 3.3). The paper's are 1, 0.75, 0.5, 0.25. Its resolution multiplier
-        (section 3.4) is the size of the images: any will do.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the features (section 3.3). The paper's are 1, 0.75, 0.5, 0.25. Its resolution multiplier
+        (section 3.4) is the size of the images, which may be any.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      scan: run equal units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm, a dropout outside [0, 1], a width not above 0, no class.
@@ -101,13 +101,13 @@ def mobilenet_v2(num_classes=1000, *, width=1.0, norm="batch", dropout=0.2, surv
     """MobileNet v2 of Sandler et al. 2018, table 2: 3,504,872 parameters. torchvision's `mobilenet_v2`.
 
     Args:
-      num_classes: logits.
-      width: multiplies the features, which are rounded to multiples of 8; the last 1,280 do not become fewer.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the features, which are rounded to multiples of 8; the last 1,280 do not become fewer.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer.
-      survival: of stochastic depth, which neither the paper nor torchvision has here; see `InvertedNetwork`.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      survival: survival of stochastic depth, see `InvertedNetwork`. Neither the paper nor torchvision uses it here.
+      scan: run equal units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm, a dropout or survival outside [0, 1], a width not above 0, no class.
@@ -166,19 +166,18 @@ V3 = {  # stages of (window, hidden, features, squeeze, activation, stride), and
 def mobilenet_v3(size, num_classes=1000, *, width=1.0, norm="batch", dropout=0.2, survival=1.0, scan=True, dtype=None):
     """MobileNet v3 of Howard et al. 2019, tables 1 and 2, in torchvision's form.
 
-    Parameters: 5,483,032 (large), 2,542,856 (small). As in torchvision, every layer before the logits but the first
-    dense one is normalized, with an epsilon of 0.001 and a momentum of 0.99, and squeeze-and-excitation has a quarter
+    Parameters: 5,483,032 (large), 2,542,856 (small). As in torchvision, every layer but the two dense ones is normalized, with an epsilon of 0.001 and a momentum of 0.99, and squeeze-and-excitation has a quarter
     of the features that it gates.
 
     Args:
       size: "large" or "small".
-      num_classes: logits.
-      width: multiplies the features, which are rounded to multiples of 8.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the features, which are rounded to multiples of 8.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer.
-      survival: of stochastic depth, which neither the paper nor torchvision has here; see `InvertedNetwork`.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      survival: survival of stochastic depth, see `InvertedNetwork`. Neither the paper nor torchvision uses it here.
+      scan: run equal units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown size or norm, a dropout or survival outside [0, 1], a width not above 0, no class.

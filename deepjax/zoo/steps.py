@@ -49,7 +49,7 @@ class Fork(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Pooling. With `ceil`, as in PyTorch, the last window may reach over the edge."""
+    """Pooling. With `ceil`, the last window may reach over the edge, as with PyTorch's ceil_mode."""
 
     kind: str = "max"  # or "avg"
     window: int = 3
@@ -239,17 +239,14 @@ def _depthwise(step, features, options, name):
 
 def pool(x, step):
     """Return x [batch, H, W, features] after a `Pool`."""
-    padding, window = [], []
-    for side in x.shape[1:3]:
-        over = (-(-side // step.stride) - 1) * step.stride + step.window - side
-        low = max(over, 0) // 2 if step.padding is None else step.padding
-        padding.append(low)
-        # A single window may reach over the edge by one pixel only.
-        window.append(min(step.window, max(side + 2 * low, step.window - 1)) if step.ceil else step.window)
+    padding = step.padding
+    if padding is None:
+        over = [(-(-side // step.stride) - 1) * step.stride + step.window - side for side in x.shape[1:3]]
+        padding = [max(pixels, 0) // 2 for pixels in over]
     where = {"stride": step.stride, "padding": padding, "ceil": step.ceil}
     if step.kind == "max":
-        return functional.max_pool(x, window, **where)
-    return functional.avg_pool(x, window, count_padding=step.count_padding, **where)
+        return functional.max_pool(x, step.window, **where)
+    return functional.avg_pool(x, step.window, count_padding=step.count_padding, **where)
 
 
 @cache  # so that equal networks compare as equal

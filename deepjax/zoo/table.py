@@ -81,8 +81,8 @@ class TableNetwork(Network):
         if self._has_heads() and min(x.shape[1:3]) < self.min_training_size:
             raise InputError(
                 f"image size {x.shape[1]}x{x.shape[2]} is below the minimum of "
-                f"{self.min_training_size}x{self.min_training_size} for training the auxiliary head; use larger images, "
-                f"or auxiliary=False"
+                f"{self.min_training_size}x{self.min_training_size} for training the auxiliary head; use "
+                f"larger images, or auxiliary=False"
             )
 
     def _dense_head(self, x, train):

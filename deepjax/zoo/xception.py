@@ -35,7 +35,7 @@ class SeparableBranch(nn.Module):
     features: tuple[int, ...]
     conv: Callable
     pool: bool = True
-    activated: bool = False  # x has been through a ReLU already: leave the first out
+    activated: bool = False  # x has already passed a ReLU: leave the first one out
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
@@ -48,12 +48,12 @@ class SeparableBranch(nn.Module):
 
 
 def halve(x):
-    """Max pool of 3x3 pixels with stride 2 to half the size, rounded up; an even side is padded on its high end."""
+    """Return x max-pooled (3x3, stride 2) to half the size, rounded up. An even side is padded on its high end."""
     return functional.max_pool(x, 3, stride=2, padding=tuple(side % 2 for side in x.shape[1:3]), ceil=True)
 
 
 def halving_unit(branch, name):
-    """A branch beside a 1x1 convolution of stride 2 with its norm."""
+    """Return the unit of a branch and a shortcut by a 1x1 convolution of stride 2 with its norm."""
     return Unit(
         branch, Add(parent=None), branch.conv(branch.features[-1], 1, 2, activation=None, parent=None), name=name
     )
@@ -102,20 +102,20 @@ class Xception(Network):
 
 
 def xception(num_classes=1000, *, width=1.0, middle=8, norm="batch", dropout=0.5, scan=True, dtype=None):
-    """Xception of Chollet 2017, figure 5: 22,855,952 parameters. It is Keras' form, epsilon and momentum included.
+    """Xception of Chollet 2017, figure 5: 22,855,952 parameters. It has Keras' form, including epsilon and momentum.
 
     Args:
-      num_classes: logits.
-      width: multiplies the features.
-      middle: units of the middle flow.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the features.
+      middle: number of units of the middle flow.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer (section 4.4.3).
-      scan: the middle flow's units as one scan; False unrolls them.
-      dtype: of the computation.
+      scan: run the middle flow's units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm, a dropout outside [0, 1], a width not above 0, no unit or no class; when called,
-        images of less than 7x7 pixels.
+        images smaller than 7x7 pixels.
     """
     check("xception", width, num_classes, dropout)
     check_at_least_one("xception", middle=middle)
