@@ -19,7 +19,7 @@ from deepjax.zoo.residual import units_per_stage
 class DenseBlock(nn.Module):
     """`depth` layers, each of which takes the block's input and the outputs of all layers before it.
 
-    Each layer is a branch of order "pre"; the block computes a chain of `Unit(branch, Concat())`. The layers pass on the
+    Each layer is a branch of order "pre"; the block is a chain of `Unit(branch, Concat())`. The layers pass on the
     separate pieces and concatenate them inside. Under remat, every piece is then stored once, and memory grows with
     depth, not with its square.
     """
@@ -183,7 +183,7 @@ def cifar_densenet(
       num_classes: number of logits.
       growth: number of features that each layer adds, the paper's k.
       bottleneck: DenseNet-BC: a 1x1 to 4 x growth features before each 3x3, transitions that halve the features, 2 x
-        growth features of the first convolution; without, every transition keeps its features, and the first convolution has 16.
+        growth features of the first convolution. False: transitions keep their features, the first convolution has 16.
       norm, remat, dtype: as of `densenet`.
       dropout: the probability to drop an output of each convolution but the first. The paper's is 0.2, where images
         are not augmented.

@@ -166,8 +166,9 @@ V3 = {  # stages of (window, hidden, features, squeeze, activation, stride), and
 def mobilenet_v3(size, num_classes=1000, *, width=1.0, norm="batch", dropout=0.2, survival=1.0, scan=True, dtype=None):
     """MobileNet v3 of Howard et al. 2019, tables 1 and 2, in torchvision's form.
 
-    Parameters: 5,483,032 (large), 2,542,856 (small). As in torchvision, every layer but the two dense ones is normalized, with an epsilon of 0.001 and a momentum of 0.99, and squeeze-and-excitation has a quarter
-    of the features that it gates.
+    Parameters: 5,483,032 (large), 2,542,856 (small). As in torchvision, every layer but the two dense ones is
+    normalized, with an epsilon of 0.001 and a momentum of 0.99, and squeeze-and-excitation has a quarter of the
+    features that it gates.
 
     Args:
       size: "large" or "small".
