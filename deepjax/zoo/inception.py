@@ -13,7 +13,7 @@ from deepjax import functional, initializers
 from deepjax.layers import Dropout
 from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.cards import HALF, Preprocessing, timm
-from deepjax.zoo.steps import Auxiliary, Convolve, Fork, Options, Parallel, Pool, make
+from deepjax.zoo.steps import Auxiliary, Convolve, Fork, Options, Parallel, Pool, Step, make
 from deepjax.zoo.table import TableNetwork, check_table
 
 HALVE = Pool("max", 3, 2)
@@ -93,7 +93,7 @@ MODULES = {
     "stage6": {"a": TO_17, "b": module_17(128), "c": module_17(160), "d": module_17(160), "e": module_17(192)},
     "stage7": {"a": TO_8, "b": module_8(), "c": module_8()},
 }
-STAGES = {"stem": (Parallel("stem", (STEM,)),)} | {
+STAGES: dict[str, tuple[Step, ...]] = {"stem": (Parallel("stem", (STEM,)),)} | {
     stage: tuple(Parallel(f"{stage}{letter}", branches) for letter, branches in modules.items())
     for stage, modules in MODULES.items()
 }
@@ -152,8 +152,9 @@ def inception_v3(
       InputError: an unknown norm, a dropout outside [0, 1]; when called, images smaller than 75x75 pixels, or 299x299
         in training with the auxiliary head.
     """
-    rates = {"dropout": dropout, "auxiliary_dropout": auxiliary_dropout}
-    check_table("inception_v3", num_classes=num_classes, norm=norm, **rates)
+    check_table(
+        "inception_v3", num_classes=num_classes, norm=norm, dropout=dropout, auxiliary_dropout=auxiliary_dropout
+    )
     return InceptionV3(
         freeze(STAGES),
         auxiliary=auxiliary,
