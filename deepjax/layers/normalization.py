@@ -29,10 +29,18 @@ class _Affine(nn.Module, kw_only=True):
         return scale, bias
 
 
+# Variables of a batch normalization in `batch_stats`, beside `mean` and `var`, where someone asks for the moments of a
+# batch: their sums over calls, and the number of calls. See `trace.batch_norm.batch_moments`, which creates them.
+SUMS = ("sum_mean", "sum_var", "calls")
+
+
 class BatchNormBase(_Affine, kw_only=True):
     """Parameters and running moments for the function that `_normalize` gives."""
 
     momentum: float = 0.9  # share of the old running moments that is kept
+
+    axis_name = None  # where a subclass has no such field
+    unbiased = False
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
@@ -50,8 +58,18 @@ class BatchNormBase(_Affine, kw_only=True):
             epsilon=self.epsilon,
         )
         if train and not self.is_initializing():
+            self._publish(x, mask, functional.Moments(mean.value, var.value))
             mean.value, var.value = moments
         return y
+
+    def _publish(self, x, mask, running):
+        """Add the moments of this batch to the sums, where there are any."""
+        if not self.has_variable("batch_stats", SUMS[-1]):
+            return
+        how = {"train": True, "mask": mask, "momentum": 0.0, "unbiased": self.unbiased, "axis_name": self.axis_name}
+        _, batch = functional.batch_norm(x, None, None, jax.tree.map(jnp.zeros_like, running), **how)
+        for name, value in zip(SUMS, (*batch, 1.0), strict=True):
+            self.put_variable("batch_stats", name, self.get_variable("batch_stats", name) + value)
 
     @abstractmethod
     def _normalize(self) -> Callable:
