@@ -50,9 +50,9 @@ def norm_factory(norm: Any, *, epsilon: float = USUAL["epsilon"], momentum: floa
     >>> norm_factory("batch", epsilon=1e-3)(name="norm").epsilon
     0.001
     """
-    if norm is None or callable(norm):
+    if norm is None or (not isinstance(norm, str) and callable(norm)):
         return norm
-    if not isinstance(norm, str) or norm not in NORMS:
+    if norm not in NORMS:
         raise InputError(f"norm {norm!r} is unknown; {choices(str(norm), NORMS)}")
     return _with_numbers(norm, float(epsilon), float(momentum))
 
