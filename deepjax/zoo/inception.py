@@ -13,7 +13,7 @@ from deepjax import functional, initializers
 from deepjax.layers import Dropout
 from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.cards import HALF, Preprocessing, timm
-from deepjax.zoo.steps import Auxiliary, Convolve, Fork, Options, Parallel, Pool, Step, make
+from deepjax.zoo.steps import Auxiliary, Convolve, Fork, Options, Parallel, Pool, make
 from deepjax.zoo.table import TableNetwork, check_table
 
 HALVE = Pool("max", 3, 2)
@@ -93,11 +93,11 @@ MODULES = {
     "stage6": {"a": TO_17, "b": module_17(128), "c": module_17(160), "d": module_17(160), "e": module_17(192)},
     "stage7": {"a": TO_8, "b": module_8(), "c": module_8()},
 }
-STAGES: dict[str, tuple[Step, ...]] = {"stem": (Parallel("stem", (STEM,)),)} | {
-    stage: tuple(Parallel(f"{stage}{letter}", branches) for letter, branches in modules.items())
+HEADS = {"stage6": (Auxiliary(InceptionHead),)}
+STAGES = {"stem": (Parallel("stem", (STEM,)),)} | {
+    stage: tuple(Parallel(f"{stage}{letter}", branches) for letter, branches in modules.items()) + HEADS.get(stage, ())
     for stage, modules in MODULES.items()
 }
-STAGES["stage6"] += (Auxiliary(InceptionHead),)
 
 
 class InceptionV3(TableNetwork):

@@ -11,6 +11,7 @@ A module of parallel branches, whose outputs are concatenated, is a step too:
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -68,10 +69,9 @@ class LocalNorm(NamedTuple):
     k: float
 
 
-class RandomDrop(NamedTuple):
-    """Dropout."""
-
-    rate: float | None = None  # None: the network's `dropout`
+@dataclass(frozen=True)  # a NamedTuple without fields would equal ()
+class RandomDrop:
+    """Dropout, at the network's rate `dropout`."""
 
 
 class Parallel(NamedTuple):
@@ -183,8 +183,8 @@ def run(steps, x, options, *, train, mask, prefix="", numbers=None):
                 x = pool(x, step)
             case LocalNorm():
                 x = functional.local_response_norm(x, **step._asdict())
-            case RandomDrop(rate):
-                x = layers.Dropout(options.dropout if rate is None else rate)(x, train=train)
+            case RandomDrop():
+                x = layers.Dropout(options.dropout)(x, train=train)
             case Depthwise():
                 x = _depthwise(step, x.shape[-1], options, f"{prefix}conv{next(numbers)}")(x)
             case Fork(convolutions):
