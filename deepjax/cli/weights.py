@@ -10,7 +10,7 @@ import tyro
 
 from deepjax.cli.terminal import parse, table, warn
 from deepjax.config import Options
-from deepjax.errors import InputError, choices
+from deepjax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Convert:
     num_classes: int | None = None
     """Logits. Unset: the network's usual number."""
     reset_head: bool = False
-    """Draw the layers whose size is the number of classes anew, for other classes than the source's."""
+    """Initialize the layers whose size is the number of classes, for other classes than the source's."""
     seed: int = 0
-    """Of what is drawn anew."""
+    """Seed of the layers that are initialized."""
     preprocessing: str = ""
-    """Record how images are to be prepared: imagenet, imagenet_v2 (weights that torchvision calls IMAGENET1K_V2),
-    googlenet or inception. Empty: what the source records, if anything."""
+    """Record how images are prepared: as for this network (its IMAGENET1K_V1 weights in torchvision) or for these
+    weights, such as resnet50.tv2_in1k. Empty: what the source records, if anything."""
 
 
 def convert(arguments):
@@ -43,18 +43,16 @@ def convert(arguments):
     options = parse(Convert, arguments, "deepjax convert")
     import jax
 
-    from deepjax.weights import files, pretrained, pytorch
+    from deepjax.weights import bundle, files, hub, pytorch
 
     layout = options.layout
     if layout == "other":
         layout = "torch" if files.is_ours(options.source) else "deepjax"
     files.check_suffix(options.destination, (".safetensors", *(files.TORCH if layout == "torch" else ())))
-    if options.preprocessing and options.preprocessing not in pretrained.PREPROCESSING:
-        known = choices(options.preprocessing, pretrained.PREPROCESSING)
-        raise InputError(f"--preprocessing {options.preprocessing!r} is unknown; {known}")
     if options.preprocessing and layout == "torch":
         raise InputError("--preprocessing: a file in PyTorch's layout has no place for it; leave it out")
-    found = pretrained.load_file(
+    preprocessing = hub.preprocessing(options.preprocessing) if options.preprocessing else None
+    found = bundle.load_file(
         options.source,
         options.network,
         num_classes=options.num_classes,
@@ -65,8 +63,8 @@ def convert(arguments):
     if layout == "torch":
         files.save_state_dict(options.destination, pytorch.to_torch(found.network, found.variables))
     else:
-        recipe = pretrained.PREPROCESSING.get(options.preprocessing, found.preprocessing)
-        pretrained.save_pretrained(options.destination, replace(found, preprocessing=recipe))
+        found = replace(found, preprocessing=preprocessing or found.preprocessing)
+        bundle.save_pretrained(options.destination, found)
     print(f"{options.destination}: {options.network}, {found.network.num_classes} classes, {layout}'s layout")
     return 0
 
@@ -87,8 +85,8 @@ def weights(arguments):
     from deepjax.weights import hub
 
     rows = [
-        {"weights": name, "repository": source.repository, "file": source.file, "cached": hub.is_cached(name)}
-        for name, source in hub.PRETRAINED.items()
+        {"weights": name, "repository": file.repository, "file": file.file, "cached": hub.is_cached(name)}
+        for name, (_, file) in hub.PRETRAINED.items()
     ]
     if options.json:
         print(json.dumps(rows, indent=2))

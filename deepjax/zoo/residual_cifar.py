@@ -7,9 +7,9 @@ residual networks" (arXiv 1605.07146). Xie et al. 2017, "Aggregated residual tra
 
 from functools import cache, partial
 
-from deepjax.units import Add, Drop
+from deepjax.units import Add, Drop, check_branch_init, norm_factory
 from deepjax.zoo.network import check_option, check_rate
-from deepjax.zoo.residual import BASIC, BOTTLENECK, ResNet, check_residual, cifar, join_of, units_per_stage
+from deepjax.zoo.residual import BASIC, BOTTLENECK, ResNet, check_residual, cifar, units_per_stage
 
 
 def cifar_preact(
@@ -20,17 +20,18 @@ def cifar_preact(
     shortcut="B",
     stem_stride=1,
     norm="batch",
-    skip_init=False,
+    branch_init="default",
     dropout=0.0,
     scan=True,
     dtype=None,
 ):
     """The pre-activation bottleneck network of He et al. 2016, section 3: depth 9n + 2.
 
-    Arguments as `cifar`; norm "zero_batch" does not go with pre-activation.
+    Arguments as `cifar`; branch_init "zero_scale" does not go with pre-activation.
     """
     units = units_per_stage(depth, 9)
     check_residual(shortcut, dropout, num_classes=num_classes, width=width, stem_stride=stem_stride)
+    check_branch_init(branch_init, norm=norm_factory(norm), order="pre")
     return ResNet(
         depths=(units,) * 3,
         features=tuple((width * scale, width * scale, 4 * width * scale) for scale in (1, 2, 4)),
@@ -41,8 +42,8 @@ def cifar_preact(
         stem_stride=stem_stride,
         order="pre",
         shortcut=shortcut,
-        join=join_of(Add, skip_init, norm, order="pre"),
         norm=norm,
+        branch_init=branch_init,
         dropout=dropout,
         scan=scan,
         dtype=dtype,
@@ -58,7 +59,7 @@ def wide_resnet(
     dropout=0.0,
     shortcut="B",
     norm="batch",
-    skip_init=False,
+    branch_init="default",
     scan=True,
     dtype=None,
 ):
@@ -70,13 +71,14 @@ def wide_resnet(
       widen: the stages have 16, 32 and 64 features times this.
       dropout: the probability to drop what enters the second convolution of a unit; the paper's, where it drops, are
         0.3 for CIFAR and 0.4 for SVHN.
-      shortcut, norm, skip_init, scan, dtype: as of `cifar_preact`.
+      shortcut, norm, branch_init, scan, dtype: as of `cifar_preact`.
 
     Raises:
       InputError: a depth that is not 6n + 4, a widen below 1, a dropout outside [0, 1], and as `cifar_preact`.
     """
     units = units_per_stage(depth, 6, others=4)
     check_residual(shortcut, dropout, num_classes=num_classes, widen=widen)
+    check_branch_init(branch_init, norm=norm_factory(norm), order="pre")
     return ResNet(
         depths=(units,) * 3,
         features=tuple((width * widen,) * 2 for width in (16, 32, 64)),
@@ -85,8 +87,8 @@ def wide_resnet(
         stem_features=16,
         order="pre",
         shortcut=shortcut,
-        join=join_of(Add, skip_init, norm, order="pre"),
         norm=norm,
+        branch_init=branch_init,
         dropout=dropout,
         scan=scan,
         dtype=dtype,
@@ -102,7 +104,7 @@ def cifar_resnext(
     group_width=64,
     shortcut="B",
     norm="batch",
-    skip_init=False,
+    branch_init="default",
     dropout=0.0,
     scan=True,
     dtype=None,
@@ -115,13 +117,14 @@ def cifar_resnext(
       groups: of a unit's 3x3 convolution.
       group_width: features of one group in the first stage; the second has twice, the third four times as many. The
         units' outputs have 256, 512 and 1024 features, whatever the groups.
-      shortcut, norm, skip_init, dropout, scan, dtype: as of `cifar_resnet`.
+      shortcut, norm, branch_init, dropout, scan, dtype: as of `cifar_resnet`.
 
     Raises:
       InputError: a depth that is not 9n + 2, groups or a group_width below 1, and as `cifar_resnet`.
     """
     units = units_per_stage(depth, 9)
     check_residual(shortcut, dropout, num_classes=num_classes, groups=groups, group_width=group_width)
+    check_branch_init(branch_init, norm=norm_factory(norm))
     inner = groups * group_width
     return ResNet(
         depths=(units,) * 3,
@@ -132,8 +135,8 @@ def cifar_resnext(
         num_classes=num_classes,
         stem_features=64,
         shortcut=shortcut,
-        join=join_of(Add, skip_init, norm),
         norm=norm,
+        branch_init=branch_init,
         dropout=dropout,
         scan=scan,
         dtype=dtype,
@@ -151,6 +154,7 @@ def stochastic_depth(
     width=16,
     shortcut="A",
     norm="batch",
+    branch_init="default",
     dropout=0.0,
     scan=True,
     dtype=None,
@@ -160,7 +164,8 @@ def stochastic_depth(
     Dropped for the whole batch, a unit is not computed. Then option remat is "unit", unless it is given or scan is off.
 
     Args:
-      depth, num_classes, width, shortcut, norm, dropout, scan, dtype: as of `cifar_resnet`.
+      depth, num_classes, width, shortcut, norm, branch_init, dropout, scan, dtype: as of `cifar_resnet`; branch_init
+        "skip_init" does not go with stochastic depth.
       survival: of the last unit. Unit l of L survives with probability 1 - l / L (1 - survival) (eq. 4).
       scaling: of branches: "original": at test, by their survival (eq. 5); "inverted": in training, by its inverse.
       per: "batch": a unit is dropped for the whole batch, as in the paper; "example": for each row apart.
@@ -171,7 +176,9 @@ def stochastic_depth(
     check_rate("stochastic_depth", survival=survival)
     check_option("stochastic_depth", "scaling", scaling, ("original", "inverted"))
     check_option("stochastic_depth", "per", per, ("batch", "example"))
-    options = {"width": width, "shortcut": shortcut, "norm": norm, "dropout": dropout, "scan": scan, "dtype": dtype}
+    check_branch_init(branch_init, norm=norm_factory(norm), join=Drop)
+    options = {"width": width, "shortcut": shortcut, "norm": norm, "branch_init": branch_init}
+    options |= {"dropout": dropout, "scan": scan, "dtype": dtype}
     network = cifar(depth, num_classes, join=Add, **options)
     # What "none" keeps for a dropped unit costs about half of what dropping it saves (docs/design.md, Depth).
     remat = "unit" if scan and per == "batch" else "none"

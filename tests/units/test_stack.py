@@ -36,8 +36,8 @@ HALVES = Reversible(Bricks(skip=False), Bricks(skip=False))
 def answers(unit, remat, depth=11, gains=False):
     """Loss, output, new moments, gradients of parameters and of x."""
     x = jax.random.normal(jax.random.key(1), (4, 6, 6, 4))
-    own = {"gain": np.linspace(0.1, 0.5, depth)} if gains else None
-    model = stack(unit, depth, remat=remat, own=own)
+    per_unit = {"gain": np.linspace(0.1, 0.5, depth)} if gains else None
+    model = stack(unit, depth, remat=remat, per_unit=per_unit)
     variables = jax.jit(lambda: model.init(KEY, x, train=True))()
 
     def loss(params, x, mask):
@@ -153,7 +153,7 @@ def test_a_dropped_branch_is_not_computed(remat):
 
     survival = [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
     drop = Drop(scaling="original", per="batch")
-    model = stack(Unit(Counted(), drop), 6, own={"survival": survival}, remat=remat)
+    model = stack(Unit(Counted(), drop), 6, per_unit={"survival": survival}, remat=remat)
     x = jnp.ones((2, 3))
     variables = model.init(KEY, x, train=True)
     calls.clear()
@@ -195,9 +195,9 @@ def test_survival_is_right_in_the_mean():
         ({"remat": "unit", "scan": False}, "needs scan=True"),
         ({"remat": "sqrt", "unroll": 2}, "needs unroll=1, not 2"),
         ({"remat": "reversible"}, "needs a Reversible unit"),
-        ({"own": {"survival": [1.0]}}, "1 numbers for 3 units"),
-        ({"own": {"survival": [1.0, 0.5, -0.1]}}, "own survival has -0.1"),
-        ({"own": {"survival": 0.5}}, "1 numbers for 3 units"),
+        ({"per_unit": {"survival": [1.0]}}, "1 numbers for 3 units"),
+        ({"per_unit": {"survival": [1.0, 0.5, -0.1]}}, "per_unit survival has -0.1"),
+        ({"per_unit": {"survival": 0.5}}, "1 numbers for 3 units"),
     ],
 )
 def test_stack_errors(options, message):
@@ -211,7 +211,7 @@ def test_stack_errors(options, message):
         (nn.Dense, 3, {}, "is no Linen module"),
         (nn.Dense(4), 2.5, {}, "depth 2.5 must be a whole number"),
         (nn.Dense(4), 0, {}, "depth 0 and unroll 1 must be at least 1"),
-        (HALVES, 3, {"own": {"survival": [1, 1, 1]}}, "own survival: Reversible takes no such argument"),
+        (HALVES, 3, {"per_unit": {"survival": [1, 1, 1]}}, "per_unit survival: Reversible takes no such argument"),
         (Reversible(Bricks(), Bricks(), Bricks()), 3, {"remat": "reversible"}, "without shortcut"),
     ],
 )
