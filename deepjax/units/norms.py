@@ -52,7 +52,7 @@ def norm_factory(norm: Any, *, epsilon: float = USUAL["epsilon"], momentum: floa
     """
     if norm is None or (not isinstance(norm, str) and callable(norm)):
         return norm
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise InputError(f"norm {norm!r} is unknown; {choices(str(norm), NORMS)}")
     return _with_numbers(norm, float(epsilon), float(momentum))
 

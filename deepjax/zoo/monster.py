@@ -77,7 +77,7 @@ def monster(
       depth: residual units, of two 3x3 convolutions each.
       width: features of the units.
       norm: after every convolution but the first, a word of `units.NORMS` or a factory.
-      branch_init: how residual branches start, as of `residual.cifar`.
+      branch_init: how residual branches start, as of `residual.imagenet`.
       dropout: the probability to drop what the last layer sees.
       scan: equal units as one scan; False unrolls them.
       dtype: of the computation.

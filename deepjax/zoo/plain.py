@@ -12,7 +12,7 @@ from deepjax.errors import InputError
 from deepjax.layers import Conv, Dropout
 from deepjax.units import Norm, Plain, norm_factory, normalize, stack
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
-from deepjax.zoo.residual import cifar, imagenet
+from deepjax.zoo.residual import imagenet
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "softplus", "sigmoid", "tanh", "lecun_tanh")
 STARTS = ("he", "xavier", "lecun", "gaussian")
@@ -220,14 +220,11 @@ def _kernel_init(init, scale):
     }[init]()
 
 
-cifar_plain = partial(cifar, join=Plain, branch_init="default")
 plain = partial(imagenet, join=Plain, branch_init="default", bottleneck=False, paper_stride=False, widen=1, groups=1)
 
 MODELS = {
     "mlp": mlp,
     "plain_cnn": plain_cnn,
-    "cifar_plain": cifar_plain,
-    **{f"cifar_plain{depth}": partial(cifar_plain, depth) for depth in (20, 32, 44, 56, 110, 1202)},
     "plain18": partial(plain, (2, 2, 2, 2)),
     "plain34": partial(plain, (3, 4, 6, 3)),
 }

@@ -1,8 +1,9 @@
 """Residual networks, and the plain networks that they are compared with.
 
-He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385): table 1 for ImageNet, section 4.2 for
-CIFAR. Zagoruyko & Komodakis 2016 make the units wider (`widen`), Xie et al. 2017 cut them into groups (`groups`). What
-else they and others have for CIFAR is in `residual_cifar`.
+He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385), table 1. Zagoruyko & Komodakis 2016,
+"Wide residual networks" (arXiv 1605.07146), make the units wider (`widen`). Xie et al. 2017, "Aggregated residual
+transformations for deep neural networks" (arXiv 1611.05431), divide their convolutions into groups (`groups`). The
+networks for CIFAR are in `residual_cifar`.
 
 Option `branch_init` of the residual networks says how their branches start (see `units.Branch` and `units.SkipInit`).
 With norm="none", branch_init="skip_init" and branch_init="fixup" train at any depth.
@@ -188,60 +189,6 @@ class ResNet(Network):
         return {"survival": [functional.linear_survival(i, units, self.survival) for i in numbers]}
 
 
-def cifar(
-    depth=32,
-    num_classes=10,
-    *,
-    join,
-    width=16,
-    shortcut="A",
-    stem_stride=1,
-    norm="batch",
-    branch_init="default",
-    dropout=0.0,
-    scan=True,
-    dtype=None,
-):
-    """The CIFAR network of He et al. 2015, section 4.2: depth 6n + 2, features 16, 32, 64 (times width / 16).
-
-    Args:
-      depth: convolutional and fully connected layers: 20, 32, 44, 56, 110, 1202, or any other 6n + 2.
-      num_classes: logits.
-      join: `Add` for the residual network, `Plain` for its plain twin.
-      width: features of the first stage; the second has twice, the third four times as many.
-      shortcut: "A", "B" or "C" (section 4.1).
-      stem_stride: 2 halves the resolution at once, for a quarter of the cost.
-      norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
-      branch_init: "default"; "zero_scale": the last norm's scale of each branch starts at 0; "skip_init": a learned
-        factor of each branch starts at 0; "fixup": Fixup initialization, with norm "none".
-      dropout: the probability to drop what enters a unit's convolutions, but the first one's.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
-
-    Raises:
-      InputError: a depth that is not 6n + 2, an unknown shortcut or norm, a width below 1, a dropout outside [0, 1],
-        a branch_init that does not go with the norm or the join.
-    """
-    units = units_per_stage(depth, 6)
-    check_residual(shortcut, dropout, num_classes=num_classes, width=width, stem_stride=stem_stride)
-    check_branch_init(branch_init, norm=norm_factory(norm), join=join)
-    return ResNet(
-        depths=(units,) * 3,
-        features=tuple((width * scale,) * 2 for scale in (1, 2, 4)),
-        num_classes=num_classes,
-        stem_features=width,
-        stem_stride=stem_stride,
-        shortcut=shortcut,
-        join=join,
-        norm=norm,
-        branch_init=branch_init,
-        dropout=dropout,
-        scan=scan,
-        dtype=dtype,
-        usual_input=(32, 32, 3),
-    )
-
-
 def imagenet(
     depths,
     num_classes=1000,
@@ -271,8 +218,10 @@ def imagenet(
       widen: that many times the features inside of units (Zagoruyko & Komodakis 2016, for bottlenecks).
       groups: of the 3x3 convolutions (Xie et al. 2017, ResNeXt).
       shortcut: "A", "B" or "C" (section 4.1).
-      norm: as of `cifar`.
-      branch_init: as of `cifar`; "zero_scale" is torchvision's zero_init_residual.
+      norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
+      branch_init: "default"; "skip_init": a learned factor of each branch starts at 0; "fixup": Fixup initialization,
+        with norm "none"; "zero_scale": the last norm's scale of each branch starts at 0,
+        which is torchvision's zero_init_residual.
       dropout: the probability to drop what enters a unit's convolutions, but the first one's.
       scan: equal units as one scan; False unrolls them.
       dtype: of the computation.
@@ -329,14 +278,11 @@ def check_residual(shortcut, dropout, **at_least_one):
             raise InputError(f"{name} {value} must be at least 1")
 
 
-cifar_resnet = partial(cifar, join=Add)
 resnet = partial(imagenet, join=Add)
 basic = partial(resnet, bottleneck=False, paper_stride=False, widen=1, groups=1)
 bottleneck = partial(resnet, bottleneck=True, paper_stride=False, widen=1, groups=1)
 
 MODELS = {
-    "cifar_resnet": cifar_resnet,
-    **{f"cifar_resnet{depth}": partial(cifar_resnet, depth) for depth in (20, 32, 44, 56, 110, 1202)},
     "resnet18": partial(basic, (2, 2, 2, 2)),
     "resnet34": partial(basic, (3, 4, 6, 3)),
     "resnet50": partial(bottleneck, (3, 4, 6, 3)),

@@ -35,7 +35,7 @@ from deepjax.units import (
     stack_units,
     unstack_units,
 )
-from deepjax.zoo.residual import cifar
+from deepjax.zoo.residual import imagenet
 
 KEY = jax.random.key(0)
 
@@ -807,7 +807,7 @@ def test_networks_that_cannot_learn(name, options, message):
     with pytest.raises(InputError, match=message):
         zoo.create(name, **options)
     with pytest.raises(InputError, match="skip_init needs a skip, and the join Plain has none"):
-        cifar(join=Plain, branch_init="skip_init")
+        imagenet((1, 1), join=Plain, branch_init="skip_init")
 
 
 def test_without_normalization_depth_does_not_move_the_variance():

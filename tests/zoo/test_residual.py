@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose
 
 from deepjax import functional, zoo
 from deepjax.errors import InputError
-from deepjax.units import Add, unstack_units
-from deepjax.zoo.residual import cifar, resnet
+from deepjax.units import unstack_units
+from deepjax.zoo.residual import resnet
 from deepjax.zoo.shake import TwoPaths
 
 KEY = jax.random.key(0)
@@ -207,7 +207,10 @@ def test_stochastic_depth_keeps_nothing_of_what_it_drops(options, remat):
 
 def test_stochastic_depth_of_survival_1_is_the_residual_network():
     x = images(3, 8, 8, 3)
-    drop, add = zoo.create("stochastic_depth", depth=14, width=4, survival=1.0), cifar(14, join=Add, width=4)
+    drop, add = (
+        zoo.create("stochastic_depth", depth=14, width=4, survival=1.0),
+        zoo.create("cifar_resnet", depth=14, width=4),
+    )
     variables = draw(add, x)
 
     @jax.jit
