@@ -16,7 +16,7 @@ from deepjax import cli, functional, zoo
 from deepjax.errors import InputError
 from deepjax.training import train_step
 from deepjax.training.state import TrainState
-from deepjax.weights import fold_batch_norm
+from deepjax.transforms import fold_batch_norm
 
 KEY = jax.random.key(0)
 
