@@ -58,7 +58,7 @@ class _Reader(Interpreter):
         owners = {origin.owner for origin in active}
         owner = owners.pop() if len(owners) == 1 else None
         mark = read_mark(eqn)
-        if mark and mark.role == "exit" and mark.parameters.keys() & {"kernel", "scale"}:
+        if mark and (mark.role, mark.method) == ("exit", "__call__") and mark.parameters.keys() & {"kernel", "scale"}:
             owner, modules = mark.path, modules + 1
         elif eqn.primitive.name in ("add", "add_any") and len(active) == 2:
             shapes = {v.aval.shape for v in [*eqn.invars, *eqn.outvars]}

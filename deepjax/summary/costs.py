@@ -68,7 +68,7 @@ class Reader(Interpreter):
         size = prod(_shape(eqn.outvars[0])) if eqn.outvars else 0
         if kind:
             pool, before = self._pool(eqn, values, where, kind)
-            self.calls[pool] = Mark("exit", pool, kind, _shape(eqn.outvars[0])[1:], {}), where.times
+            self.calls[pool] = Mark("exit", pool, "__call__", kind, _shape(eqn.outvars[0])[1:], {}), where.times
             self.fields[pool] = fields[0]
             resampled = pool if kind == "resample" else None
             if not where.again:

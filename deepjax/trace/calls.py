@@ -14,8 +14,7 @@ import jax
 _RULES = jax.make_user_context(())
 
 
-@contextlib.contextmanager
-def around_calls(rule: Callable[..., Any], *, every_method=False):
+def around_calls(rule: Callable[..., Any]):
     """Within the context, every module's `__call__` goes through `rule`.
 
     Calls are seen wherever Flax traces them: also in the bodies of `nn.scan`, `nn.remat`, `nn.vmap`, `nn.jit` and
@@ -24,7 +23,6 @@ def around_calls(rule: Callable[..., Any], *, every_method=False):
     Args:
       rule: function (module, run, args, kwargs) -> the output of the call. `run(*args, **kwargs)` makes the call itself
         and may be called with other arguments, or not at all.
-      every_method: also intercept the other methods of a module, except `setup`.
 
     >>> import jax, jax.numpy as jnp
     >>> def double(module, run, args, kwargs):
@@ -37,11 +35,29 @@ def around_calls(rule: Callable[..., Any], *, every_method=False):
     True
     """
 
-    def intercept(next_method, args, kwargs, context):
-        if context.method_name == "setup" or not (every_method or context.method_name == "__call__"):
-            return next_method(*args, **kwargs)
-        return rule(context.module, next_method, args, kwargs)
+    def intercept(run, args, kwargs, context):
+        return rule(context.module, run, args, kwargs) if context.method_name == "__call__" else run(*args, **kwargs)
 
+    return _intercepting(intercept, rule)
+
+
+def around_methods(rule: Callable[..., Any]):
+    """Within the context, every method of a module, except `setup`, goes through `rule`.
+
+    As `around_calls`, with a function (module, method's name, run, args, kwargs). A function under one of Flax's
+    transforms, such as the body of an `nn.scan`, is a method of its first argument too.
+    """
+
+    def intercept(run, args, kwargs, context):
+        if context.method_name == "setup":
+            return run(*args, **kwargs)
+        return rule(context.module, context.method_name, run, args, kwargs)
+
+    return _intercepting(intercept, rule)
+
+
+@contextlib.contextmanager
+def _intercepting(intercept, rule):
     # A weak reference, so that JAX's caches do not keep alive what a rule holds. A bound method is made anew each time
     # it is looked up; two of one object are equal.
     identity = rule if inspect.ismethod(rule) else weakref.ref(rule)

@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal, jaxprs_in_params
 
 from deepjax.trace.arguments import input_errors
-from deepjax.trace.calls import around_calls
+from deepjax.trace.calls import around_methods
 
 MARK = "deepjax "  # the names of marks begin so
 SCOPE = re.compile("deepjax<(.*?)>")  # the named scope of a module's call holds its path
@@ -30,11 +30,12 @@ Path = tuple[str, ...]
 
 
 class Mark(NamedTuple):
-    """An array enters or leaves a module."""
+    """An array enters or leaves a method of a module."""
 
     role: str  # "enter": the first array among the arguments; "exit": the last array of the output
     path: Path  # of the module
-    kind: str  # name of its class
+    method: str  # "__call__", or another one
+    kind: str  # name of the module's class
     shape: tuple[int, ...]  # of the array, without the batch axis; () if there is no array
     parameters: dict[str, tuple[int, ...]]  # shapes of the parameters that the module itself owns, inside of scans
 
@@ -61,7 +62,7 @@ def call_jaxpr(model, variables, x, call, *, rngs=None, mutable: Any = False):
     """
 
     def forward(variables, x):
-        with around_calls(_marking(), every_method=True):
+        with around_methods(_marking()):
             y = model.apply(variables, x, rngs=rngs, mutable=mutable, **call)
         return [leaf for leaf in jax.tree.leaves(y if mutable is False else y[0]) if isinstance(leaf, jax.Array)]
 
@@ -70,33 +71,36 @@ def call_jaxpr(model, variables, x, call, *, rngs=None, mutable: Any = False):
 
 
 def _marking():
-    """A rule for `around_calls` that marks what enters and leaves each module."""
-    running = []  # paths of the modules that are being called
+    """A rule for `around_methods` that marks what enters and leaves each module."""
+    running = []  # (path, method) of what is being called
 
-    def mark(module, run, args, kwargs):
+    def mark(module, method, run, args, kwargs):
         if module.scope is None:  # a method of an unbound module
             return run(*args, **kwargs)
-        path, within = module.path, module.path in running  # a module may call methods of its own
-        running.append(path)
+        path = module.path
+        # A class may call the `__call__` of its parent class, and a module its own methods.
+        inner = any(path == other and (method != "__call__" or name == method) for other, name in running)
+        running.append((path, method))
         try:
             with jax.named_scope(f"deepjax<{'/'.join(path)}>"):
-                if within:
+                if inner:
                     return run(*args, **kwargs)
-                return _named(run(*_named(args, "enter", module), **kwargs), "exit", module)
+                y = run(*_named(args, "enter", module, method), **kwargs)
+                return _named(y, "exit", module, method)
         finally:
             running.pop()
 
     return mark
 
 
-def _named(tree, role, module):
+def _named(tree, role, module, method):
     leaves, structure = jax.tree.flatten(tree)
     arrays = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not _is_key(leaf)]
     chosen = arrays[0 if role == "enter" else -1] if arrays else None
     shape = () if chosen is None else leaves[chosen].shape[1:]
     own = nn.meta.unbox(module.variables.get("params", {}))
     shapes = {name: leaf.shape for name, leaf in own.items() if hasattr(leaf, "shape")}
-    name = MARK + json.dumps(Mark(role, module.path, type(module).__name__, shape, shapes))
+    name = MARK + json.dumps(Mark(role, module.path, method, type(module).__name__, shape, shapes))
     if chosen is None:  # the mark is put on a number that nothing uses
         checkpoint_name(jnp.zeros(()), name)
         return tree
@@ -113,8 +117,8 @@ def read_mark(eqn) -> Mark | None:
     name = str(eqn.params["name"]) if eqn.primitive.name == "name" else ""
     if not name.startswith(MARK):
         return None
-    role, path, kind, shape, parameters = json.loads(name.removeprefix(MARK))
-    return Mark(role, tuple(path), kind, tuple(shape), {name: tuple(shape) for name, shape in parameters.items()})
+    role, path, method, kind, shape, own = json.loads(name.removeprefix(MARK))
+    return Mark(role, tuple(path), method, kind, tuple(shape), {name: tuple(size) for name, size in own.items()})
 
 
 # Reading

@@ -204,16 +204,22 @@ class _Reader(Interpreter):
 
     def equation(self, eqn, values, where):
         mark = read_mark(eqn)
-        path = "/".join(mark.path) if mark else ""
-        if eqn.primitive.name == "name" and not (mark and path in self.paths):
+        if mark and mark.method == "__call__" and (path := "/".join(mark.path)) in self.paths:
+            self._use(values, where)
+            return [self._pass(path, mark.role, values[0])]
+        if eqn.primitive.name == "name":
             return values
         self._use(values, where)
-        if mark and mark.role == "exit":
-            self.calls[path] += 1
-            return [_Output(path, self.calls[path])]
-        if mark and isinstance(values[0], _Output):
-            self.inputs[path] = values[0]
         return [None] * len(eqn.outvars)
+
+    def _pass(self, path, role, value):
+        """Return the value of an array that enters or leaves a norm or layer."""
+        if role == "exit":
+            self.calls[path] += 1
+            return _Output(path, self.calls[path])
+        if isinstance(value, _Output):
+            self.inputs[path] = value
+        return None
 
     def join(self, values, shape, choice=None):
         self._use(values, TOP)
