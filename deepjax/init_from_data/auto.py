@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from deepjax.errors import InputError
 from deepjax.init_from_data import walk
-from deepjax.init_from_data.joins import branch_ends, scaled_ends
+from deepjax.init_from_data.branch_ends import branch_ends, scaled_ends
 from deepjax.init_from_data.looks_linear import at_centre, mirrored
 from deepjax.init_from_data.lsuv import Pooled, keep, lsuv, orthonormal, to_variance
 from deepjax.init_from_data.measure import squared_gradients

@@ -1,7 +1,13 @@
 """Which arguments a module's call takes: the one answer for models, units and norms."""
 
+import contextlib
 import inspect
 from typing import Any
+
+import flax.errors
+import flax.linen as nn
+
+from deepjax.errors import InputError
 
 
 def accepts(module: Any, name: str) -> bool:
@@ -15,7 +21,9 @@ def accepts(module: Any, name: str) -> bool:
     >>> accepts(nn.Dense(3), "train"), accepts(nn.BatchNorm(), "use_running_average")
     (False, True)
     """
-    call = type(module).__call__ if not inspect.isfunction(module) else module
+    if isinstance(module, nn.Sequential):  # it passes keyword arguments to its first layer
+        return bool(module.layers) and accepts(module.layers[0], name)
+    call = type(module).__call__ if isinstance(module, nn.Module) else module
     parameters = inspect.signature(call).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
@@ -28,3 +36,25 @@ def call_arguments(module: Any, **offered: Any) -> dict[str, Any]:
     {'use_running_average': False}
     """
     return {name: value for name, value in offered.items() if accepts(module, name)}
+
+
+@contextlib.contextmanager
+def input_errors(shape):
+    """Raise the error of a model that cannot be called as one `InputError`, which names the input's shape.
+
+    Args:
+      shape: of the model's input, for the message.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> with input_errors((1, 4)):
+    ...     nn.Dense(3).apply({}, jnp.ones((1, 4)))
+    Traceback (most recent call last):
+    deepjax.errors.InputError: the model does not take an input of shape (1, 4): ...
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, flax.errors.FlaxError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"the model does not take an input of shape {shape}: {reason}") from error

@@ -9,7 +9,7 @@ import pytest
 from deepjax import functional, zoo
 from deepjax.errors import InputError
 from deepjax.init_from_data import auto
-from deepjax.init_from_data.joins import branch_ends
+from deepjax.init_from_data.branch_ends import branch_ends
 from deepjax.layers import Conv
 from deepjax.units import stack
 
