@@ -60,27 +60,33 @@ class Reader(Interpreter):
     def equation(self, eqn, values, where):
         """Note what the equation costs, and what its results depend on."""
         fields = outputs(eqn, [seen.field for seen in values])
-        mark, kind = read_mark(eqn), _pooling(eqn, values)
+        mark, kind, name = read_mark(eqn), _pooling(eqn, values), eqn.primitive.name
         if mark and mark.role == "exit":
             self.calls.setdefault(mark.path, (mark, where.times))
             self.fields[mark.path] = fields[0]
-        pool, resampled = None, values[0].resampled if eqn.primitive.name in SAME_VALUES else None
-        size = prod(_shape(eqn.outvars[0])) if eqn.outvars else 0
-        if kind:
-            pool, before = self._pool(eqn, values, where, kind)
-            self.calls[pool] = Mark("exit", pool, "__call__", kind, _shape(eqn.outvars[0])[1:], {}), where.times
+        pool, before = self._pool(eqn, values, where, kind) if kind else (None, 0)
+        if not where.again:
+            self._add_cost(eqn, where, pool, before)
+        resampled = pool if kind == "resample" else values[0].resampled if name in SAME_VALUES else None
+        pool = resampled if name == "transpose" else pool  # a resampling moves its axes back
+        if pool:
+            shape = _shape(eqn.outvars[0])[1:]
+            self.calls[pool] = Mark("exit", pool, "__call__", pool[-1].partition("(")[0], shape, {}), where.times
             self.fields[pool] = fields[0]
-            resampled = pool if kind == "resample" else None
-            if not where.again:
-                self.cost.pooled[pool] += where.times * (size - before)
-        elif not where.again and eqn.primitive.name in ("conv_general_dilated", "dot_general"):
-            self.cost.macs[where.path] += where.times * _macs(eqn)
-            self.cost.biases[where.path] += where.times * size
-        if not where.again and eqn.primitive.name == "conv_general_dilated":
-            self.cost.convs.add(where.path)
-            self.cost.pooled[where.path] += where.times * _subsampled(eqn)
         fixed = all(seen.fixed for seen in values)
         return [Seen(field, fixed, resampled) for field in fields]
+
+    def _add_cost(self, eqn, where, pool, before):
+        name, path, times = eqn.primitive.name, where.path, where.times
+        size = prod(_shape(eqn.outvars[0])) if eqn.outvars else 0
+        if pool:
+            self.cost.pooled[pool] += times * (size - before)
+        elif name in ("conv_general_dilated", "dot_general"):
+            self.cost.macs[path] += times * _macs(eqn)
+            self.cost.biases[path] += times * size
+        if name == "conv_general_dilated":
+            self.cost.convs.add(path)
+            self.cost.pooled[path] += times * _subsampled(eqn)
 
     def _pool(self, eqn, values, where, kind):
         """Return the path of an equation that pools, and how many of its output values are counted already.
@@ -190,8 +196,8 @@ def _pooling(eqn, values) -> str | None:
 def _resamples(eqn, values):
     """Return whether a product is one along pixels with a fixed matrix: an adaptive pooling, or a change of size."""
     contracted, _ = eqn.params["dimension_numbers"]
-    for x, other, axes in zip(values, reversed(values), contracted, strict=True):
-        pixels = {span.axis for span in x.field or ()}
-        if other.fixed and axes and pixels.issuperset(axes):
-            return True
+    for v, seen, other, axes in zip(eqn.invars, values, reversed(values), contracted, strict=True):
+        if seen.field is not None and other.fixed and axes:
+            pixels = {*range(1, len(_shape(v)) - 1), *(span.axis for span in seen.field)}
+            return pixels.issuperset(axes)
     return False
