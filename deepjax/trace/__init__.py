@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """Observe any Linen model: its module calls, its jaxpr, its batch norms, the arguments it takes."""
 
 from deepjax.trace.arguments import accepts, call_arguments, input_errors
@@ -22,3 +23,13 @@ __all__ = [
     "normalizes_by_batch",
     "read_mark",
 ]
+=======
+"""Observe any Linen model: its module calls, its layers, its jaxpr, the arguments it takes."""
+
+from deepjax.trace.arguments import accepts, call_arguments
+from deepjax.trace.calls import around_calls
+from deepjax.trace.layers import Layer, find_layers, find_shared
+from deepjax.trace.observe import observer
+
+__all__ = ["Layer", "accepts", "around_calls", "call_arguments", "find_layers", "find_shared", "observer"]
+>>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)

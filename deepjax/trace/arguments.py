@@ -4,34 +4,52 @@ import contextlib
 import inspect
 from typing import Any
 
+<<<<<<< HEAD
 import flax.errors
 import flax.linen as nn
 
 from deepjax.errors import InputError
 
+=======
+import flax.linen as nn
+
+>>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)
 
 def accepts(module: Any, name: str) -> bool:
     """Return whether `module(..., name=...)` is a valid call.
+
+    A call with `**kwargs` takes every name. `nn.Sequential` passes its keyword arguments to its first layer, so it
+    takes what that layer takes.
 
     Args:
       module: a Linen module, or any other callable.
       name: of a keyword argument, such as "train" or "mask".
 
-    >>> import flax.linen as nn
     >>> accepts(nn.Dense(3), "train"), accepts(nn.BatchNorm(), "use_running_average")
     (False, True)
     """
+<<<<<<< HEAD
     if isinstance(module, nn.Sequential):  # it passes keyword arguments to its first layer
         return bool(module.layers) and accepts(module.layers[0], name)
     call = type(module).__call__ if isinstance(module, nn.Module) else module
     parameters = inspect.signature(call).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+=======
+    if isinstance(module, nn.Sequential):
+        return bool(module.layers) and accepts(module.layers[0], name)
+    try:
+        parameters = inspect.signature(module).parameters
+    except ValueError:  # a built-in function without a signature
+        return False
+    keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = name in parameters and parameters[name].kind in keyword
+    return named or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+>>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)
 
 
 def call_arguments(module: Any, **offered: Any) -> dict[str, Any]:
     """Return those of the offered keyword arguments that `module`'s call takes.
 
-    >>> import flax.linen as nn
     >>> call_arguments(nn.BatchNorm(), train=True, use_running_average=False)
     {'use_running_average': False}
     """
