@@ -76,7 +76,8 @@ def mirrored(layer, module, x, *, is_last):
 def at_center(layer, key, parts, copies=1):
     """Draw a kernel with an orthonormal matrix per group at the center of its window.
 
-    This is the delta-orthogonal initialization of Xiao et al. 2018 (arXiv 1806.05393). With parts=2 its rows come in pairs w, -w; with copies=2 its columns do.
+    This is the delta-orthogonal initialization of Xiao et al. 2018 (arXiv 1806.05393). With parts=2 its rows
+    come in pairs w, -w; with copies=2 its columns do.
     """
     window, inputs = layer.window, layer.inputs
     shape = inputs // parts, layer.features // layer.groups // copies

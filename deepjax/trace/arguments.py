@@ -4,16 +4,11 @@ import contextlib
 import inspect
 from typing import Any
 
-<<<<<<< HEAD
 import flax.errors
 import flax.linen as nn
 
 from deepjax.errors import InputError
 
-=======
-import flax.linen as nn
-
->>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)
 
 def accepts(module: Any, name: str) -> bool:
     """Return whether `module(..., name=...)` is a valid call.
@@ -28,13 +23,6 @@ def accepts(module: Any, name: str) -> bool:
     >>> accepts(nn.Dense(3), "train"), accepts(nn.BatchNorm(), "use_running_average")
     (False, True)
     """
-<<<<<<< HEAD
-    if isinstance(module, nn.Sequential):  # it passes keyword arguments to its first layer
-        return bool(module.layers) and accepts(module.layers[0], name)
-    call = type(module).__call__ if isinstance(module, nn.Module) else module
-    parameters = inspect.signature(call).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-=======
     if isinstance(module, nn.Sequential):
         return bool(module.layers) and accepts(module.layers[0], name)
     try:
@@ -44,7 +32,6 @@ def accepts(module: Any, name: str) -> bool:
     keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = name in parameters and parameters[name].kind in keyword
     return named or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
->>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)
 
 
 def call_arguments(module: Any, **offered: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from flax.linen.transforms import lift_direct_transform
 from jax import lax
 
 from deepjax.errors import InputError
+from deepjax.trace.calls import with_current_rules
 
 
 class Each(NamedTuple):
@@ -28,11 +29,7 @@ class Each(NamedTuple):
     per_unit: Any
 
 
-<<<<<<< HEAD
-def run(unit, x, per_unit, functions, *, depth, remat, unroll):
-=======
-def run(unit, x, own, functions, *, depth, remat, unroll, forward_only):
->>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)
+def run(unit, x, per_unit, functions, *, depth, remat, unroll, forward_only):
     """x after `depth` units, whose variables are stacked. To be called in a Linen module that owns `unit`.
 
     Args:
@@ -48,24 +45,14 @@ def run(unit, x, own, functions, *, depth, remat, unroll, forward_only):
     """
 
     def transform(*functions_and_scopes):
-<<<<<<< HEAD
         *functions, scopes, x, per_unit = functions_and_scopes
-        inner = partial(_inner, functions, depth, remat, unroll)
-        return lift.pack(inner, (True,), (True,), (True,), name="stack")(scopes, x, per_unit)
-=======
-        *functions, scopes, x, own = functions_and_scopes
         inner = partial(_inner, functions, depth, remat, unroll, forward_only)
-        return lift.pack(inner, (True,), (True,), (True,), name="stack")(scopes, x, own)
->>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)
+        return lift.pack(inner, (True,), (True,), (True,), name="stack")(scopes, x, per_unit)
 
     return lift_direct_transform(transform, functions, unit, x, per_unit)
 
 
-<<<<<<< HEAD
-def _inner(functions, depth, remat, unroll, scope_fn, repack, variables, keys, x, per_unit):
-=======
-def _inner(functions, depth, remat, unroll, forward_only, scope_fn, repack, variables, keys, x, own):
->>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)
+def _inner(functions, depth, remat, unroll, forward_only, scope_fn, repack, variables, keys, x, per_unit):
     def pure(function, x, each):
         scopes = scope_fn(each.variables, each.keys)
         for scope in jax.tree.leaves(scopes):
@@ -89,10 +76,11 @@ def _forward_only(step: Callable, depth: int, remat: str):
     """(x, each) -> (y, variables), as `lax.scan(step, x, each)`; raises InputError when it is differentiated."""
 
     def refuse(*_):
-        what = "'params' is" if remat == "sqrt" else "collections other than 'batch_stats' are"
+        some = "'params', 'intermediates' or 'perturbations'"
+        what = some if remat == "sqrt" else "a collection other than 'batch_stats'"
         raise InputError(
-            f"stack: remat {remat} cannot be differentiated while {what} mutable, because all activations would be "
-            f"kept; take gradients with mutable=['batch_stats'], and observe the rest in a forward pass of its own"
+            f"stack: remat {remat} cannot be differentiated while {what} is mutable, because all activations would "
+            f"be kept; take gradients with mutable=['batch_stats'], and observe the rest in a forward pass of its own"
         )
 
     looped = jax.custom_vjp(lambda x, each: lax.scan(step, x, each, length=depth))
@@ -211,7 +199,7 @@ def _keeping_nothing(step: Callable, f: Callable, g: Callable):
 
 def _custom_vjp(forward, backward):
     looped = jax.custom_vjp(lambda x, each: forward(x, each)[0])
-    looped.defvjp(forward, backward)
+    looped.defvjp(with_current_rules(forward), with_current_rules(backward))
     return looped
 
 

@@ -112,28 +112,22 @@ class Stack(nn.Module):
         functions = (step,)
         if self.remat == "reversible":
             functions = (step, *(lambda unit, x, _, half=half: getattr(unit, half)(x, **call) for half in "fg"))
-<<<<<<< HEAD
-        if remat in ("sqrt", "reversible") and self._is_watched(remat):
-            functions, remat = (step,), "none"
         per_unit = {name: jnp.asarray(values) for name, values in self.per_unit.items()}
-        return loop.run(self.unit, x, per_unit, functions, depth=self.depth, remat=remat, unroll=self.unroll)
-=======
-        own = {name: jnp.asarray(values) for name, values in self.own.items()}
         options = {"remat": self.remat, "unroll": self.unroll, "forward_only": self._is_forward_only()}
-        return loop.run(self.unit, x, own, functions, depth=self.depth, **options)
->>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)
+        return loop.run(self.unit, x, per_unit, functions, depth=self.depth, **options)
 
     def _is_forward_only(self):
         """Return whether the plain loop runs, which refuses to be differentiated.
 
-        "reversible" has no gradient of the variables that units put out. In `init` and in initialization from data,
-        where parameters are mutable, the plain loop compiles faster than that of "sqrt".
+        "reversible" has no gradient of the variables that units put out. The backward pass of "sqrt" cannot capture
+        intermediates again: Flax's context for that has been left when JAX traces the backward pass.
         """
         if self.remat == "reversible":
             mutable: Any = self.scope and self.scope.mutable
             named = {mutable} if isinstance(mutable, str) else mutable
             return named is not False and not (isinstance(named, list | tuple | set) and set(named) <= {"batch_stats"})
-        return self.remat == "sqrt" and self.is_mutable_collection("params")
+        written = ("params", "intermediates", "perturbations")
+        return self.remat == "sqrt" and any(map(self.is_mutable_collection, written))
 
 
 def stack(
@@ -159,9 +153,9 @@ def stack(
         units, of which there are about 2 sqrt(depth). "reversible": nothing, whatever the depth; the unit must be a
         `Reversible`. All need scan. "reversible" recomputes inputs with a rounding error, and expansive units amplify
         that error: normalize them, and use float32 for x. The last two refuse gradients that would need everything
-        again: "sqrt" if "params" is mutable, "reversible" if any collection but "batch_stats" is. Take gradients with
-        mutable=["batch_stats"] and capture intermediates in a forward pass of its own. "sqrt" also differentiates
-        captured intermediates; it then stores them and nothing else.
+        again: "sqrt" if "params", "intermediates" or "perturbations" are mutable, "reversible" if any collection but
+        "batch_stats" is. Take gradients with mutable=["batch_stats"], and capture intermediates in a forward pass of
+        its own.
       unroll: units per iteration of the scan; for remat "none" and "unit".
       per_unit: numbers of each unit: {"survival": [0.9, 0.8]} calls the first with survival=0.9, the second with 0.8.
       name: of the module in its parent.
@@ -187,15 +181,9 @@ def stack(
     return Stack(unit.copy(parent=None, name=None), depth, scan, remat, unroll, FrozenDict(per_unit), name=name)
 
 
-<<<<<<< HEAD
 def _check_per_unit(unit, per_unit, depth):
     for key, values in per_unit.items():
-        if not accepted(unit)(key):
-=======
-def _check_own(unit, own, depth):
-    for key, values in own.items():
         if not accepts(unit, key):
->>>>>>> 47f1c85 (Layers, notes and observations move to trace; initialization from data is a set of rules over them)
             raise InputError(
                 f"stack: per_unit {key}: {type(unit).__name__} takes no such argument when called; leave it out"
             )
