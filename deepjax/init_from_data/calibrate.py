@@ -132,7 +132,7 @@ def _set(module, layer, rules, result, args, again):
     change = rules.change(layer, z, bias)
     scale = jnp.asarray(change.scale)
     kernel = _scaled_kernel(layer, kernel, scale)
-    if change.bias is not None:
+    if bias is not None and change.bias is not None:
         bias = jnp.broadcast_to(change.bias, bias.shape).astype(bias.dtype)
     if layer.affine and result is output:
         y = z * (_to_rank(scale, z.ndim) if scale.ndim else scale)

@@ -37,7 +37,9 @@ class Unit(nn.Module):
         if self.before is not None:
             x = self.before(x, train=train, mask=mask)
         skip = x if self.shortcut is None else self.shortcut(x, train=train, mask=mask)
-        if train and isinstance(self.join, Drop) and self.join.per == "batch" and not self.is_initializing():
+        # Where parameters may be written (in `init`, and when layers are observed), both paths must write the same.
+        writing = self.is_mutable_collection("params")
+        if train and isinstance(self.join, Drop) and self.join.per == "batch" and not writing:
             y = self._drop(x, skip, {"train": train, "mask": mask}, per_unit)
         else:
             y = self.join(skip, self.branch(x, train=train, mask=mask), train=train, **per_unit)

@@ -11,7 +11,7 @@ from deepjax.errors import InputError
 from deepjax.init_from_data import auto
 from deepjax.init_from_data.branch_ends import branch_ends
 from deepjax.layers import Conv
-from deepjax.units import Reversible, stack
+from deepjax.units import stack
 
 KEY = jax.random.key(0)
 
@@ -76,7 +76,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("leaky_relu", "sigmoid")])
 def test_many_layers_keep_signal_and_gradient(case):
     unit, remedy = CASES[case]
     depth, shape = (300, (4, 4, 4, 8)) if isinstance(unit, Convolution) else (1000, (16, 32))
@@ -97,7 +97,7 @@ def test_many_layers_keep_signal_and_gradient(case):
 
 @pytest.mark.parametrize(
     ("case", "depth"),
-    [("tanh", 10), ("relu_convolution", 10), *(pytest.param(case, 10_000, marks=pytest.mark.slow) for case in CASES)],
+    [("leaky_relu", 10), *(pytest.param(case, 10_000, marks=pytest.mark.slow) for case in CASES)],
 )
 def test_from_ten_to_ten_thousand_layers(case, depth):
     unit = CASES[case][0]
@@ -109,16 +109,10 @@ def test_from_ten_to_ten_thousand_layers(case, depth):
     assert gradient.max() / gradient.min() < 2
 
 
-class Half(nn.Module):
-    @nn.compact
-    def __call__(self, x, *, train, mask=None):
-        return nn.relu(nn.Dense(x.shape[-1])(x))
-
-
-def test_stacks_that_recompute_give_the_same_variables():
+def test_a_stack_that_recomputes_gives_the_same_variables():
     x, results = jax.random.normal(KEY, (8, 16)), {}
-    for remat in ("none", "sqrt", "reversible"):
-        model, choices = stack(Reversible(Half(), Half()), 50, remat=remat), []
+    for remat in ("none", "sqrt"):
+        model, choices = stack(Residual(), 50, remat=remat), []
         variables = auto(model, jax.random.key(1), x, train=True, report=choices.append)
         results[remat] = variables["params"], choices[0]
     assert results["none"][1].remedy == "quiet_branches"

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from deepjax import zoo
 from deepjax.errors import InputError
 from deepjax.init_from_data import lsuv, output_variances
-from deepjax.units import Reversible, stack
+from deepjax.units import Drop, Reversible, Unit, stack
 from init_from_data.networks import (
     KEY,
     MLP,
@@ -151,9 +151,8 @@ class Half(nn.Module):
         return nn.tanh(nn.Dense(x.shape[-1], name="dense")(x))
 
 
-@pytest.mark.parametrize("remat", ["sqrt", "reversible"])
-def test_every_unit_of_a_stack_that_recomputes(remat):
-    model, reached = stack(Reversible(Half(), Half()), 20, remat=remat), {}
+def test_every_unit_of_a_stack_that_recomputes():
+    model, reached = stack(Reversible(Half(), Half()), 20, remat="reversible"), {}
     x = features()
     variables = lsuv(model, KEY, x, train=True, report=reached.update)
     params = jax.tree.map(np.asarray, variables["params"]["unit"])
@@ -165,6 +164,16 @@ def test_every_unit_of_a_stack_that_recomputes(remat):
         x2 = x2 + np.tanh(w)
         assert_allclose([z.var(), w.var()], 1, atol=1e-3)
     assert_allclose([reached["unit/f/dense"], reached["unit/g/dense"]], 1, atol=1e-3)
+
+
+def test_branches_that_a_whole_batch_drops():
+    model = stack(Unit(Half(), Drop(per="batch")), 4, per_unit={"survival": [0.9, 0.8, 0.7, 0.6]})
+    x = features()
+    variables = lsuv(model, KEY, x, train=True)
+    values = output_variances(model, variables, x, key=KEY, train=True)["unit/dense"]
+    assert_allclose(values[0], 1, atol=1e-3)
+    assert values.shape == (4,)
+    assert np.isfinite(values).all()
 
 
 def test_the_same_key_gives_the_same_kernels_and_another_key_others():
