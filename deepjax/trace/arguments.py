@@ -13,25 +13,30 @@ from deepjax.errors import InputError
 def accepts(module: Any, name: str) -> bool:
     """Return whether `module(..., name=...)` is a valid call.
 
+    A call with `**kwargs` takes every name. `nn.Sequential` passes its keyword arguments to its first layer, so it
+    takes what that layer takes.
+
     Args:
       module: a Linen module, or any other callable.
       name: of a keyword argument, such as "train" or "mask".
 
-    >>> import flax.linen as nn
     >>> accepts(nn.Dense(3), "train"), accepts(nn.BatchNorm(), "use_running_average")
     (False, True)
     """
-    if isinstance(module, nn.Sequential):  # it passes keyword arguments to its first layer
+    if isinstance(module, nn.Sequential):
         return bool(module.layers) and accepts(module.layers[0], name)
-    call = type(module).__call__ if isinstance(module, nn.Module) else module
-    parameters = inspect.signature(call).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    try:
+        parameters = inspect.signature(module).parameters
+    except ValueError:  # a built-in function without a signature
+        return False
+    keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = name in parameters and parameters[name].kind in keyword
+    return named or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def call_arguments(module: Any, **offered: Any) -> dict[str, Any]:
     """Return those of the offered keyword arguments that `module`'s call takes.
 
-    >>> import flax.linen as nn
     >>> call_arguments(nn.BatchNorm(), train=True, use_running_average=False)
     {'use_running_average': False}
     """

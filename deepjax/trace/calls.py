@@ -1,9 +1,11 @@
 """The one interceptor of Linen module calls."""
 
 import contextlib
+import functools
 import inspect
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +14,9 @@ import jax
 # JAX traces a jitted function once and keeps the result. This context is part of the key of that cache, so that a
 # module inside `nn.jit` is traced again under another rule.
 _RULES = jax.make_user_context(())
+
+# The interceptors and rules that are active, the outermost first.
+_active: ContextVar[tuple[tuple[Callable[..., Any], Callable[..., Any]], ...]] = ContextVar("active", default=())
 
 
 def around_calls(rule: Callable[..., Any]):
@@ -61,5 +66,28 @@ def _intercepting(intercept, rule):
     # A weak reference, so that JAX's caches do not keep alive what a rule holds. A bound method is made anew each time
     # it is looked up; two of one object are equal.
     identity = rule if inspect.ismethod(rule) else weakref.ref(rule)
-    with _RULES((*_RULES.value, identity)), nn.intercept_methods(intercept):
-        yield
+    token = _active.set((*_active.get(), (intercept, rule)))
+    try:
+        with _RULES((*_RULES.value, identity)), nn.intercept_methods(intercept):
+            yield
+    finally:
+        _active.reset(token)
+
+
+def with_current_rules(function):
+    """Return `function`, which calls modules under the rules that are active now whenever it is called.
+
+    The two functions of a `jax.custom_vjp` need this: JAX may trace them after the context of `around_calls` is left,
+    and gradients must be those of the calls that were made.
+    """
+    active = _active.get()
+
+    @functools.wraps(function)
+    def run(*args):
+        with contextlib.ExitStack() as stack:
+            if _active.get()[: len(active)] != active:
+                for intercept, rule in active:
+                    stack.enter_context(_intercepting(intercept, rule))
+            return function(*args)
+
+    return run

@@ -1,6 +1,5 @@
 """Units, and many of them as one scan."""
 
-import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from deepjax.errors import InputError, choices
+from deepjax.trace import accepts, call_arguments
 from deepjax.units import loop
 from deepjax.units.branch import Branch
 from deepjax.units.joins import Drop
@@ -37,7 +37,9 @@ class Unit(nn.Module):
         if self.before is not None:
             x = self.before(x, train=train, mask=mask)
         skip = x if self.shortcut is None else self.shortcut(x, train=train, mask=mask)
-        if train and isinstance(self.join, Drop) and self.join.per == "batch" and not self.is_initializing():
+        # Where parameters may be written (in `init`, and when layers are observed), both paths must write the same.
+        writing = self.is_mutable_collection("params")
+        if train and isinstance(self.join, Drop) and self.join.per == "batch" and not writing:
             y = self._drop(x, skip, {"train": train, "mask": mask}, per_unit)
         else:
             y = self.join(skip, self.branch(x, train=train, mask=mask), train=train, **per_unit)
@@ -92,8 +94,7 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """x [batch, ...] -> the same shape."""
-        takes = accepted(self.unit)
-        call = {name: value for name, value in {"train": train, "mask": mask}.items() if takes(name)}
+        call = call_arguments(self.unit, train=train, mask=mask)
 
         def step(unit, x, per_unit):
             y = unit(x, **call, **per_unit)
@@ -110,32 +111,25 @@ class Stack(nn.Module):
                     self.unit.copy(name=f"unit{i + 1}"), x, {name: each[i] for name, each in self.per_unit.items()}
                 )
             return x
-        functions, remat = (step,), self.remat
-        if remat == "reversible":
+        functions = (step,)
+        if self.remat == "reversible":
             functions = (step, *(lambda unit, x, _, half=half: getattr(unit, half)(x, **call) for half in "fg"))
-        if remat in ("sqrt", "reversible") and self._is_watched(remat):
-            functions, remat = (step,), "none"
         per_unit = {name: jnp.asarray(values) for name, values in self.per_unit.items()}
-        return loop.run(self.unit, x, per_unit, functions, depth=self.depth, remat=remat, unroll=self.unroll)
+        options = {"remat": self.remat, "unroll": self.unroll, "forward_only": self._is_forward_only()}
+        return loop.run(self.unit, x, per_unit, functions, depth=self.depth, **options)
 
-    def _is_watched(self, remat):
-        """Whether more than running moments comes out of the units: in init, or where intermediates are captured.
+    def _is_forward_only(self):
+        """Return whether the plain loop runs, which refuses to be differentiated.
 
-        The plain loop, whose results are the same, brings that out. So it does, in place of "reversible", for gradients
-        of anything else that units put out.
+        "reversible" has no gradient of the variables that units put out. The backward pass of "sqrt" cannot capture
+        intermediates again: Flax's context for that has been left when JAX traces the backward pass.
         """
-        if remat == "reversible":
+        if self.remat == "reversible":
             mutable: Any = self.scope and self.scope.mutable
             named = {mutable} if isinstance(mutable, str) else mutable
             return named is not False and not (isinstance(named, list | tuple | set) and set(named) <= {"batch_stats"})
-        return any(map(self.is_mutable_collection, ("params", "intermediates", "perturbations")))
-
-
-def accepted(unit):
-    """name -> whether the unit's call takes an argument of this name."""
-    parameters = inspect.signature(type(unit).__call__).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return lambda name: anything or name in parameters
+        written = ("params", "intermediates", "perturbations")
+        return self.remat == "sqrt" and any(map(self.is_mutable_collection, written))
 
 
 def stack(
@@ -159,9 +153,11 @@ def stack(
       remat: what is kept for the backward pass, which computes the rest again. Results and variables are the same.
         "none": everything, memory grows with depth. "unit": each unit's input. "sqrt": the input of every group of
         units, of which there are about 2 sqrt(depth). "reversible": nothing, whatever the depth; the unit must be a
-        `Reversible`. All need scan; the last two work where nothing but running moments changes: in `init`, and
-        where intermediate values are captured, everything is kept. What "reversible" finds again is rounded, and
-        units that amplify amplify that: normalize them, and let x be float32.
+        `Reversible`. All need scan. "reversible" recomputes inputs with a rounding error, and expansive units amplify
+        that error: normalize them, and use float32 for x. The last two refuse gradients that would need everything
+        again: "sqrt" if "params", "intermediates" or "perturbations" are mutable, "reversible" if any collection but
+        "batch_stats" is. Take gradients with mutable=["batch_stats"], and capture intermediates in a forward pass of
+        its own.
       unroll: units per iteration of the scan; for remat "none" and "unit".
       per_unit: numbers of each unit: {"survival": [0.9, 0.8]} calls the first with survival=0.9, the second with 0.8.
       name: of the module in its parent.
@@ -170,7 +166,7 @@ def stack(
       InputError: a unit that is no Linen module, a depth that is no whole number, depth or unroll below 1, an unknown
         remat or one that does not go with the unit, scan or unroll, a `per_unit` that the unit's call does not take,
         or that has not one number for each unit, a survival outside [0, 1]; when called, a unit that changes shape or
-        dtype.
+        dtype; when differentiated, a mutable collection that the remat cannot differentiate.
     """
     if not isinstance(unit, nn.Module):
         raise InputError(f"stack: unit {unit!r} is no Linen module; give an instance, such as Unit(...)")
@@ -189,7 +185,7 @@ def stack(
 
 def _check_per_unit(unit, per_unit, depth):
     for key, values in per_unit.items():
-        if not accepted(unit)(key):
+        if not accepts(unit, key):
             raise InputError(
                 f"stack: per_unit {key}: {type(unit).__name__} takes no such argument when called; leave it out"
             )
