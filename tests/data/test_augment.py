@@ -152,7 +152,7 @@ def test_cutout_comes_after_everything_else():
 @pytest.mark.parametrize(
     ("augment", "shape", "match"),
     [
-        (Augment(flip=True), (2,), r"needs images, the data have shape \(2,\)"),
+        (Augment(flip=True), (2,), r"needs images, but the inputs have shape \(2,\)"),
         (Augment(crop=-1), (8, 8, 1), "data.augment.crop -1"),
         (Augment(crop=8), (8, 9, 1), "data.augment.crop 8"),
         (Augment(translate=-0.5), (8, 8, 1), "data.augment.translate -0.5"),

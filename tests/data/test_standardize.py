@@ -283,7 +283,7 @@ def test_what_is_refused(call, match):
         ({"epsilon": 0.1}, (8, 8, 1), "data.epsilon 0.1: is for data.standardize pca and zca, not channel"),
         ({"limits": (-1.0, 1.0)}, (8, 8, 1), "data.limits .* is for data.standardize min_max, not channel"),
         ({"standardize": "pca"}, (224, 224, 3), "inputs have 150,528 features, at most 12,288"),
-        ({"standardize": "pca", "augment": Augment(crop=1)}, (8, 8, 1), "data.augment.crop: .* pca leaves no image"),
+        ({"standardize": "pca", "augment": Augment(crop=1)}, (8, 8, 1), "data.augment.crop: .* pca makes vectors"),
         ({"standardize": "pca", "augment": Augment(cutmix=1.0)}, (8, 8, 1), "data.augment.cutmix: .* use zca"),
     ],
 )
