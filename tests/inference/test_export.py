@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deepjax.export import answers, export, pretrained, stablehlo
+from deepjax.training.predict import Classifier
+from deepjax.training.run import Run
 from PIL import Image
 from rich.console import Console
 
 from deepjax import cli, data, training, weights, zoo
 from deepjax.config import Config, Data, Devices
 from deepjax.errors import InputError
-from deepjax.export import answers, export, pretrained, stablehlo
 from deepjax.training import inference
-from deepjax.training.predict import Classifier
-from deepjax.training.run import Run
 from deepjax.weights.files import read_state_dict
 
 KEY = jax.random.key(0)

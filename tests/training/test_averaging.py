@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deepjax.training.evaluate import of_probabilities, together
 from rich.console import Console
 from scipy.special import logsumexp, softmax
 
@@ -21,7 +22,6 @@ from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
 from deepjax.data.loaders import epoch_order
 from deepjax.errors import InputError, Stopped
 from deepjax.training import Checkpoints, MomentEstimator, averaging, inference, loop, mean_parameters, moments_step
-from deepjax.training.evaluate import of_probabilities, together
 
 KEY = jax.random.key(0)
 QUIET = Console(quiet=True)
