@@ -1,7 +1,6 @@
 """Exported networks, read back and compared."""
 
 import dataclasses
-import io
 import json
 
 import jax
@@ -12,9 +11,8 @@ from deepjax.export import answers, export, pretrained, stablehlo
 from deepjax.training.predict import Classifier
 from deepjax.training.run import Run
 from PIL import Image
-from rich.console import Console
 
-from deepjax import cli, data, training, weights, zoo
+from deepjax import cli, data, inference, training, weights, zoo
 from deepjax.config import Config, Data, Devices
 from deepjax.errors import InputError
 from deepjax.training import inference
@@ -148,7 +146,7 @@ def digits(tmp_path_factory):
         batch_size=100,
         workdir=str(folder / "run"),
     )
-    training.train(config, console=Console(file=io.StringIO()))
+    training.train(config)
     from sklearn.datasets import load_digits
 
     pixels = (load_digits().images[0] * 255 / 16).round().astype(np.uint8)
@@ -194,7 +192,7 @@ def test_a_bfloat16_run_is_exported_with_float32_weights_and_logits(digits):
     run = inference.load_run(digits / "run")
     half = run._replace(model=zoo.create("cifar_resnet", depth=8, width=4, num_classes=10, dtype=jnp.bfloat16))
     images = np.zeros((1, 8, 8, 1), np.uint8)
-    assert answers(half)(images).dtype == np.float32
+    assert forward(half)(images).dtype == np.float32
     assert pretrained(half).network.dtype is None
     config = dataclasses.replace(run.config, workdir="x")
     tall = run._replace(config=config, shape=(8, 6, 1))
