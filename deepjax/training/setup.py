@@ -11,7 +11,7 @@ import jax
 from deepjax import data, init_from_data
 from deepjax.config import Augment, Config
 from deepjax.errors import InputError
-from deepjax.optimizers import make_optimizer, make_schedule
+from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, make_schedule
 from deepjax.parallel import Mesh, make_mesh
 from deepjax.runs.workdir import Statistics, key_of, read_statistics
 from deepjax.tasks import classification
@@ -20,7 +20,7 @@ from deepjax.training import averaging, fine_tuning, freezing
 from deepjax.training.evaluator import Evaluator
 from deepjax.training.model import make_model
 from deepjax.training.state import init_state, state_shapes
-from deepjax.training.step import eval_step, train_step
+from deepjax.training.step import apply_model, eval_step, train_step
 
 PARAMETERS, MOMENTS = 2**31, 2**31 + 1  # folded into the run's key; the steps' keys are folded from step numbers
 
@@ -37,6 +37,8 @@ def check(config):
         raise InputError(f"ema {config.ema} must be in [0, 1)")
     averaging.check(config)
     freezing.check(config)
+    check_schedule(config.optimizer, config.schedule, config.epochs)
+    check_optimizer(freezing.frozen_optimizer(config), config.schedule, config.epochs)
     if config.pretrained and config.init != "model":
         raise InputError(
             f"init {config.init} and pretrained {config.pretrained} both set the initial parameters; leave one out"
@@ -149,14 +151,25 @@ def setup(config, folder, *, model=None, dataset=None, schedule=None) -> Experim
     """
     mesh = make_mesh(config.devices.count, config.devices.strategy, config.batch_size)
     dataset = data.load(config.data, config.data_dir, config.seed, given=dataset)
-    model = make_model(config, len(dataset.classes), model)
+    network = make_model(config, len(dataset.classes), model)
     source = variables = None
     if config.pretrained and not has_checkpoint(folder):
         source = fine_tuning.read(config.pretrained, config.model)
         key, reset = jax.random.fold_in(key_of(config), PARAMETERS), config.reset_head
-        variables = fine_tuning.initial_variables(source, model, config.model, dataset.shape, key, reset_head=reset)
+        variables = fine_tuning.initial_variables(source, network, config.model, dataset.shape, key, reset_head=reset)
     statistics = read_statistics(folder) or classification.fit_statistics(config, dataset, source)
-    return assemble(config, mesh, dataset, statistics, model, schedule=schedule, variables=variables)
+    experiment = assemble(config, mesh, dataset, statistics, network, schedule=schedule, variables=variables)
+    if model is not None:
+        experiment.task.check_outputs(_outputs(experiment).shape)
+    return experiment
+
+
+def _outputs(experiment):
+    """Return the shape and dtype of the model's outputs for one example."""
+    batch = experiment.task.abstract_batch(experiment.dataset, 1)
+    inputs, _ = jax.eval_shape(experiment.task.prepare, batch)
+    apply = partial(apply_model, experiment.model, train=False)
+    return jax.eval_shape(apply, experiment.abstract_state.eval_variables, inputs, batch["mask"])
 
 
 def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variables=None) -> Experiment:

@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deepjax.export import answers, export, pretrained, stablehlo
-from deepjax.training.predict import Classifier
-from deepjax.training.run import Run
 from PIL import Image
 
 from deepjax import cli, data, inference, training, weights, zoo
 from deepjax.config import Config, Data, Devices
 from deepjax.errors import InputError
-from deepjax.training import inference
+from deepjax.inference import Classifier, Run, export
+from deepjax.inference.export import forward, pretrained, stablehlo
 from deepjax.weights.files import read_state_dict
 
 KEY = jax.random.key(0)
@@ -113,7 +111,7 @@ def test_safetensors_of_ours_are_read_back_whole(tmp_path):
     assert found.preprocessing == run.preprocessing
     assert found.shape == run.shape
     x = photos(2, 16)
-    np.testing.assert_array_equal(answers(found)(x), answers(run)(x))
+    np.testing.assert_array_equal(forward(found)(x), forward(run)(x))
 
 
 def test_safetensors_of_pytorch(tmp_path):

@@ -1,4 +1,4 @@
-"""Classification: losses, metrics and averages, held against NumPy; and that the step needs no other task's knowledge."""
+"""Classification: losses, metrics and averages, held against NumPy. Another task in the same step."""
 
 import dataclasses
 from functools import partial

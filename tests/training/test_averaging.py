@@ -19,7 +19,8 @@ from deepjax import cli, data, inference, layers
 from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
 from deepjax.data.loaders import epoch_order
 from deepjax.errors import InputError, Stopped
-from deepjax.training import MomentEstimator, averaging, inference, mean_parameters, moments_step
+from deepjax.tasks import Classification
+from deepjax.training import MomentEstimator, averaging, mean_parameters, moments_step
 
 KEY = jax.random.key(0)
 SWA = Config(  # with batch norms, one of them in a scan; the last batch of an epoch has 17 examples of 160
