@@ -41,7 +41,7 @@ def export(arguments):
         raise InputError("--layout torch is for --format safetensors; leave it out")
     if not options.out.absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: there is no folder {options.out.parent}; make it first")
-    from deepjax.export import export
+    from deepjax.inference import export
 
     run = classifier(options.source, options.weights)
     export(run, options.format, options.out, layout=options.layout, platforms=options.platforms)

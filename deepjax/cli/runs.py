@@ -36,9 +36,9 @@ def evaluate(arguments):
     options = parse(Eval, arguments, "deepjax eval")
     if not options.workdir:
         raise InputError("eval needs a run: deepjax eval WORKDIR [WORKDIR ...]")
-    from deepjax.training import inference
+    from deepjax import inference
 
-    runs = [inference.load_run(folder, warn) for folder in options.workdir]
+    runs = [inference.load_run(folder, warn=warn) for folder in options.workdir]
     found = inference.evaluate_runs(runs, average=options.average, split=options.split, data_dir=options.data_dir)
     parts = _parts(options, runs, found.alone)
     record = _record(options.split, runs, found.together)
@@ -118,7 +118,7 @@ def predict(arguments):
     options = parse(Predict, arguments, "deepjax predict")
     if not options.images:
         raise InputError("predict needs images: deepjax predict WORKDIR-or-NAME IMAGE...")
-    from deepjax.training import inference
+    from deepjax import inference
 
     run = classifier(options.source, options.weights)
     predictions = inference.predict(run, options.images, top=options.top, crops=options.crops)
@@ -149,8 +149,7 @@ def predict(arguments):
 
 def classifier(source, weights):
     """The Run in the folder `source`, or the Classifier of the network of that name."""
-    from deepjax import zoo
-    from deepjax.training import inference
+    from deepjax import inference, zoo
     from deepjax.weights.hub import PRETRAINED
 
     is_network = source in zoo.MODELS or source in PRETRAINED
@@ -158,4 +157,4 @@ def classifier(source, weights):
         return inference.load_classifier(source, weights)
     if not Path(source).exists() and "/" not in source and (close := get_close_matches(source, zoo.MODELS, 1, 0.7)):
         raise InputError(f"{source} holds no run, and is no network; did you mean {close[0]!r}?")
-    return inference.load_run(source, warn)
+    return inference.load_run(source, warn=warn)

@@ -52,15 +52,20 @@ def complain(problem, code):
     return code
 
 
-def console():
-    """The rich Console that a run reports to."""
+def display():
+    """Return the display that a run reports to: a live bar on a terminal, plain lines elsewhere."""
     from rich.console import Console
 
+    from deepjax.training.progress import Display, LiveDisplay
+
     class Unheard(Console):
-        """Goes on in silence when its reader has gone: a run is worth more than its lines."""
+        """A console that becomes silent if its reader has gone, so that the run continues."""
 
         def on_broken_pipe(self):
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    return Unheard()
+    console = Unheard()
+    if console.is_terminal:
+        return LiveDisplay(console)
+    return Display(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))

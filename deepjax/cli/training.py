@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import deepjax
-from deepjax.cli.terminal import console, parse
+from deepjax.cli.terminal import display, parse
 from deepjax.config import Config
 from deepjax.errors import InputError, choices
 
@@ -15,9 +15,9 @@ from deepjax.errors import InputError, choices
 class FindLR(Config):
     """A config, and how to look for its learning rate."""
 
-    least: float = 1e-7
+    min_rate: float = 1e-7
     """The first learning rate tried."""
-    most: float = 10.0
+    max_rate: float = 10.0
     """The last one, if the loss allows."""
     steps: int = 100
     """Updates, each at a rate a constant factor above the one before."""
@@ -30,9 +30,9 @@ def train(arguments):
     if (path := chosen("train", arguments)) is None:
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     config = configured("train", path, arguments, Config)
-    from deepjax.training import loop
+    from deepjax.training import train
 
-    loop.train(config, path.stem, console=console())
+    train(config, path.stem, log=display())
     return 0
 
 
@@ -44,8 +44,8 @@ def find_lr(arguments):
     config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
     from deepjax.training import range_test
 
-    search = {name: getattr(options, name) for name in ("least", "most", "steps", "smoothing")}
-    record = range_test(config, path.stem, **search, console=console())
+    search = {name: getattr(options, name) for name in ("min_rate", "max_rate", "steps", "smoothing")}
+    record = range_test(config, path.stem, **search, log=display())
     return 0 if record["suggestion"] is not None else 1
 
 

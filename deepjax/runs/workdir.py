@@ -154,6 +154,11 @@ def write_data(workdir, dataset, statistics):
             )
 
 
+def read_data(workdir):
+    """Return data.json: the classes, the shape of an example, and what else is recorded of the training set."""
+    return read_json(Path(workdir) / "data.json")
+
+
 def read_statistics(workdir):
     """The Statistics of the run in a folder, or None where they have not been written."""
     path = Path(workdir) / "data.json"

@@ -18,7 +18,7 @@ from PIL import Image
 import helpers
 from deepjax import cli
 from deepjax.cli import compile_cache
-from deepjax.training import Checkpoints
+from deepjax.runs.checkpoint import Checkpoints
 
 DEEPJAX = [sys.executable, "-m", "deepjax"]
 TINY = [
@@ -236,11 +236,11 @@ def test_models_datasets_and_summary(capsys, tmp_path):
         (["eval"], "eval needs a run"),
         (["eval", "nowhere", "--average", "votes"], "votes"),
         (["find-lr", "digit"], "did you mean 'digits'"),
-        (["find-lr", "digits", "--least", "20"], "least 20.0 and most 10.0 must be two learning rates"),
+        (["find-lr", "digits", "--min-rate", "20"], "min_rate 20.0 and max_rate 10.0 must be finite"),
         (["find-lr", "digits", "--epochs", "-1"], "epochs -1 must be at least 1"),
         (["train", "digits", "--swa-start", "41"], "swa_start 41 must be an epoch"),
         (["train", "digits", "--snapshots", "4"], "set schedule.name warm_restarts and schedule.period 10"),
-        (["train", "digits", "--least", "1"], "--least"),
+        (["train", "digits", "--min-rate", "1"], "--min-rate"),
         (["summary", "resnet19"], "did you mean 'resnet1"),
         (["summary", "resnet18", "--input", "wide"], "'wide' must be numbers"),
         (["summary", "resnet18", "--input", "32,32"], "[batch, height, width, channels]"),
