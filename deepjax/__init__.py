@@ -8,8 +8,8 @@ import importlib
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "benchmarks", "config", "data", "errors", "export", "functional", "init_from_data", "initializers", "layers",
-    "optimizers", "plan", "runs", "summary", "trace", "training", "transforms", "units", "weights", "zoo",
+    "benchmarks", "config", "data", "errors", "export", "files", "functional", "init_from_data", "initializers",
+    "layers", "optimizers", "plan", "runs", "summary", "trace", "training", "transforms", "units", "weights", "zoo",
 )  # fmt: skip
 
 

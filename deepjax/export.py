@@ -1,12 +1,11 @@
 """A trained network as one file: for other programs, for other machines, for PyTorch."""
 
 from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from deepjax import weights
+from deepjax import files, weights
 from deepjax.errors import InputError
 from deepjax.training.inference import Run
 from deepjax.training.step import apply_model
@@ -108,7 +107,7 @@ def export(run, form, path, *, layout="deepjax", platforms=PLATFORMS):
       InputError: another form or layout, and as `stablehlo`, `pretrained` and `weights.to_torch`.
     """
     if form == "stablehlo":
-        Path(path).write_bytes(stablehlo(run, platforms=platforms))
+        files.write_bytes(path, stablehlo(run, platforms=platforms))
     elif form == "safetensors" and layout == "deepjax":
         weights.save_pretrained(check_suffix(path, (".safetensors",)), pretrained(run))
     elif form == "safetensors" and layout == "torch":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from deepjax.data.records import Arrays, Dataset, Fit, Records
-from deepjax.errors import InputError
+from deepjax.errors import InputError, first_line
 
 DIGITS = tuple(str(digit) for digit in range(10))
 FASHION = (
@@ -154,7 +154,7 @@ def npz(path: str) -> Dataset:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             stored = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise InputError(f"data.name {path}: cannot be read as .npz ({_line(error)}); save it again") from error
+        raise InputError(f"data.name {path}: cannot be read as .npz ({first_line(error)}); save it again") from error
     splits = {}
     for split in ("train", "validation", "test"):
         keys = (f"x_{split}", f"y_{split}")
@@ -173,10 +173,6 @@ def npz(path: str) -> Dataset:
             raise InputError(f"data.name {path}: images of x_{split} have shape {shapes}; make them equal")
     classes = tuple(str(label) for label in range(train.labels.max(initial=-1) + 1))
     return Dataset(Path(path).stem, classes, train.images.shape[1:], train, validation, test)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _arrays(images: np.ndarray, labels: np.ndarray, what: str) -> Arrays:
@@ -272,7 +268,9 @@ def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
             with Image.open(path) as image:
                 return image.height, image.width
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: cannot be read as an image ({_line(error)}); replace or remove it") from error
+            raise InputError(
+                f"{path}: cannot be read as an image ({first_line(error)}); replace or remove it"
+            ) from error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sizes = list(pool.map(size, paths))

@@ -9,6 +9,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from deepjax import files
+
 
 class Records:
     """Appends records to metrics.jsonl and TensorBoard.
@@ -22,10 +24,7 @@ class Records:
     def __init__(self, workdir, step=0):
         path = workdir / "metrics.jsonl"
         kept = [record for record in read(path) if record["step"] <= step] if path.exists() else []
-        # Written beside and renamed, so that a full disk does not cost the records there are.
-        beside = path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        beside.replace(path)
+        files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.file = path.open("a")
         self.events = _Events(workdir / "tensorboard", step + 1)
 

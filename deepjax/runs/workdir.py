@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from deepjax.config import Config, flatten, from_dict
 from deepjax.data import Standardizer
 from deepjax.errors import InputError
+from deepjax.files import read_json, write_json
 
 LOCK = "lock"
 INPUTS = "inputs.npz"
@@ -166,23 +167,6 @@ def read_statistics(workdir):
     else:
         standardizer = Standardizer.load(Path(workdir) / INPUTS)
     return Statistics(standardizer, arrays.get("lighting"))
-
-
-def read_json(path):
-    """A JSON file. Raises InputError where it is missing or not JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); it may be truncated") from None
-
-
-def write_json(path, record):
-    """Write beside and rename, so that a file is either the old one or whole."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-    beside.replace(path)
 
 
 def key_of(config):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from deepjax import files
 from deepjax.config import Config, Schedule
 from deepjax.errors import InputError, TrainingFailed
 from deepjax.runs import plots, workdir
@@ -95,7 +96,7 @@ def range_test(
             "stopped": stopped,
             "points": [point._asdict() for point in points],
         }
-        workdir.write_json(folder / "find_lr.json", record)
+        files.write_json(folder / "find_lr.json", record)
         title = f"{config.model} on {exp.dataset.name}, {config.optimizer.name}"
         plots.learning_rates(points, tenth, steepest, title).savefig(folder / "find_lr.png", dpi=150)
     if tenth is None:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from deepjax import optimizers
+from deepjax import files, optimizers
 from deepjax.config import Config
 from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.runs import plots, records, workdir
@@ -45,7 +45,7 @@ def train(config: Config, name: str = "run", *, console: Console | None = None) 
     experiment.check(config)
     folder = workdir.check_workdir(config, name)
     if (folder / "summary.json").exists():
-        summary = workdir.read_json(folder / "summary.json")
+        summary = files.read_json(folder / "summary.json")
         _say(console, f"{folder}: finished, test error {100 * summary['test_error']:.2f} %")
         return summary
     exp = experiment.load(config, folder)
@@ -295,7 +295,7 @@ class Trainer:
             "best_epoch": epoch,
             **more,
         }
-        workdir.write_json(self.folder / "summary.json", summary)
+        files.write_json(self.folder / "summary.json", summary)
         _say(
             self.console,
             f"test error {100 * test.error:.2f} %, loss {test.loss:.4f} ({self._tested(epoch, len(states))}, "

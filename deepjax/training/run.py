@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from deepjax import data, zoo
+from deepjax import data, files, zoo
 from deepjax.config import Config
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer
@@ -83,7 +83,7 @@ def load_run(folder, warn=print):
     Raises InputError where the folder holds no run, or no whole checkpoint.
     """
     config = workdir.read_config(folder)
-    record = workdir.read_json(Path(folder) / "data.json")
+    record = files.read_json(Path(folder) / "data.json")
     statistics: Any = workdir.read_statistics(folder)  # there, since data.json is
     model = make_model(config, len(record["classes"]))
     if not (Path(folder) / "checkpoints").exists():

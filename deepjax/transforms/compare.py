@@ -9,7 +9,7 @@ from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict
 
 from deepjax import zoo
-from deepjax.errors import InputError
+from deepjax.errors import InputError, first_line
 from deepjax.weights.pytorch import fit, to_torch, whole_network
 
 TOLERANCE = 1e-4  # float32 rounding stays below it, a wrong epsilon does not
@@ -89,7 +89,7 @@ def torchvision_module(name, network, variables):
         import torch
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another PyTorch
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(
             f"comparing with torchvision needs torch and torchvision: {reason}; pip install torch torchvision"
         ) from None
@@ -129,7 +129,7 @@ def _runner(network, x):
         except InputError:
             raise
         except (TypeError, ValueError, FlaxError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise InputError(f"the network and its weights do not take x {np.shape(x)}: {reason}") from None
         y, kept = jax.device_get(run(fitting, x))
         outputs: Any = flatten_dict(kept["intermediates"], sep="/")

@@ -15,7 +15,8 @@ import jax
 from filelock import FileLock
 
 from deepjax import zoo
-from deepjax.errors import InputError, choices
+from deepjax.errors import InputError, choices, first_line
+from deepjax.files import write_json
 from deepjax.weights.files import TORCH, read_state_dict
 from deepjax.weights.pretrained import PREPROCESSING, Pretrained, load_file
 from deepjax.weights.pytorch import from_torch
@@ -120,9 +121,7 @@ def fetch(name, *, revision=None, cache_dir=None, endpoint=None) -> tuple[Path, 
         with FileLock(folder / "lock"):
             if not note.exists():  # nor has another process fetched it meanwhile
                 record = _download(source, folder, revision, endpoint)
-                partial = note.with_suffix(".partial")
-                partial.write_text(json.dumps(record, indent=2) + "\n")
-                partial.replace(note)  # from here on the file counts as whole
+                write_json(note, record)  # from here on the weights file counts as complete
                 return path, record
     try:
         record = dict(json.loads(note.read_text()))
@@ -165,8 +164,9 @@ def _download(source, folder, revision, endpoint):
             f"revision {wanted!r} is not in the hub's {source.repository}; leave it out, or look there"
         ) from None
     except Exception as error:  # of whichever HTTP library the hub's client uses
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{source.repository} {source.file} cannot be fetched from the hub: {reason}") from None
+        raise InputError(
+            f"{source.repository} {source.file} cannot be fetched from the hub: {first_line(error)}"
+        ) from None
     digest = sha256(folder / source.file)
     if len(about.etag or "") == len(digest) and about.etag != digest:  # of large files the ETag is the SHA-256
         (folder / source.file).unlink()
