@@ -6,12 +6,17 @@ from deepjax import files
 from deepjax.errors import InputError, first_line
 
 
+def write_half(path):
+    with files.replacing(path) as partial:
+        partial.write_text("half")
+        raise KeyError
+
+
 def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
     path = tmp_path / "record.json"
     files.write_json(path, {"step": 1})
-    with pytest.raises(KeyError), files.replacing(path) as partial:
-        partial.write_text("half")
-        raise KeyError
+    with pytest.raises(KeyError):
+        write_half(path)
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(path, {"step": float("nan")})
     assert files.read_json(path) == {"step": 1}

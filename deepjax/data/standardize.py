@@ -28,7 +28,7 @@ RESOLVED = 1e-10  # of the largest eigenvalue: what varies less is lost in float
 class Standardizer(NamedTuple):
     """A fitted transformation of inputs; `fit` makes it, `apply` and `invert` are pure and run under jit, vmap, grad.
 
-    channel, mean_image, mean_colour, min_max, z_score: y = (x - shift) / scale.
+    channel, mean_image, mean_color, min_max, z_score: y = (x - shift) / scale.
     pca: y = ((x - shift) @ basis) / scale, flat: components in the order of falling variance.
     zca: y = ((x - shift) @ basis) / scale @ basis.T, of the shape of x.
     """
@@ -55,7 +55,7 @@ class Standardizer(NamedTuple):
         Args:
           kind: what to do.
             channel: mean 0 and variance 1 of each channel (last axis), over all images and pixels.
-            mean_colour: subtract each channel's mean. mean_image: subtract the mean of each pixel and channel.
+            mean_color: subtract each channel's mean. mean_image: subtract the mean of each pixel and channel.
             min_max: bring each channel's least and greatest value to `limits`.
             z_score: mean 0 and variance 1 of each pixel and channel.
             pca: rotate flattened inputs onto the eigenvectors of their covariance and divide by the roots of the
@@ -209,7 +209,7 @@ def _elementwise(kind, split, limits):
     """(shift, scale) of the kinds that treat each number alone."""
     if kind == "channel":
         return channel_statistics(split)
-    if kind == "mean_colour":
+    if kind == "mean_color":
         mean, _ = channel_statistics(split)
         return mean, np.ones_like(mean)
     if kind == "min_max":

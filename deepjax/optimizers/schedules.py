@@ -139,9 +139,10 @@ def _one_cycle(schedule, epochs, total, first, middle, last):
 def _check(optimizer, schedule, epochs):
     s = schedule
     if s.name not in NAMES:
-        raise InputError(f"schedule.name {s.name!r} is not one of {', '.join(NAMES)}; {choices(s.name, NAMES)}")
-    if not 0 <= s.warmup < epochs:
-        raise InputError(f"schedule.warmup {s.warmup} must be at least 0 and less than epochs {epochs}")
+        raise InputError(f"schedule.name {s.name!r} is unknown; {choices(s.name, NAMES)}")
+    config.check(s, "schedule.")
+    if s.warmup >= epochs:
+        raise InputError(f"schedule.warmup {s.warmup} must be less than epochs {epochs}")
     if optimizer.name == "rprop" and (s.name != "constant" or s.warmup):
         raise InputError(
             f"schedule.name {s.name} with warmup {s.warmup} does nothing for rprop, whose steps find their own sizes; "
@@ -153,19 +154,10 @@ def _check(optimizer, schedule, epochs):
                 f"schedule.{field} {getattr(s, field)} belongs to the schedule {' or '.join(owners)}, not {s.name}; "
                 f"set schedule.name {owners[0]}"
             )
-    for field, fits, wanted in (
-        ("factor", s.factor > 0 and (s.name != "plateau" or s.factor < 1), "greater than 0 (plateau: and less than 1)"),
-        ("final", 0 <= s.final <= 1, "in [0, 1]"),
-        ("power", s.power > 0, "greater than 0"),
-        ("multiplier", s.multiplier >= 1, "at least 1"),
-        ("period", s.period > 0 or (s.period == 0 and s.name != "warm_restarts"), "greater than 0"),
-        ("momentum", all(0 <= m < 1 for m in s.momentum) and len(s.momentum) == 2, "two numbers in [0, 1)"),
-        ("patience", s.patience >= 0, "at least 0"),
-        ("threshold", 0 <= s.threshold < 1, "in [0, 1)"),
-        ("cooldown", s.cooldown >= 0, "at least 0"),
-    ):
-        if not fits:
-            raise InputError(f"schedule.{field} {getattr(s, field)} must be {wanted}")
+    if s.name == "plateau" and s.factor >= 1:
+        raise InputError(f"schedule.factor {s.factor} must be less than 1 for plateau")
+    if s.name == "warm_restarts" and not s.period:
+        raise InputError(f"schedule.period {s.period} must be greater than 0 for warm_restarts")
     if s.name == "step":
         _check_milestones(s)
 

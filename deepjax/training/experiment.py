@@ -11,6 +11,7 @@ import numpy as np
 
 from deepjax import data, init_from_data
 from deepjax.config import Augment
+from deepjax.config import check as check_fields
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer, make_schedule
 from deepjax.runs.workdir import Statistics, key_of, read_statistics
@@ -22,23 +23,14 @@ from deepjax.training.step import eval_step, train_step
 
 
 def check(config):
-    """Raises InputError for numbers that cannot work, before anything is loaded."""
-    for field, least in (
-        ("epochs", 1), ("batch_size", 1), ("eval_batch_size", 0), ("patience", 0), ("seed", 0), ("log_every", 1),
-        ("checkpoint_every", 0), ("keep", 1),
-    ):  # fmt: skip
-        if getattr(config, field) < least:
-            raise InputError(f"{field} {getattr(config, field)} must be at least {least}")
-    if not 0 <= config.ema < 1:
-        raise InputError(f"ema {config.ema} must be in [0, 1)")
+    """Raise InputError for fields out of range, or that contradict each other, before anything is loaded."""
+    check_fields(config)
     averaging.check(config)
     freezing.check(config)
     if config.pretrained and config.init != "model":
         raise InputError(
-            f"init {config.init} and pretrained {config.pretrained} both say where parameters begin; leave one out"
+            f"init {config.init} and pretrained {config.pretrained} both set the initial parameters; leave one out"
         )
-    if not 0 <= config.label_smoothing <= 1:
-        raise InputError(f"label_smoothing {config.label_smoothing} must be in [0, 1]")
     times = {"epochs": config.epochs, "steps_per_epoch": 1000}
     rate = make_schedule(config.optimizer, config.schedule, **times)
     make_optimizer(freezing.frozen_optimizer(config), rate, config.schedule, **times)

@@ -31,8 +31,8 @@ def range_test(
     config: Config,
     name: str = "run",
     *,
-    least: float = 1e-7,
-    most: float = 10.0,
+    min_rate: float = 1e-7,
+    max_rate: float = 10.0,
     steps: int = 100,
     smoothing: float = 0.9,
     console: Console | None = None,
@@ -50,7 +50,7 @@ def range_test(
     Args:
       config: the experiment.
       name: what to call it; config.workdir defaults to runs/NAME.
-      least, most: the first and the last rate.
+      min_rate, max_rate: the first and the last rate.
       steps: updates, at least 10; each takes optimizer.accumulate batches.
       smoothing: decay of the average of losses, in [0, 1), corrected for its start at 0; 0 takes losses as they are.
       console: a rich Console to report to; None: standard output.
@@ -65,7 +65,7 @@ def range_test(
       TrainingFailed: the loss is not finite before the first update.
     """
     console = console or Console()
-    _check(config, least, most, steps, smoothing)
+    _check(config, min_rate, max_rate, steps, smoothing)
     config = experiment.with_absolute_paths(config)
     experiment.check(config)
     folder = workdir.check_workdir(config, name)
@@ -75,7 +75,7 @@ def range_test(
     start = 0  # updates done before; known before `rates` is traced
 
     def rates(count):
-        return least * (most / least) ** ((count - start) / (steps - 1))
+        return min_rate * (max_rate / min_rate) ** ((count - start) / (steps - 1))
 
     exp = experiment.load(config, folder, schedule=rates)
     with workdir.locked(folder):
@@ -88,8 +88,8 @@ def range_test(
             "suggestion": tenth,
             "tenth_of_minimum": tenth,
             "steepest_descent": steepest,
-            "least": least,
-            "most": most,
+            "min_rate": min_rate,
+            "max_rate": max_rate,
             "steps": steps,
             "smoothing": smoothing,
             "start_step": start_step,
@@ -102,7 +102,7 @@ def range_test(
     if tenth is None:
         text = (
             f"no learning rate can be suggested: from {points[0].rate:.2g} to {points[-1].rate:.2g} the loss fell by "
-            f"no more than its noise; lower --least or raise --steps"
+            f"no more than its noise; lower --min-rate or raise --steps"
         )
     else:
         text = (
@@ -113,9 +113,9 @@ def range_test(
     return record
 
 
-def _check(config, least, most, steps, smoothing):
-    if not 0 < least < most < math.inf:
-        raise InputError(f"least {least} and most {most} must be two learning rates above 0, the lower one first")
+def _check(config, min_rate, max_rate, steps, smoothing):
+    if not 0 < min_rate < max_rate < math.inf:
+        raise InputError(f"min_rate {min_rate} and max_rate {max_rate} must be finite, above 0, and in this order")
     if steps < 10:
         raise InputError(f"steps {steps} must be at least 10")
     if not 0 <= smoothing < 1:

@@ -29,15 +29,13 @@ def check(config):
             f"optimizer.groups)"
         )
     if config.thaw and config.thaw_share:
-        raise InputError(f"thaw {config.thaw} and thaw_share {config.thaw_share} both say when; set one of them")
+        raise InputError(
+            f"thaw {config.thaw} and thaw_share {config.thaw_share} both end the freezing; set one of them"
+        )
     if len(config.thaw) not in (0, 1, len(config.freeze)):
         raise InputError(
             f"thaw has {len(config.thaw)} epochs for the {len(config.freeze)} patterns of freeze; give one for all, or "
             f"one for each"
-        )
-    if min(config.thaw, default=1) <= 0 or not 0 <= config.thaw_share <= 1:
-        raise InputError(
-            f"thaw {config.thaw} and thaw_share {config.thaw_share} must be epochs above 0 and a share in [0, 1]"
         )
 
 

@@ -18,7 +18,7 @@ from deepjax.errors import InputError
 from deepjax.training import inference
 
 Standardizer = data.Standardizer
-KINDS = ("channel", "mean_image", "mean_colour", "min_max", "z_score", "pca", "zca")
+KINDS = ("channel", "mean_image", "mean_color", "min_max", "z_score", "pca", "zca")
 WHITE = ("pca", "zca")
 
 
@@ -74,7 +74,7 @@ def test_a_constant_float_is_constant_whatever_its_rounding():
     """The float64 mean of many 0.1 is not 0.1: the deviation must not become 1e-17 and blow up other data."""
     features = np.full((1000, 2), 0.1, np.float32)
     assert data.channel_statistics(arrays(features))[1].tolist() == [1, 1]
-    for kind in ("channel", "z_score", "min_max", "mean_image", "mean_colour"):
+    for kind in ("channel", "z_score", "min_max", "mean_image", "mean_color"):
         y = Standardizer.fit(kind, features).apply(np.array([[0.1, 0.2]], np.float32))
         np.testing.assert_allclose(y, [[0, 0.1]], atol=1e-6)
 
@@ -99,7 +99,7 @@ def reference(kind, values):
     channels = values.reshape(-1, values.shape[-1])
     return {
         "channel": (values - channels.mean(0)) / channels.std(0),
-        "mean_colour": values - channels.mean(0),
+        "mean_color": values - channels.mean(0),
         "mean_image": values - values.mean(0),
         "z_score": (values - values.mean(0)) / values.std(0),
         "min_max": -1 + 3 * (values - channels.min(0)) / (channels.max(0) - channels.min(0)),

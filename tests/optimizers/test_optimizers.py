@@ -1,7 +1,5 @@
 """Optimizers as PyTorch's, step for step; clipping, lookahead, and L-BFGS with a line search."""
 
-import typing
-
 import chex
 import flax.linen as nn
 import jax
@@ -156,10 +154,6 @@ def test_lion_is_the_papers(decay):
                 expected.append(w)
             ours = run(optimizer, rate, slope, params)
             assert_allclose([p[name][leaf] for p in ours], expected, rtol=1e-10)
-
-
-def test_the_names_of_the_config_are_those_that_are_made():
-    assert set(typing.get_args(typing.get_type_hints(config.Optimizer)["name"])) == set(USUAL)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import signal
-import typing
 from functools import partial
 
 import chex
@@ -162,10 +161,6 @@ def test_a_run_of_one_update_has_a_rate(name):
     fields = {"step": {"milestones": (0.5,)}, "warm_restarts": {"period": 1.0}}.get(name, {})
     (rate,) = rates(config.Schedule(name, **fields), [0], epochs=1, steps_per_epoch=1)
     assert 0 < rate < 0.801
-
-
-def test_the_names_of_the_config_are_those_that_are_made():
-    assert set(typing.get_args(typing.get_type_hints(config.Schedule)["name"])) == set(NAMES)
 
 
 @pytest.mark.parametrize(

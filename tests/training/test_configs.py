@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from deepjax import cli, zoo
+from deepjax.cli.configs import configs, docstring
 from deepjax.config import Config, flatten, from_dict
 from deepjax.errors import InputError
 from deepjax.optimizers import make_optimizer, make_schedule
 
-CONFIGS = cli.training.configs()
+CONFIGS = configs()
 DEEP = ("resnet1202", "preact1001", "stochastic_depth_1202")
 CASES = {  # what each is for: classes, and the shape of an image
     "digits": (10, (8, 8, 1)),
@@ -49,7 +50,7 @@ def test_every_config_is_known_here():
 def test_a_config_says_what_it_is_and_fits_together(name):
     config, (classes, shape) = load(name), CASES[name]
     assert isinstance(config, Config)
-    doc = cli.training.docstring(CONFIGS[name])
+    doc = docstring(CONFIGS[name])
     assert f"deepjax train {name}" in doc
     model = zoo.create(config.model, num_classes=classes, **config.model_options)
     logits = jax.eval_shape(

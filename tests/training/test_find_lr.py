@@ -95,7 +95,7 @@ def test_a_run_is_left_as_it_was_and_goes_on_to_the_same_numbers(stopped, finish
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     before = hashes(folder)
-    result = search(DIGITS, folder, least=1e-4, most=1.0, steps=20)
+    result = search(DIGITS, folder, min_rate=1e-4, max_rate=1.0, steps=20)
     after = hashes(folder)
     new = {folder / "find_lr.json", folder / "find_lr.png"}
     assert {path: after[path] for path in after.keys() - new} == before
@@ -113,7 +113,7 @@ def test_a_run_is_left_as_it_was_and_goes_on_to_the_same_numbers(stopped, finish
 
 
 def test_it_sweeps_rates_whatever_the_schedule_and_training_after_it_is_as_without(stopped, finished, tmp_path):
-    result = search(DIGITS, tmp_path, least=1e-5, most=30.0, steps=40, smoothing=0.8)
+    result = search(DIGITS, tmp_path, min_rate=1e-5, max_rate=30.0, steps=40, smoothing=0.8)
     assert result == json.loads((tmp_path / "find_lr.json").read_text())
     points = [Point(**point) for point in result["points"]]
     rates = np.geomspace(1e-5, 30, 40)[: len(points)]
@@ -144,7 +144,7 @@ def test_each_point_is_one_update_of_all_its_batches_on_all_devices(tmp_path, st
         batch_size=80,
         ema=0.0,
     )
-    result = search(config, tmp_path / "search", least=1e-3, most=1e3, steps=10, smoothing=0.0)
+    result = search(config, tmp_path / "search", min_rate=1e-3, max_rate=1e3, steps=10, smoothing=0.0)
     train(dataclasses.replace(config, epochs=1, schedule=Schedule()), tmp_path / "run")
     losses = [row["loss"] for row in rows(tmp_path / "run", "train")]
     np.testing.assert_allclose(result["points"][0]["loss"], np.mean(losses[:3]), rtol=1e-6)
@@ -177,7 +177,7 @@ def test_where_the_loss_does_not_fall_nothing_is_suggested(points):
 
 
 def test_a_loss_that_does_not_fall_ends_with_1_after_its_curve_is_drawn(tmp_path, capsys):
-    arguments = ["digits", "--model", "mlp", "--workdir", str(tmp_path), "--least", "1e-9", "--most", "1e-8"]
+    arguments = ["digits", "--model", "mlp", "--workdir", str(tmp_path), "--min-rate", "1e-9", "--max-rate", "1e-8"]
     code = cli.main(["find-lr", *arguments, "--devices.count", "1"])
     said = capsys.readouterr()
     assert (code, said.err, said.out.count("\n")) == (1, "", 1)
@@ -190,7 +190,7 @@ def test_a_loss_that_does_not_fall_ends_with_1_after_its_curve_is_drawn(tmp_path
 
 def test_a_loss_that_is_not_finite_ends_the_sweep(tmp_path):
     config = dataclasses.replace(DIGITS, optimizer=Optimizer("sgd"), model_options={"width": 16}, ema=0.0)
-    result = search(config, tmp_path, least=1e-3, most=1e30, steps=10, smoothing=0.0)
+    result = search(config, tmp_path, min_rate=1e-3, max_rate=1e30, steps=10, smoothing=0.0)
     assert len(result["points"]) < 10
     assert all(math.isfinite(point["loss"]) for point in result["points"])
     assert result["stopped"] != "all steps were done"
@@ -199,9 +199,9 @@ def test_a_loss_that_is_not_finite_ends_the_sweep(tmp_path):
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
-        ({"least": 1.0, "most": 0.1}, {}, "least 1.0 and most 0.1"),
-        ({"least": 0.0}, {}, "least 0.0"),
-        ({"most": math.inf}, {}, "most inf"),
+        ({"min_rate": 1.0, "max_rate": 0.1}, {}, "min_rate 1.0 and max_rate 0.1"),
+        ({"min_rate": 0.0}, {}, "min_rate 0.0"),
+        ({"max_rate": math.inf}, {}, "max_rate inf"),
         ({"steps": 5}, {}, "steps 5 must be at least 10"),
         ({"smoothing": 1.0}, {}, r"smoothing 1.0 must be in \[0, 1\)"),
         ({}, {"optimizer": Optimizer("rprop"), "schedule": Schedule()}, "rprop finds the sizes of its steps itself"),
@@ -230,13 +230,13 @@ def test_the_command_prints_one_line(tmp_path, capsys):
         "config = Config(model='mlp', model_options={'width': 16}, devices=Devices(count=1))\n"
     )
     workdir = tmp_path / "run"
-    code = cli.main(["find-lr", str(path), "--workdir", str(workdir), "--steps", "40", "--least", "1e-4"])
+    code = cli.main(["find-lr", str(path), "--workdir", str(workdir), "--steps", "40", "--min-rate", "1e-4"])
     said = capsys.readouterr()
     assert (code, said.err, said.out.count("\n")) == (0, "", 1)
     record = json.loads((workdir / "find_lr.json").read_text())
     assert f"suggested learning rate {record['suggestion']:.2g}" in said.out
     assert str(workdir / "find_lr.png") in said.out
-    assert (record["steps"], record["least"]) == (40, 1e-4)
+    assert (record["steps"], record["min_rate"]) == (40, 1e-4)
     assert cli.main(["find-lr"]) == 2
     assert "digits" in capsys.readouterr().out
     assert cli.main(["find-lr", "digit"]) == 2
