@@ -143,7 +143,7 @@ def _check_type(where, value, kind):
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal and isinstance(value, str) and value not in arguments:
         raise InputError(f"{where} {value!r} is unknown; {choices(value, map(str, arguments))}")
-    if origin is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
+    if origin is dict and _fits(value, kind):
         for name, item in value.items():
             _check_type(f"{where}.{name}", item, arguments[1])
     elif not _fits(value, kind):
@@ -164,11 +164,13 @@ def _fits(value, kind) -> bool:
             return False
         wanted = arguments[:1] * len(value) if arguments[-1] is ... else arguments
         return len(value) == len(wanted) and all(map(_fits, value, wanted))
+    if origin is dict:  # its values are checked one by one, each under its own name
+        return isinstance(value, dict) and all(isinstance(name, str) for name in value)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin or kind)
+    return isinstance(value, kind)
 
 
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "unset (None)"}

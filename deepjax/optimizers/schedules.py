@@ -140,9 +140,8 @@ def _check(optimizer, schedule, epochs):
     s = schedule
     if s.name not in NAMES:
         raise InputError(f"schedule.name {s.name!r} is unknown; {choices(s.name, NAMES)}")
-    config.check(s, "schedule.")
-    if s.warmup >= epochs:
-        raise InputError(f"schedule.warmup {s.warmup} must be less than epochs {epochs}")
+    if not 0 <= s.warmup < epochs:
+        raise InputError(f"schedule.warmup {s.warmup} must be at least 0 and less than epochs {epochs}")
     if optimizer.name == "rprop" and (s.name != "constant" or s.warmup):
         raise InputError(
             f"schedule.name {s.name} with warmup {s.warmup} does nothing for rprop, whose steps find their own sizes; "
@@ -154,6 +153,7 @@ def _check(optimizer, schedule, epochs):
                 f"schedule.{field} {getattr(s, field)} belongs to the schedule {' or '.join(owners)}, not {s.name}; "
                 f"set schedule.name {owners[0]}"
             )
+    config.check(s, "schedule.")
     if s.name == "plateau" and s.factor >= 1:
         raise InputError(f"schedule.factor {s.factor} must be less than 1 for plateau")
     if s.name == "warm_restarts" and not s.period:

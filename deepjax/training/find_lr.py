@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from deepjax import files
 from deepjax.config import Config, Schedule
 from deepjax.errors import InputError, TrainingFailed
 from deepjax.runs import plots, workdir
@@ -96,9 +95,9 @@ def range_test(
             "stopped": stopped,
             "points": [point._asdict() for point in points],
         }
-        files.write_json(folder / "find_lr.json", record)
+        workdir.write_record(folder, "find_lr.json", record)
         title = f"{config.model} on {exp.dataset.name}, {config.optimizer.name}"
-        plots.learning_rates(points, tenth, steepest, title).savefig(folder / "find_lr.png", dpi=150)
+        plots.save(plots.learning_rates(points, tenth, steepest, title), folder / "find_lr.png")
     if tenth is None:
         text = (
             f"no learning rate can be suggested: from {points[0].rate:.2g} to {points[-1].rate:.2g} the loss fell by "

@@ -1,7 +1,6 @@
 """Training with all its input and output: progress, records, checkpoints, signals, and the summary."""
 
 import math
-import shutil
 import signal
 import threading
 import time
@@ -13,10 +12,11 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from deepjax import files, optimizers
+from deepjax import optimizers
 from deepjax.config import Config
 from deepjax.errors import InputError, Stopped, TrainingFailed
-from deepjax.runs import plots, records, workdir
+from deepjax.runs import metrics as metrics_log
+from deepjax.runs import plots, workdir
 from deepjax.runs.checkpoint import Checkpoints
 from deepjax.training import averaging, evaluate, experiment, sharding
 from deepjax.training.compiled import Compiled
@@ -44,14 +44,14 @@ def train(config: Config, name: str = "run", *, console: Console | None = None) 
     config = experiment.with_absolute_paths(config)
     experiment.check(config)
     folder = workdir.check_workdir(config, name)
-    if (folder / "summary.json").exists():
-        summary = files.read_json(folder / "summary.json")
+    if summary := workdir.finished(folder, config):
         _say(console, f"{folder}: finished, test error {100 * summary['test_error']:.2f} %")
         return summary
     exp = experiment.load(config, folder)
     # Only now, when all has proved to fit, is anything written.
     with workdir.locked(folder):
-        workdir.write_config(folder, config, name, exp.devices)
+        if changes := workdir.write_config(folder, config, name, exp.devices):
+            _say(console, changes)
         workdir.write_data(folder, exp.dataset, exp.statistics)
         with Trainer(exp, folder, console) as trainer:
             return trainer.run()
@@ -88,8 +88,7 @@ class Trainer:
     def __init__(self, exp, folder, console):
         self.exp, self.config, self.folder, self.console = exp, exp.config, folder, console
         self.key = workdir.key_of(self.config)
-        for leftover in folder.glob("*/*.orbax-checkpoint-tmp"):  # of a process killed while it saved
-            shutil.rmtree(leftover)
+        workdir.remove_partial(folder)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.config.keep)
         self.finals: Any = averaging.finals(self.config, folder)
         self.state, self.progress = exp.init(partial(_say, console)), Progress()
@@ -97,7 +96,7 @@ class Trainer:
         if restored := self.checkpoints.newest(self.state, self._warn, repair=True):
             self.state, self.progress = restored[0], Progress(**restored[1])
         self.done = int(self.state.step)
-        self.records = records.Records(folder, self.done)
+        self.records = metrics_log.MetricsLog(folder, self.done)
         self.total = exp.loader.steps * self.config.epochs
         self.validate = exp.evaluator(exp.dataset.validation) if len(exp.dataset.validation) else None
         self.step = Compiled(exp.step)
@@ -271,7 +270,7 @@ class Trainer:
         )
 
     def _draw_curves(self):
-        plots.curves(records.read(self.folder / "metrics.jsonl")).savefig(self.folder / "curves.png", dpi=150)
+        plots.save(plots.curves(metrics_log.read(self.folder)), self.folder / "curves.png")
 
     def _summarize(self):
         """Test, draw, and write summary.json last."""
@@ -281,7 +280,7 @@ class Trainer:
         self._draw_curves()
         title = f"{self.config.model} on {dataset.name}: test error {100 * test.error:.2f} %"
         figure = plots.confusion(test.confusion(len(dataset.classes)), dataset.classes, title)
-        figure.savefig(self.folder / "confusion.png", dpi=150)
+        plots.save(figure, self.folder / "confusion.png")
         summary = {
             "test_error": test.error,
             "test_loss": test.loss,
@@ -295,7 +294,7 @@ class Trainer:
             "best_epoch": epoch,
             **more,
         }
-        files.write_json(self.folder / "summary.json", summary)
+        workdir.write_record(self.folder, "summary.json", summary)
         _say(
             self.console,
             f"test error {100 * test.error:.2f} %, loss {test.loss:.4f} ({self._tested(epoch, len(states))}, "

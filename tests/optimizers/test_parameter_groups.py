@@ -1,7 +1,6 @@
 """Groups of parameters by path: rates and decays of their own, frozen to the bit, thawed at an epoch."""
 
 import dataclasses
-import json
 import signal
 from functools import partial
 
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tyro
 from numpy.testing import assert_allclose
 from rich.console import Console
 
@@ -351,17 +349,6 @@ def test_groups_that_the_model_has_not_are_refused_before_anything_is_written(tm
     with pytest.raises(InputError, match=r"freeze .optimizer.groups. 'haed/[*]' matches no parameter; did you mean"):
         train(tmp_path / "run", optimizer=config.Optimizer(groups={"haed/*": {"frozen": True}}))
     assert not (tmp_path / "run").exists()
-
-
-def test_groups_come_from_the_command_line_as_json(capsys):
-    groups = {"head/*": {"learning_rate": 0.5, "clip_adaptive": None}, "stem*": {"frozen": True}}
-    parse = partial(tyro.cli, config.Optimizer)
-    assert parse(args=["--groups", json.dumps(groups)]).groups == groups
-    assert parse(args=[], default=config.Optimizer(groups=groups)).groups == groups
-    for words, message in ((["{'head': 1}"], "is not JSON"), (["[1]"], "is not like")):
-        with pytest.raises(SystemExit):
-            parse(args=["--groups", *words])
-        assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 # What is refused

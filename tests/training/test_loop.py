@@ -293,7 +293,7 @@ def test_pmap_does_not_go_on_with_other_devices(tmp_path, monkeypatch):
     monkeypatch.undo()
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps(record | {"device_count": 4}))
-    with pytest.raises(InputError, match="was run on 4 devices, here are 8"):
+    with pytest.raises(InputError, match="was run on 4 devices, now there are 8"):
         train(config, tmp_path / "run")
 
 
