@@ -143,7 +143,7 @@ def _check_type(where, value, kind):
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal and isinstance(value, str) and value not in arguments:
         raise InputError(f"{where} {value!r} is unknown; {choices(value, map(str, arguments))}")
-    if origin is dict and _fits(value, kind):
+    if origin is dict and isinstance(value, dict) and _fits(value, kind):
         for name, item in value.items():
             _check_type(f"{where}.{name}", item, arguments[1])
     elif not _fits(value, kind):

@@ -24,9 +24,7 @@ def chosen(command, arguments):
         return None
     path = configs().get(arguments[0]) or Path(arguments[0])
     if path.suffix != ".py" or not path.is_file():
-        raise InputError(
-            f"config {arguments[0]!r} is neither a config of deepjax nor a .py file; {choices(arguments[0], configs())}"
-        )
+        raise InputError(f"config {arguments[0]!r} is unknown and no .py file; {choices(arguments[0], configs())}")
     return path
 
 
