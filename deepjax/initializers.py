@@ -1,15 +1,18 @@
-"""Initializers: (key, shape, dtype) -> array. JAX's own under the field's names, where JAX has them.
+"""Initializers: functions (key, shape, dtype=None) -> array, as in `jax.nn.initializers`.
 
-Every name but `zeros` and `ones` is a factory: `he_normal()` is the initializer. What cannot work raises InputError: an
-argument in the factory, a shape in the initializer.
+Every name but `zeros` and `ones` is a factory: `he_normal()` returns an initializer. Factories raise InputError for bad
+arguments; initializers raise it for a shape or a dtype that they cannot draw.
 
-A kernel is [*window, features_in / groups, features_out]: [in, out] for a dense layer. Of its groups each is a kernel
-of its own, [*window, features_in / groups, features_out / groups], and the groups lie side by side. So fan in is
-window x features_in / groups, fan out is window x features_out / groups. A shape does not tell its groups: `groups`
-says them where they matter. (PyTorch's fan out does not divide by groups; with groups=1 neither does ours.)
+A kernel is [*window, features_in // groups, features_out]; for a dense layer, [features_in, features_out]. The kernels
+of the groups, [*window, features_in // groups, features_out // groups], lie side by side in the last axis. Therefore
 
-dtype None is JAX's default. Numbers of less than 32 bits are drawn in float32 and rounded: what JAX draws in bfloat16
-itself has a mean of -1/128 (uniform) and ends at three deviations (normal), and QR does not run in it.
+    fan_in = window * features_in / groups,   fan_out = window * features_out / groups.
+
+The number of groups cannot be inferred from the kernel's shape; pass `groups=`. (PyTorch does not divide fan_out by the
+groups. With groups=1, fan_out is PyTorch's.)
+
+dtype None is JAX's default. Dtypes of less than 32 bits are drawn in float32 and rounded, because what JAX draws in
+bfloat16 has a mean of -1/128 (uniform) or no values beyond 3 standard deviations (normal), and QR does not support it.
 """
 
 import math
@@ -19,14 +22,16 @@ import jax.numpy as jnp
 from jax.nn.initializers import constant, ones, zeros
 
 from deepjax.errors import InputError, choices
+from deepjax.functional.arrays import float32_or_wider
 
-# Of a given scale
+# With a given scale
 
 
 def gaussian(scale):
-    """Normal with mean 0 and standard deviation `scale`, for any shape.
+    """Draw from a normal distribution with mean 0 and standard deviation `scale`, for any shape.
 
-    Raises InputError for a scale that is not a positive number.
+    Raises:
+      InputError: a scale that is not a positive number.
 
     >>> round(float(gaussian(0.01)(jax.random.key(0), (500, 500)).std()), 4)
     0.01
@@ -36,9 +41,10 @@ def gaussian(scale):
 
 
 def uniform(scale):
-    """Uniform on [-scale, scale), for any shape: standard deviation scale / sqrt(3).
+    """Draw uniformly from [-scale, scale), for any shape. The standard deviation is scale / sqrt(3).
 
-    Raises InputError for a scale that is not a positive number.
+    Raises:
+      InputError: a scale that is not a positive number.
 
     >>> round(float(uniform(0.3)(jax.random.key(0), (500, 500)).max()), 2)
     0.3
@@ -48,10 +54,13 @@ def uniform(scale):
 
 
 def truncated_gaussian(scale):
-    """Normal cut at two of its deviations and widened until its own is `scale`: no value beyond 2.274 scale.
+    """Draw from a normal distribution truncated at two standard deviations, for any shape.
 
-    JAX's `truncated_normal` and PyTorch's `trunc_normal_` take the deviation before the cut, which lowers it to 0.8796
-    of that. Raises InputError for a scale that is not a positive number.
+    The standard deviation after truncation is `scale`, so that no value exceeds 2.274 scale. JAX's `truncated_normal`
+    and PyTorch's `trunc_normal_` take the standard deviation before truncation, which lowers it by a factor of 0.8796.
+
+    Raises:
+      InputError: a scale that is not a positive number.
 
     >>> sample = truncated_gaussian(0.01)(jax.random.key(0), (500, 500))
     >>> round(float(sample.std()), 4), round(float(abs(sample).max()), 3)
@@ -61,15 +70,20 @@ def truncated_gaussian(scale):
     return _initializer(jax.nn.initializers.truncated_normal(scale / _TRUNCATED))
 
 
-# What a standard normal's deviation becomes by cutting it at 2: variance 1 - 2 c density(c) / probability(|x| < c)
+# The standard deviation of a standard normal truncated at c = 2: its variance is 1 - 2 c density(c) / P(|x| < c)
 _TRUNCATED = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
 
 
-# Of a variance that fans tell. `axes` are JAX's in_axis, out_axis and batch_axis, for kernels of another layout.
+# With a variance given by the fans. For kernels in another layout, `axes` are JAX's in_axis, out_axis and batch_axis.
 
 
 def lecun_normal(**axes):
-    """Normal of variance 1 / fan_in: a linear layer keeps the variance. LeCun et al. 1998, Efficient BackProp, 4.6.
+    """Draw from a normal distribution of variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp", section 4.6).
+
+    A linear layer then preserves the variance of its input.
+
+    Args:
+      **axes: JAX's in_axis, out_axis and batch_axis, for kernels in another layout.
 
     >>> round(float(lecun_normal()(jax.random.key(0), (400, 1000)).std()), 2)
     0.05
@@ -78,7 +92,7 @@ def lecun_normal(**axes):
 
 
 def lecun_uniform(**axes):
-    """Uniform of variance 1 / fan_in, as `lecun_normal`: on [-sqrt(3 / fan_in), sqrt(3 / fan_in)).
+    """Draw uniformly from [-sqrt(3 / fan_in), sqrt(3 / fan_in)). The variance is that of `lecun_normal`.
 
     >>> round(float(lecun_uniform()(jax.random.key(0), (300, 1000)).max()), 2)
     0.1
@@ -87,7 +101,9 @@ def lecun_uniform(**axes):
 
 
 def lecun_truncated_normal(**axes):
-    """Normal cut at two deviations, of variance 1 / fan_in after the cut, as `lecun_normal`. Flax's default.
+    """Draw from a normal distribution truncated at two standard deviations. It is Flax's default.
+
+    The variance after truncation is that of `lecun_normal`.
 
     >>> round(float(lecun_truncated_normal()(jax.random.key(0), (400, 1000)).std()), 2)
     0.05
@@ -96,7 +112,10 @@ def lecun_truncated_normal(**axes):
 
 
 def xavier_normal(*, groups=1, **axes):
-    """Normal of variance 2 / (fan_in + fan_out): forward and backward as one. Glorot & Bengio 2010, eq. 12.
+    """Draw from a normal distribution of variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010, eq. 12).
+
+    It is a compromise between preserving the variance of activations and that of gradients. For the arguments see
+    `he_normal`.
 
     >>> round(float(xavier_normal()(jax.random.key(0), (300, 500)).std()), 2)
     0.05
@@ -105,7 +124,9 @@ def xavier_normal(*, groups=1, **axes):
 
 
 def xavier_uniform(*, groups=1, **axes):
-    """Uniform on +-sqrt(6 / (fan_in + fan_out)), as `xavier_normal`. Glorot & Bengio 2010, eq. 16.
+    """Draw uniformly between +-sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16).
+
+    The variance and the arguments are those of `xavier_normal`.
 
     >>> round(float(xavier_uniform()(jax.random.key(0), (300, 300)).max()), 2)
     0.1
@@ -114,7 +135,9 @@ def xavier_uniform(*, groups=1, **axes):
 
 
 def xavier_truncated_normal(*, groups=1, **axes):
-    """Normal cut at two deviations, of variance 2 / (fan_in + fan_out) after the cut, as `xavier_normal`.
+    """Draw from a normal distribution truncated at two standard deviations.
+
+    The variance after truncation and the arguments are those of `xavier_normal`.
 
     >>> round(float(xavier_truncated_normal()(jax.random.key(0), (300, 500)).std()), 2)
     0.05
@@ -123,28 +146,32 @@ def xavier_truncated_normal(*, groups=1, **axes):
 
 
 def he_normal(*, mode="fan_in", slope=0.0, groups=1, **axes):
-    """Normal of variance 2 / ((1 + slope^2) fan), for layers that (leaky) ReLUs feed. He et al. 2015, rectifiers.
+    """Draw from a normal distribution of variance 2 / ((1 + slope^2) fan), for layers that follow a (leaky) ReLU.
+
+    Source: He et al. 2015, "Delving deep into rectifiers".
 
     Args:
-      mode: "fan_in" keeps the variance of the activations (eq. 10), "fan_out" that of the gradients (eq. 14).
-      slope: of the leaky ReLU for negative inputs (eq. 15); 0 is ReLU, 1 the identity.
-      groups: of the convolution; of effect with "fan_out".
-      **axes: JAX's in_axis, out_axis, batch_axis.
+      mode: "fan_in" preserves the variance of the activations (eq. 10), "fan_out" that of the gradients (eq. 14).
+      slope: slope of the leaky ReLU for negative inputs (eq. 15); 0 is ReLU, 1 the identity.
+      groups: number of groups of the convolution.
+      **axes: JAX's in_axis, out_axis and batch_axis, for kernels in another layout. They require groups=1.
 
     Raises:
-      InputError: an unknown mode, a slope that is not finite, groups that do not divide the features.
+      InputError: an unknown mode, a slope that is not finite, or groups that do not divide the features.
 
     >>> round(float(he_normal()(jax.random.key(0), (800, 500)).std()), 2)
     0.05
     >>> depthwise = he_normal(mode="fan_out", groups=500)(jax.random.key(0), (20, 20, 1, 500))
-    >>> round(float(depthwise.std()), 2)  # each input feature reaches 400 numbers
+    >>> round(float(depthwise.std()), 2)  # fan_out is 400
     0.07
     """
     return _he("he_normal", "normal", mode, slope, groups, axes)
 
 
 def he_uniform(*, mode="fan_in", slope=0.0, groups=1, **axes):
-    """Uniform on +-sqrt(6 / ((1 + slope^2) fan)): variance and arguments as of `he_normal`.
+    """Draw uniformly between +-sqrt(6 / ((1 + slope^2) fan)).
+
+    The variance and the arguments are those of `he_normal`.
 
     >>> round(float(he_uniform()(jax.random.key(0), (600, 500)).max()), 2)
     0.1
@@ -153,7 +180,9 @@ def he_uniform(*, mode="fan_in", slope=0.0, groups=1, **axes):
 
 
 def he_truncated_normal(*, mode="fan_in", slope=0.0, groups=1, **axes):
-    """Normal cut at two deviations: variance after the cut, and arguments, as of `he_normal`.
+    """Draw from a normal distribution truncated at two standard deviations.
+
+    The variance after truncation and the arguments are those of `he_normal`.
 
     >>> round(float(he_truncated_normal()(jax.random.key(0), (800, 500)).std()), 2)
     0.05
@@ -171,21 +200,26 @@ def _he(name, distribution, mode, slope, groups, axes):
 
 def _variance_scaling(name, scale, mode, distribution, axes, groups=1):
     if axes and groups != 1:
-        raise InputError(f"{name}: groups {groups} lie in the last axis, so they do not go with {', '.join(axes)}")
+        raise InputError(f"{name}: groups {groups} must be 1 with {', '.join(axes)}; groups are in the last axis")
     return _kernel(name, jax.nn.initializers.variance_scaling(scale, mode, distribution, **axes), groups)
 
 
-# Of a given structure
+# With a given structure
 
 
 def orthogonal(gain=1.0, groups=1):
-    """`gain` times a uniformly distributed matrix with orthonormal rows or columns, whichever are fewer.
+    """Draw `gain` times a uniformly distributed matrix with orthonormal rows or columns (Saxe et al. 2014).
 
-    The matrix is [window x features_in / groups, features_out / groups], for any number of window axes, so each output
-    feature's whole kernel is one column: that is PyTorch's `orthogonal_`. With no fewer features out than rows, a dense
-    layer keeps norms (times gain); a convolution does so with `delta_orthogonal`. Saxe et al. 2014.
+    The matrix is [window * features_in / groups, features_out / groups], so each column is the whole kernel of one
+    output feature, as in PyTorch's `orthogonal_`. Of rows and columns, those that are fewer are orthonormal. A dense
+    layer with features_out >= features_in preserves norms, times gain. For convolutions use `delta_orthogonal`.
 
-    Raises InputError for a gain that is not a positive number, or a shape of fewer than two axes.
+    Args:
+      gain: factor, greater than 0.
+      groups: number of groups of the convolution, each of which gets a matrix.
+
+    Raises:
+      InputError: a gain that is not a positive number, or a shape of fewer than two axes.
 
     >>> kernel = orthogonal()(jax.random.key(0), (3, 5))
     >>> bool(jnp.allclose(kernel @ kernel.T, jnp.eye(3), atol=1e-5))
@@ -196,12 +230,17 @@ def orthogonal(gain=1.0, groups=1):
 
 
 def delta_orthogonal(gain=1.0, groups=1):
-    """A convolution that keeps norms (times gain): an orthogonal centre tap, zeros around it. Xiao et al. 2018.
+    """Draw a convolution that preserves norms, times gain: an orthogonal center tap, other taps 0 (Xiao et al. 2018).
 
-    For kernels of one to three window axes. An even window's tap is the one before the middle, which is where "SAME"
-    padding aligns it with its pixel.
+    Kernels have one to three window axes. The center of an even window is the tap before the middle, which "SAME"
+    padding aligns with the output's pixel.
 
-    Raises InputError for a gain that is not a positive number, another number of axes, fewer features out than in.
+    Args:
+      gain: factor, greater than 0.
+      groups: number of groups of the convolution, each of which gets a matrix.
+
+    Raises:
+      InputError: a gain that is not a positive number, another number of axes, or fewer features out than in.
 
     >>> kernel = delta_orthogonal()(jax.random.key(0), (3, 3, 4, 6))
     >>> bool(jnp.allclose(kernel[1, 1] @ kernel[1, 1].T, jnp.eye(4), atol=1e-5)), bool(kernel[0].any())
@@ -211,11 +250,11 @@ def delta_orthogonal(gain=1.0, groups=1):
 
     def draw(key, shape, dtype):
         if len(shape) not in (3, 4, 5):
-            raise InputError(f"delta_orthogonal: shape {shape} needs one to three window axes; without, use orthogonal")
+            raise InputError(f"delta_orthogonal: shape {shape} must have 1 to 3 window axes; without, use orthogonal")
         if shape[-1] < shape[-2]:
             raise InputError(
-                f"delta_orthogonal: shape {shape} (of a group) has more features in than out, so norms cannot be kept; "
-                f"use orthogonal"
+                f"delta_orthogonal: shape {shape} (of a group) has more features in than out, so norms cannot be "
+                "preserved; use orthogonal"
             )
         return jax.nn.initializers.delta_orthogonal(gain, dtype=dtype)(key, shape)
 
@@ -223,9 +262,10 @@ def delta_orthogonal(gain=1.0, groups=1):
 
 
 def identity(gain=1.0):
-    """`gain` times the identity, for a dense layer: as many features as there are on both sides pass, the rest are 0.
+    """Return `gain` times the identity, for a dense layer. Features without a counterpart on the other side are 0.
 
-    Raises InputError for a gain that is not a positive number, or a shape that is not [features_in, features_out].
+    Raises:
+      InputError: a gain that is not a positive number, or a shape that is not [features_in, features_out].
 
     >>> identity()(jax.random.key(0), (2, 3)).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
@@ -244,12 +284,18 @@ def identity(gain=1.0):
 
 
 def dirac(gain=1.0, groups=1):
-    """`gain` times the identity at the centre tap, for a convolution: PyTorch's `dirac_`, any number of window axes.
+    """Return `gain` times the identity at the center tap, for a convolution, as PyTorch's `dirac_`.
 
-    In each group as many features as there are on both sides pass, the rest are 0. An even window has its tap behind
-    the middle, at window // 2, as in PyTorch; there, padding (window // 2, window // 2 - 1) gives the identity.
+    The number of window axes is arbitrary. In each group, features without a counterpart on the other side are 0. The
+    center of an even window is the tap after the middle, window // 2, as in PyTorch. Padding of
+    (window // 2, window // 2 - 1) then gives the identity.
 
-    Raises InputError for a gain that is not a positive number, or a shape without a window.
+    Args:
+      gain: factor, greater than 0.
+      groups: number of groups of the convolution.
+
+    Raises:
+      InputError: a gain that is not a positive number, or a shape without a window.
 
     >>> dirac()(jax.random.key(0), (3, 2, 2))[1].tolist()
     [[1.0, 0.0], [0.0, 1.0]]
@@ -259,25 +305,28 @@ def dirac(gain=1.0, groups=1):
     def draw(key, shape, dtype):
         del key
         if len(shape) < 3:
-            raise InputError(f"dirac: shape {shape} must be [*window, features_in, features_out]; else, use identity")
-        centre = tuple(size // 2 for size in shape[:-2])
-        return jnp.zeros(shape, dtype).at[centre].set(gain * jnp.eye(*shape[-2:], dtype=dtype))
+            raise InputError(
+                f"dirac: shape {shape} must be [*window, features_in, features_out]; without a window, use identity"
+            )
+        center = tuple(size // 2 for size in shape[:-2])
+        return jnp.zeros(shape, dtype).at[center].set(gain * jnp.eye(*shape[-2:], dtype=dtype))
 
     return _kernel("dirac", draw, groups)
 
 
 def looks_linear(core=None):
-    """Mirrored weights W, -W for a layer that `crelu` feeds: together they are linear. Balduzzi et al. 2017.
+    """Draw mirrored weights W, -W for a layer that follows `crelu`: the two together are linear (Balduzzi et al. 2017).
 
-    `crelu` gives the positive part of a feature, then its negative part, then those of the next feature. So rows 2q and
-    2q + 1 of the kernel are W[q] and -W[q], and kernel(crelu(x)) = W max(x, 0) - W max(-x, 0) = W x.
+    `crelu` returns the positive and the negative part of each feature side by side. Rows 2q and 2q + 1 of the kernel
+    are W[q] and -W[q], so kernel(crelu(x)) = W max(x, 0) - W max(-x, 0) = W x.
 
     Args:
-      core: draws W [*window, features_in / 2, features_out]; None: `orthogonal()` for a dense layer and
-        `delta_orthogonal()` for a convolution, which keep norms. For a convolution with groups: one with these groups.
+      core: initializer of W [*window, features_in / 2, features_out]. None: `orthogonal()` for a dense layer and
+        `delta_orthogonal()` for a convolution, which preserve norms. For a convolution with groups, pass one with the
+        same groups.
 
     Raises:
-      InputError: an odd number of features in, or a shape that the core cannot have.
+      InputError: an odd number of features in, or a shape that the core cannot draw.
 
     >>> kernel = looks_linear()(jax.random.key(0), (6, 4))
     >>> bool((kernel[::2] == -kernel[1::2]).all())
@@ -287,7 +336,7 @@ def looks_linear(core=None):
     def draw(key, shape, dtype):
         *window, features_in, features = shape
         if features_in % 2:
-            raise InputError(f"looks_linear: shape {shape} has {features_in} features in; crelu gives two per feature")
+            raise InputError(f"looks_linear: shape {shape} must have an even number of features in, as crelu's output")
         init = core or (delta_orthogonal() if window else orthogonal())
         half = init(key, (*window, features_in // 2, features), dtype)
         return jnp.stack([half, -half], axis=-2).reshape(shape)
@@ -296,12 +345,18 @@ def looks_linear(core=None):
 
 
 def sparse(k=15, scale=1.0):
-    """Each output feature gets k connections, normal of deviation `scale`; the others are 0. Martens 2010.
+    """Draw k connections per output feature from a normal distribution; the others are 0 (Martens 2010).
 
-    Saturating units stay apart however wide the layer: their input's variance is k scale^2. A convolution's taps count
-    as connections. PyTorch's `sparse_` takes a share of zeros instead, and makes the number per input feature exact.
+    The variance of a unit's input is k scale^2 for every width of the layer, so that saturating units stay diverse. The
+    taps of a convolution count as connections. PyTorch's `sparse_` takes a share of zeros instead, and fixes the number
+    of connections per input feature.
 
-    Raises InputError for a k below 1 or above window x features_in, or a scale that is not a positive number.
+    Args:
+      k: connections per output feature, from 1 to window * features_in.
+      scale: standard deviation of the connections.
+
+    Raises:
+      InputError: a k that is out of range, or a scale that is not a positive number.
 
     >>> kernel = sparse(k=3)(jax.random.key(0), (50, 4))
     >>> (kernel != 0).sum(0).tolist()
@@ -312,36 +367,36 @@ def sparse(k=15, scale=1.0):
     def draw(key, shape, dtype):
         rows, features = math.prod(shape[:-1]), shape[-1]
         if not 1 <= k <= rows:
-            raise InputError(f"sparse: k {k} must be from 1 to {rows}, the connections in of shape {shape}")
+            raise InputError(f"sparse: k {k} must be from 1 to {rows}, the number of inputs of shape {shape}")
         places, values = jax.random.split(key)
-        kept = jax.random.uniform(places, (rows, features)).argsort(0) < k  # a random order of each column
+        kept = jax.random.uniform(places, (rows, features)).argsort(0) < k  # the first k of a random order
         return jnp.where(kept, scale * jax.random.normal(values, kept.shape, dtype), 0).reshape(shape)
 
     return _kernel("sparse", draw)
 
 
-# What they share
+# Shared
 
 
 def _positive(name, argument, value):
     if not 0 < value < math.inf:
-        raise InputError(f"{name}: {argument} {value} must be a finite number greater than 0")
+        raise InputError(f"{name}: {argument} {value} must be finite and greater than 0")
 
 
 def _initializer(draw):
-    """(key, shape, dtype=None) -> array, from draw(key, shape, dtype) of at least 32 bits."""
+    """Make an initializer (key, shape, dtype=None) from a function that draws at least 32 bits."""
 
     def init(key, shape, dtype=None):
         dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
         if not jnp.issubdtype(dtype, jnp.inexact):
-            raise InputError(f"initializers draw floating-point numbers, not dtype {dtype}; try float32")
-        return draw(key, tuple(shape), jnp.promote_types(dtype, jnp.float32)).astype(dtype)
+            raise InputError(f"dtype {dtype} of an initializer must be floating point; try float32")
+        return draw(key, tuple(shape), float32_or_wider(dtype)).astype(dtype)
 
     return init
 
 
 def _kernel(name, draw, groups=1):
-    """An initializer of kernels, where draw gives the kernel of one group."""
+    """Make an initializer of kernels from a function that draws the kernel of one group."""
 
     def grouped(key, shape, dtype):
         if len(shape) < 2 or min(shape) < 1:

@@ -1,8 +1,120 @@
 """What several test files share. `tests/` is on the import path (`pythonpath` in pyproject.toml)."""
 
+import importlib.util
 from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepjax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 REFERENCE = SHARED / "reference" / "torchvision_reference.py"
 TFDS = SHARED / "tfds"
+
+
+def random_arrays(seed, *shapes):
+    """Return a tuple of standard normal float32 arrays of these shapes."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+
+
+def linear_in_kernel(size, kernel_shape, *, stride, padding, dilation, groups=1):
+    """Describe the matrix of a convolution: which entry of the kernel is in which place.
+
+    Output o meets input i at tap k if i = o * stride + k * dilation - low, so there is at most one tap per pair.
+
+    Returns:
+      (which, out): int [out pixels x features, size pixels x features_in] of indices into the raveled kernel, -1 where
+      the matrix is 0, and the output's size.
+    """
+    *window, part, features = kernel_shape
+    numbers = list(zip(size, window, stride, padding, dilation, strict=True))
+    out = tuple((n + low + high - (w - 1) * d - 1) // s + 1 for n, w, s, (low, high), d in numbers)
+    entries = np.arange(np.prod(kernel_shape)).reshape(kernel_shape)
+    which = np.full((*out, features, *size, part * groups), -1)
+    for o in np.ndindex(*out):
+        for k in np.ndindex(*window):
+            at = tuple(a * s + b * d - low for a, b, (_, _, s, (low, _), d) in zip(o, k, numbers, strict=True))
+            if all(0 <= a < n for a, n in zip(at, size, strict=True)):
+                for f, c in np.ndindex(features, part):
+                    which[(*o, f, *at, f // (features // groups) * part + c)] = entries[(*k, c, f)]
+    return which.reshape(np.prod(out) * features, -1), out
+
+
+def load_data(name, data_dir="", seed=0, **fields):
+    """`deepjax.data.load` with these fields of config.Data."""
+    from deepjax import config, data
+
+    return data.load(config.Data(str(name), **fields), str(data_dir), seed)
+
+
+def loading_fails(match, name, data_dir="", **fields):
+    """Loading raises InputError with one line that matches."""
+    with pytest.raises(InputError, match=match) as caught:
+        load_data(name, data_dir, **fields)
+    assert "\n" not in str(caught.value)
+
+
+def write_images(folder, counts, size=(20, 16), suffix=".png"):
+    """Write images of one color each. counts: {class: number of images}; size: (width, height)."""
+    from PIL import Image
+
+    for k, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.new("RGB", size, (k * 40, number, 200)).save(folder / name / f"{number:03}{suffix}")
+
+
+# Operators that torchvision registers with PyTorch while it is imported, written in PyTorch's schema language.
+TORCHVISION_OPERATORS = dict.fromkeys(("nms", "qnms"), "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def import_torchvision():
+    """Import torchvision even where its compiled operators cannot be loaded.
+
+    `pip install torchvision` gives a build for one version of PyTorch and CUDA. Under another one its library of
+    operators does not load, and the import fails with "operator torchvision::nms does not exist". Its classification
+    networks use none of these operators, so it suffices to declare them. After this call a plain `import torchvision`
+    works in the same process.
+
+    Returns:
+      The module `torchvision`. Skips the test if torchvision or PyTorch is not installed.
+    """
+    torch = pytest.importorskip("torch")
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("needs torchvision, from the extra `parity`")
+    try:
+        import torchvision
+    except RuntimeError:
+        for name, schema in TORCHVISION_OPERATORS.items():
+            torch.library.define(f"torchvision::{name}", schema)
+        import torchvision
+    return torchvision
+
+
+def randomize_torch(module, seed=0):
+    """Draw all parameters and running moments of a PyTorch module, so that each of them changes its output.
+
+    Kernels have He's variance, 2 / fan in. Scales and variances lie around 1, all other values around 0.
+    """
+    import torch
+
+    rng = np.random.default_rng(seed)
+
+    def uniform(tensor, low, high):
+        tensor.copy_(torch.from_numpy(rng.uniform(low, high, tuple(tensor.shape))))
+
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                uniform(part.weight, 0.5, 1.5)
+                uniform(part.bias, -0.3, 0.3)
+                uniform(part.running_mean, -0.3, 0.3)
+                uniform(part.running_var, 0.5, 2.0)
+            elif isinstance(part, torch.nn.Conv2d | torch.nn.Linear):
+                deviation = (2 / part.weight[0].numel()) ** 0.5
+                part.weight.copy_(torch.from_numpy(deviation * rng.standard_normal(tuple(part.weight.shape))))
+                if part.bias is not None:
+                    uniform(part.bias, -0.2, 0.2)

@@ -13,8 +13,7 @@ from deepjax.benchmarks import cells
 from deepjax.benchmarks.flax_net import FlaxResNet
 from deepjax.units import Add, Branch, Plain, Reversible, Unit, stack
 from deepjax.zoo.plain import DenseUnit
-from deepjax.zoo.residual import cifar
-from deepjax.zoo.residual_cifar import stochastic_depth
+from deepjax.zoo.residual_cifar import VARIANTS
 from deepjax.zoo.reversible import RevNet
 
 
@@ -30,14 +29,14 @@ def network(cell):
     if cell.variant == "flax":
         return FlaxResNet((depth - 2) // 6, width, cells.CLASSES)
     if cell.variant == "stochastic":
-        return stochastic_depth(depth, cells.CLASSES, width=width, survival=0.5, per="batch")
+        return VARIANTS["stochastic_depth"](depth, cells.CLASSES, width=width, survival=0.5, per="batch")
     how = {"scan": cell.variant != "unrolled", "remat": cells.SCANNED.get(cell.variant, "none")}
     if cell.unit == "reversible":
         widths = tuple(2 * width * scale for scale in (1, 2, 4))
         return RevNet(((depth - 2) // 6,) * 3, widths, windows=(3,), num_classes=cells.CLASSES).clone(**how)
     join = Plain if cell.unit == "plain" else Add
     order = "pre" if cell.unit == "preact" else "post"
-    return cifar(depth, cells.CLASSES, join=join, width=width).clone(order=order, **how)
+    return VARIANTS["cifar_resnet"](depth, cells.CLASSES, width=width).clone(join=join, order=order, **how)
 
 
 def stage(cell):

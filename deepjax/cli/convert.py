@@ -8,7 +8,7 @@ import tyro
 
 from deepjax.cli.terminal import parse
 from deepjax.config import Options
-from deepjax.errors import InputError, choices
+from deepjax.errors import InputError
 from deepjax.fields import option
 
 
@@ -33,8 +33,8 @@ class Convert:
     seed: int = option(0, at_least=0, below=2**32)
     """Seed of what is initialized from scratch."""
     preprocessing: str = ""
-    """Preprocessing of images to record: imagenet, imagenet_v2 (weights that torchvision calls IMAGENET1K_V2),
-    googlenet or inception. Empty: what the source records, if anything."""
+    """Preprocessing of images to record: that of a network (its IMAGENET1K_V1 weights in torchvision) or of weights,
+    such as resnet50.tv2_in1k. Empty: what the source records, if anything."""
 
 
 def convert(arguments):
@@ -42,18 +42,16 @@ def convert(arguments):
     options = parse(Convert, arguments, "deepjax convert", convert.__doc__)
     import jax
 
-    from deepjax.weights import files, pretrained, pytorch
+    from deepjax.weights import bundle, files, hub, pytorch
 
     layout = options.layout
     if layout == "other":
         layout = "torch" if files.is_ours(options.source) else "deepjax"
     files.check_suffix(options.destination, (".safetensors", *(files.TORCH if layout == "torch" else ())))
-    if options.preprocessing and options.preprocessing not in pretrained.PREPROCESSING:
-        known = choices(options.preprocessing, pretrained.PREPROCESSING)
-        raise InputError(f"--preprocessing {options.preprocessing!r} is unknown; {known}")
     if options.preprocessing and layout == "torch":
         raise InputError("--preprocessing: a file in PyTorch's layout cannot record it; leave it out")
-    found = pretrained.load_file(
+    preprocessing = hub.preprocessing(options.preprocessing) if options.preprocessing else None
+    found = bundle.load_file(
         options.source,
         options.network,
         num_classes=options.num_classes,
@@ -64,7 +62,7 @@ def convert(arguments):
     if layout == "torch":
         files.save_state_dict(options.destination, pytorch.to_torch(found.network, found.variables))
     else:
-        recipe = pretrained.PREPROCESSING.get(options.preprocessing, found.preprocessing)
-        pretrained.save_pretrained(options.destination, replace(found, preprocessing=recipe))
+        found = replace(found, preprocessing=preprocessing or found.preprocessing)
+        bundle.save_pretrained(options.destination, found)
     print(f"{options.destination}: {options.network}, {found.network.num_classes} classes, {layout}'s layout")
     return 0

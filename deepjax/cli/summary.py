@@ -44,41 +44,41 @@ def summary(arguments):
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise InputError(f"--input {text!r} must be numbers with commas between, such as 32,32,3")
     shape = tuple(map(int, text.split(",")))
-    layers = summarize(model, shape, count=options.count, level=options.level)
-    parameters, macs = (sum(getattr(layer, name) for layer in layers) for name in ("parameters", "macs"))
+    rows = summarize(model, shape, count=options.count, level=options.level)
+    parameters, macs = (sum(getattr(row, name) for row in rows) for name in ("parameters", "macs"))
     cost = "macs" if options.count == "macs" else "operations"
     if options.json:
         record = {"model": options.model, "input": shape, "count": options.count, "parameters": parameters, cost: macs}
-        record["layers"] = [_layer_record(layer, cost) for layer in layers]
+        record["layers"] = [_row_record(row, cost) for row in rows]
         print(json.dumps(record, indent=2))
         return 0
     header = ("layer", "kind", "output", "repeats", "parameters", "MACs" if cost == "macs" else cost)
-    table(*_right((*header, "field", "stride", "offset"), [_layer_cells(layer) for layer in layers], first=4))
+    table(*_right((*header, "field", "stride", "offset"), [_row_cells(row) for row in rows], first=4))
     print("field, stride, offset: output position o depends on the `field` input pixels from offset + o * stride on")
     rounded = f" ({macs / 1e9:.3f} G)" if macs >= 10**7 else ""
     print(f"{options.model}: {parameters:,} parameters, {macs:,} {'MACs' if cost == 'macs' else cost}{rounded}")
     return 0
 
 
-def _layer_record(layer, cost):
-    record = layer._asdict()
+def _row_record(row, cost):
+    record = row._asdict()
     record[cost] = record.pop("macs")
-    seen = record.pop("field")
-    return record | {"receptive_field": seen and seen._asdict()}
+    field = record.pop("field")
+    return record | {"receptive_field": field and field._asdict()}
 
 
-def _layer_cells(layer):
+def _row_cells(row):
     def pixels(values):
         return "x".join(f"{v:g}" for v in (values[:1] if len(set(values)) == 1 else values))
 
     return (
-        layer.path,
-        layer.kind,
-        "x".join(map(str, layer.output)) or "-",
-        f"x{layer.repeats}" if layer.repeats > 1 else "",
-        f"{layer.parameters:,}" if layer.parameters else "",
-        f"{layer.macs:,}" if layer.macs else "",
-        *(map(pixels, layer.field) if layer.field else ("", "", "")),
+        row.path,
+        row.kind,
+        "x".join(map(str, row.output)) or "-",
+        f"x{row.repeats}" if row.repeats > 1 else "",
+        f"{row.parameters:,}" if row.parameters else "",
+        f"{row.macs:,}" if row.macs else "",
+        *(map(pixels, row.field) if row.field else ("", "", "")),
     )
 
 

@@ -23,8 +23,8 @@ def weights(arguments):
     from deepjax.weights import hub
 
     rows = [
-        {"weights": name, "repository": source.repository, "file": source.file, "cached": hub.is_cached(name)}
-        for name, source in hub.PRETRAINED.items()
+        {"weights": name, "repository": file.repository, "file": file.file, "cached": hub.is_cached(name)}
+        for name, (_, file) in hub.PRETRAINED.items()
     ]
     if options.json:
         print(json.dumps(rows, indent=2))

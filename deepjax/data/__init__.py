@@ -1,31 +1,39 @@
-"""Data: sets in three splits, loaders with a reproducible order, standardization and augmentation."""
+"""Data sets in three splits, loaders with a reproducible order, standardization and augmentation."""
 
-from deepjax.data.augment import augment, change_colours
+from deepjax.data.augment import augment, change_colors
 from deepjax.data.augment import check as check_augment
-from deepjax.data.colour import lighting_components
+from deepjax.data.color import lighting_components
 from deepjax.data.crops import check_crops, photograph_crops, read_crops, resizing
+from deepjax.data.images import SUFFIXES as IMAGE_SUFFIXES
 from deepjax.data.images import read_image
 from deepjax.data.loaders import DeviceLoader, HostLoader, epoch_order, make_loader
+from deepjax.data.loading import About, about, check_fields, load
 from deepjax.data.mixing import mix
 from deepjax.data.prepare import prepare
 from deepjax.data.records import Arrays, Dataset, Records
-from deepjax.data.sources import available, load
+from deepjax.data.sources import available
+from deepjax.data.sources.arrays import from_arrays
 from deepjax.data.standardize import Standardizer, channel_statistics, standardize
 
 __all__ = [
+    "IMAGE_SUFFIXES",
+    "About",
     "Arrays",
     "Dataset",
     "DeviceLoader",
     "HostLoader",
     "Records",
     "Standardizer",
+    "about",
     "augment",
     "available",
-    "change_colours",
+    "change_colors",
     "channel_statistics",
     "check_augment",
     "check_crops",
+    "check_fields",
     "epoch_order",
+    "from_arrays",
     "lighting_components",
     "load",
     "make_loader",

@@ -1,6 +1,5 @@
-"""Random changes to a batch of training images, pure JAX, inside the jitted step: which, and in which order."""
+"""Random changes of a batch of training images, in pure JAX, inside the jitted step: which, and in which order."""
 
-import math
 from dataclasses import replace
 
 import jax
@@ -8,63 +7,50 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax import config
-from deepjax.data import colour
-from deepjax.data.randaugment import STRONGEST, randaugment
+from deepjax.data import color
+from deepjax.data.randaugment import randaugment
 from deepjax.errors import InputError
 
-# The numbers of channels that each colour operation can work on; brightness takes any.
+# The numbers of channels that each color operation supports. brightness supports any.
 CHANNELS = {"contrast": (1, 3), "saturation": (3,), "hue": (3,), "lighting": (3,), "randaugment": (1, 3)}
 
 
 def check(augment: config.Augment, shape: tuple[int, ...]) -> None:
-    """Raises InputError where `augment` cannot apply to inputs of `shape`, (H, W, C) or (features,)."""
+    """Raise InputError if `augment` cannot be applied to inputs of `shape`, (H, W, C) or (features,)."""
     default = config.Augment()
-    _at_least_0(augment, ("mixup", "cutmix"), math.inf)
+    config.check(augment, "data.augment.")
     if replace(augment, mixup=0.0) == default:
         return
     if len(shape) != 3:
-        raise InputError(f"data.augment: needs images, the data have shape {shape}; leave data.augment unset")
+        raise InputError(f"data.augment: needs images, but the inputs have shape {shape}; leave data.augment unset")
     side = min(shape[:2])
-    _at_least_0(augment, ("crop", "translate"), side)
-    _at_least_0(augment, ("scale",), 1)
-    _at_least_0(augment, ("brightness", "contrast", "saturation", "lighting", "randaugment"), math.inf)
-    if not 0 <= augment.hue <= 0.5:
-        raise InputError(f"data.augment.hue {augment.hue}: must be at least 0 and at most 0.5, half the circle")
-    if not 0 <= augment.magnitude <= STRONGEST:
-        raise InputError(f"data.augment.magnitude {augment.magnitude}: must be at least 0 and at most {STRONGEST}")
+    for name, limit in (("crop", side), ("translate", side), ("cutout", 2 * side)):
+        if getattr(augment, name) >= limit:
+            raise InputError(f"data.augment.{name} {getattr(augment, name)} must be less than {limit} for these images")
     if augment.magnitude != default.magnitude and not augment.randaugment:
-        raise InputError(f"data.augment.magnitude {augment.magnitude}: is for data.augment.randaugment; set that, too")
-    if not 0 <= augment.cutout < 2 * side:
-        raise InputError(f"data.augment.cutout {augment.cutout}: must be at least 0 and less than {2 * side}")
-    if augment.area is not None and not 0 < augment.area[0] <= augment.area[1] <= 1:
-        raise InputError(f"data.augment.area {augment.area}: must be two fractions, 0 < least <= most <= 1")
+        raise InputError(f"data.augment.magnitude {augment.magnitude}: is for data.augment.randaugment; set that too")
+    if augment.area is not None and augment.area[0] > augment.area[1]:
+        raise InputError(f"data.augment.area {augment.area} must be two fractions, the lower one first")
     for name, channels in CHANNELS.items():
         if getattr(augment, name) and shape[2] not in channels:
             needed = " or ".join(map(str, channels))
             raise InputError(f"data.augment.{name}: needs {needed} channels, the images have {shape[2]}; leave it 0")
 
 
-def _at_least_0(augment, names, limit):
-    for name in names:
-        value = getattr(augment, name)
-        if not 0 <= value < limit:
-            below = "finite" if limit == math.inf else f"less than {limit}"
-            raise InputError(f"data.augment.{name} {value}: must be at least 0 and {below}")
+# The PRNG key of a step is folded with a number for each use. The numbers must not change, or resumed runs would
+# differ: `augment` uses 0 to 3, `change_colors` 4 to 6.
 
 
-# The key of a step is folded with a number for each use, which must stay, or resumed runs would differ: 0 to 3 are
-# taken by `augment`, 4 to 6 by `change_colours`.
-
-
-def change_colours(
+def change_colors(
     key: jax.Array, images: jax.Array, augment: config.Augment, components: np.ndarray | None = None
 ) -> jax.Array:
-    """[B, H, W, C] as stored -> in [0, 1], each image changed by its own draws; without any such change, as they came.
+    """Change the colors of each image of [B, H, W, C] at random, before standardization.
 
-    RandAugment, then brightness, contrast, saturation and hue, then PCA lighting, which needs its `components`
-    (of `lighting_components`). For images before they are standardized; uint8 is divided by 255 first.
+    The order is RandAugment, then brightness, contrast, saturation and hue, then PCA lighting, which needs `components`
+    (of `lighting_components`). uint8 images are first divided by 255; float images must be in [0, 1]. If `augment` has
+    none of these changes, the images are returned as they are.
     """
-    jittered = any(getattr(augment, name) for name in colour.JITTER)
+    jittered = any(getattr(augment, name) for name in color.JITTER)
     if not (jittered or augment.lighting or augment.randaugment):
         return images
     if images.dtype == jnp.uint8:
@@ -72,19 +58,19 @@ def change_colours(
     if augment.randaugment:
         images = randaugment(jax.random.fold_in(key, 4), images, augment.randaugment, augment.magnitude)
     if jittered:
-        images = colour.jitter(jax.random.fold_in(key, 5), images, augment)
+        images = color.jitter(jax.random.fold_in(key, 5), images, augment)
     if augment.lighting:
         if components is None:
-            raise InputError("change_colours: augment.lighting needs components, as of lighting_components")
-        images = colour.lighting(jax.random.fold_in(key, 6), images, augment.lighting, components)
+            raise InputError("change_colors: augment.lighting needs components; pass those of lighting_components")
+        images = color.lighting(jax.random.fold_in(key, 6), images, augment.lighting, components)
     return images
 
 
 def augment(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.Array:
-    """Float [B, H, W, C] -> the same shape, each image changed by its own draws: all that moves or covers pixels.
+    """Flip, crop, shift, zoom and cut out each image of float [B, H, W, C] at random, after standardization.
 
-    Images are standardized already: what comes in from outside is 0, the mean colour (with data.standardize min_max
-    the value 0). `augment.area` is not applied here but where images are read.
+    Pixels from outside the image are 0: the mean color, except with data.standardize min_max. `augment.area` is not
+    applied here, but when images are read.
     """
     if augment.flip:
         images = _flip(jax.random.fold_in(key, 0), images)
@@ -98,26 +84,26 @@ def augment(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.A
 
 
 def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
-    """A square with sides of `side` pixels set to 0 in each image [B, H, W, C], around a pixel drawn uniformly.
+    """Set a square of side x side pixels, at a uniformly drawn pixel, to 0 in each image [B, H, W, C].
 
-    DeVries and Taylor 2017. What reaches over the border is cut off. With an even side, the pixel is the one below and
-    to the right of the centre.
+    DeVries and Taylor 2017. The part outside the image is cut off. If side is even, the drawn pixel is the one
+    below and to the right of the square's center.
 
     >>> int((cutout(jax.random.key(0), jnp.ones((1, 9, 9, 1)), 1) == 0).sum())
     1
     """
     batch, height, width, _ = images.shape
     rows, columns = (
-        _pieces(jax.random.fold_in(key, axis), batch, side, size) for axis, size in enumerate((height, width))
+        _intervals(jax.random.fold_in(key, axis), batch, side, size) for axis, size in enumerate((height, width))
     )
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 0, images)
 
 
-def _pieces(key, batch, length, size):
-    """bool [batch, size]: a piece of this length around a uniformly drawn place, cut off at the ends."""
+def _intervals(key, batch, length, size):
+    """Return bool [batch, size]: an interval of this length around a uniformly drawn position, cut off at the ends."""
     first = jax.random.randint(key, (batch, 1), 0, size) - length // 2
-    places = jnp.arange(size)[None]
-    return (places >= first) & (places < first + length)
+    positions = jnp.arange(size)[None]
+    return (positions >= first) & (positions < first + length)
 
 
 def _flip(key, images):
@@ -136,7 +122,7 @@ def _crop(key, images, pad):
 
 
 def _move(key, images, translate, scale):
-    """Zoom about the centre, then shift: one bilinear resampling, 0 where the source lies outside."""
+    """Zoom about the center, then shift, in one bilinear resampling. Pixels from outside the image are 0."""
     batch, height, width, _ = images.shape
     shifts = jax.random.uniform(jax.random.fold_in(key, 0), (batch, 2), minval=-translate, maxval=translate)
     zooms = jax.random.uniform(jax.random.fold_in(key, 1), (batch, 1), minval=1 - scale, maxval=1 + scale)

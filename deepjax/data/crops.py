@@ -1,4 +1,4 @@
-"""One, five or ten crops of an image, whose predictions are then averaged (Krizhevsky et al. 2012, section 4.1)."""
+"""One, five or ten crops of an image, over which predictions are averaged (Krizhevsky et al. 2012, section 4.1)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,19 +18,19 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def check_crops(count):
-    """Raises InputError for a number of crops that is not one of COUNTS."""
+    """Raise InputError for a number of crops that is not one of COUNTS."""
     if count not in COUNTS:
-        raise InputError(f"crops {count} must be 1 (centre), 5 (corners and centre) or 10 (these, and mirrored)")
+        raise InputError(f"crops {count} must be 1 (center), 5 (corners and center) or 10 (these, and mirrored)")
 
 
 def read_crops(path: Path, cut: Callable, shape: tuple[int, ...], count: int = 1) -> np.ndarray:
-    """Crops of an image file as uint8 [count, H, W, C].
+    """Read crops of an image file as uint8 [count, H, W, C].
 
     Args:
       path: of the file.
-      cut: what makes crops of a Pillow image: `photograph_crops`, or `resized_crops` with its first arguments given.
+      cut: function that makes the crops of a Pillow image: `photograph_crops`, or `resizing(...)`.
       shape: (H, W, C) of each crop.
-      count: 1: the centre. 5: and before it, the corners. 10: and the same of the mirror image.
+      count: 1: the center. 5: the corners, then the center. 10: these, then the same of the mirror image.
 
     Raises InputError for another count, and for a file that cannot be read.
     """
@@ -46,10 +46,10 @@ def read_crops(path: Path, cut: Callable, shape: tuple[int, ...], count: int = 1
 
 
 def resized_crops(resize: int, interpolation: str, image: "Image.Image", height: int, width: int, count: int):
-    """Crops of the image, resized before to a shorter side of `resize` pixels: torchvision's Resize and CenterCrop.
+    """Resize the shorter side to `resize` pixels, then crop: torchvision's Resize and CenterCrop.
 
-    In the order of torchvision's FiveCrop: top left, top right, bottom left, bottom right, centre. Raises InputError
-    for an unknown interpolation, or crops that are larger than `resize`.
+    The order is that of torchvision's FiveCrop: top left, top right, bottom left, bottom right, center. Raises
+    InputError for an unknown interpolation, and for crops that are larger than `resize`.
     """
     if interpolation not in INTERPOLATIONS:
         raise InputError(f"interpolation {interpolation!r} is unknown; {choices(interpolation, INTERPOLATIONS)}")
@@ -57,9 +57,9 @@ def resized_crops(resize: int, interpolation: str, image: "Image.Image", height:
         raise InputError(f"resize {resize}: crops of {height}x{width} pixels are larger; make it at least that")
     image = _shorter_side(image, resize, interpolation)
     right, bottom = image.width - width, image.height - height
-    centre = round(right / 2), round(bottom / 2)
+    center = round(right / 2), round(bottom / 2)
     corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)] if count > 1 else []
-    return [image.crop((left, top, left + width, top + height)) for left, top in (*corners, centre)]
+    return [image.crop((left, top, left + width, top + height)) for left, top in (*corners, center)]
 
 
 def _shorter_side(image, size, interpolation):
@@ -68,13 +68,13 @@ def _shorter_side(image, size, interpolation):
     short, long = sorted(image.size)
     if short == size:
         return image
-    longer = int(size * long / short)  # cut off, not rounded, as torchvision does
+    longer = int(size * long / short)  # truncated, not rounded, as in torchvision
     shape = (size, longer) if image.width <= image.height else (longer, size)
     return image.resize(shape, Image.Resampling[interpolation.upper()])
 
 
 def photograph_crops(image: "Image.Image", height: int, width: int, count: int):
-    """Crops by the arithmetic of `images.centre`: boxes of the source, each resampled once. Order as above."""
+    """Crop as `images.center` does: boxes of the source, each resampled once. The order is that of `resized_crops`."""
     from PIL import Image
 
     scale = SHORTER * max(height / image.height, width / image.width)
@@ -86,5 +86,5 @@ def photograph_crops(image: "Image.Image", height: int, width: int, count: int):
 
 
 def resizing(resize: int, interpolation: str) -> Callable:
-    """`resized_crops` as `read_crops` wants it."""
+    """Return the function `cut` for `read_crops` that crops as `resized_crops` does."""
     return partial(resized_crops, resize, interpolation)

@@ -1,4 +1,4 @@
-"""One encoded image to an array: decode, resize, crop. Pillow only."""
+"""From one encoded image to an array: decode, resize, crop. Uses Pillow only."""
 
 import io
 import math
@@ -13,46 +13,76 @@ from deepjax.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
+# Formats are listed because Pillow otherwise loads and tries some forty plugins.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 ASPECT = (3 / 4, 4 / 3)  # of random-area crops, width over height (Szegedy et al. 2015)
-SHORTER = 256 / 224  # shorter side before the centre crop, as a multiple of the crop (Krizhevsky et al. 2012)
+SHORTER = 256 / 224  # shorter side before the center crop, as a multiple of the crop (Krizhevsky et al. 2012)
+ORIENTATION = 0x0112  # EXIF tag: how a stored image is turned to be shown
 
 
 def threads(shape: tuple[int, ...]) -> int:
-    """How many threads decode images of this shape fastest.
+    """Return the number of threads that decode images of this shape fastest.
 
-    One up to 64x64x3: Pillow's work on them is so short that threads only wait for each other (measured: two
-    take 1.7 times as long as one for 28x28 PNG).
+    It is 1 up to 64x64x3, because decoding is so short that threads wait for each other (measured: two threads take
+    1.7 times as long as one for 28x28 PNG).
     """
     return 1 if math.prod(shape) <= 64 * 64 * 3 else min(os.cpu_count() or 1, 16)
 
 
 def decode(encoded: bytes, where: str, channels: int) -> "Image.Image":
-    """Encoded bytes -> a Pillow image with 1 or 3 channels. Raises InputError naming `where`."""
-    from PIL import Image
+    """Decode an image to a Pillow image with 1 or 3 channels of 8 bits, turned upright as its EXIF orientation says.
+
+    Gray values of 16 bits are divided by 257. Raises InputError, naming `where`, for bytes that are no image.
+    """
+    from PIL import Image, ImageOps
 
     try:
-        # Formats are named because Pillow otherwise loads and tries some forty plugins.
-        image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "BMP", "GIF", "WEBP"))
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where}: cannot be read as an image ({error}); replace or remove it") from error
+        raise _unreadable(where, error) from error
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # Pillow's own conversion to 8 bits clips at 255
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of an image file as `decode` returns it, from the file's header.
+
+    Raises InputError for a file that cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            # In a PNG file the orientation may follow the pixels; those are not read here.
+            turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(ORIENTATION, 1) > 4
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(str(path), error) from error
+
+
+def _unreadable(where: str, error: BaseException) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{where}: cannot be read as an image ({reason}); replace or remove it")
+
+
 def resize(image: "Image.Image", height: int, width: int) -> "Image.Image":
-    """The whole image at another size, bilinear, antialiased where it shrinks."""
+    """Resize an image without cropping, bilinear, with antialiasing if it shrinks."""
     from PIL import Image
 
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def centre(image: "Image.Image", height: int, width: int) -> "Image.Image":
-    """ImageNet's evaluation: shorter side to 256/224 of the crop's, aspect ratio kept, the centre cut out."""
+def center(image: "Image.Image", height: int, width: int) -> "Image.Image":
+    """Crop the center as in ImageNet's evaluation: resize the shorter side to 256/224 of the crop's, then crop."""
     from PIL import Image
 
     scale = SHORTER * max(height / image.height, width / image.width)
-    # The crop's box in the source's pixels: one resampling, no intermediate image.
+    # The box of the crop in pixels of the source, so that the image is resampled only once.
     box_width, box_height = min(width / scale, image.width), min(height / scale, image.height)
     left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
     box = (left, top, left + box_width, top + box_height)
@@ -60,18 +90,19 @@ def centre(image: "Image.Image", height: int, width: int) -> "Image.Image":
 
 
 def to_shape(image: "Image.Image", height: int, width: int, fit: str) -> "Image.Image":
-    """As Records.fit says: "photograph" by `centre`, else resized whole; left alone if it has this size."""
+    """Bring an image to a size: by `center` if fit is "photograph", else by `resize`; unchanged if it has this size."""
     if image.size == (width, height):
         return image
-    return (centre if fit == "photograph" else resize)(image, height, width)
+    return (center if fit == "photograph" else resize)(image, height, width)
 
 
 def random_area(
     image: "Image.Image", height: int, width: int, area: tuple[float, float], rng: np.random.Generator
 ) -> "Image.Image":
-    """Cut out a box of random area (fraction of the image, uniform) and aspect (log-uniform), then resize it.
+    """Cut out a box at a random place, and resize it.
 
-    After ten boxes that do not fit (long, thin images) the largest central box of an allowed aspect is taken.
+    Its area is a uniform fraction of the image in the range `area`, its aspect ratio log-uniform in ASPECT. If ten
+    boxes do not fit (long, thin images), the largest central box of an allowed aspect ratio is cut out.
     """
     from PIL import Image
 
@@ -93,7 +124,7 @@ def random_area(
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's contents. Raises InputError where it cannot be read."""
+    """Return the contents of a file. Raises InputError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -101,7 +132,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_image(path: Path, shape: tuple[int, ...], fit: str) -> np.ndarray:
-    """An image file as uint8 of shape (H, W, C), brought to it as `fit` says (see Records.fit).
+    """Read an image file as uint8 of shape (H, W, C), resized as `fit` says (see Records.fit).
 
     Raises InputError for a file that cannot be read.
     """

@@ -1,7 +1,7 @@
 """Batches in a reproducible order: from arrays on the device, or read by Grain on the host.
 
-Both loaders have `steps`, `epoch(epoch, first)` and `fetch`. The training step receives what `epoch` yields
-and calls `fetch` on it inside jit, which gives the batch: {"image": [batch, ...], "label": int32 [batch],
+Both loaders have `steps`, `epoch(epoch, first)` and `fetch`. The training step receives the rows that `epoch` yields,
+and calls `fetch` on them inside jit, which returns the batch: {"image": [batch, ...], "label": int32 [batch],
 "mask": bool [batch]}. The mask is False for the padding of the last batch.
 """
 
@@ -21,10 +21,10 @@ from deepjax.errors import InputError
 
 
 def epoch_order(seed: int, epoch: int, size: int, batch_size: int, *, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Indices int32 [steps, batch_size] of one epoch and their mask, bool, of the same shape.
+    """Return the indices of one epoch, int32 [steps, batch_size], and their mask, bool of the same shape.
 
-    Every index below `size` appears once with mask True. The order depends on seed and epoch alone. The last
-    batch is padded with index 0 and mask False.
+    Every index below `size` appears once with mask True. The order depends only on seed and epoch. The last batch is
+    padded with index 0 and mask False.
     """
     order = _rng(seed, 0, epoch).permutation(size) if shuffle else np.arange(size)
     steps = -(-size // batch_size)
@@ -35,13 +35,13 @@ def epoch_order(seed: int, epoch: int, size: int, batch_size: int, *, shuffle: b
 
 
 def _rng(seed: int, *stream: int) -> np.random.Generator:
-    """An independent generator for each (seed, stream)."""
-    # As spawn_key, because SeedSequence([1]) equals SeedSequence([1, 0]).
+    """Return an independent generator for each (seed, stream)."""
+    # The stream is passed as spawn_key, because SeedSequence([1]) equals SeedSequence([1, 0]).
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)))
 
 
 class DeviceLoader:
-    """All images lie on the device; a step picks its batch there, so only the indices travel."""
+    """A loader with all images on the device. A step selects its batch there, so only indices are transferred."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class DeviceLoader:
         self.data = {"images": put(arrays.images), "labels": put(arrays.labels)}
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, Any]]:
-        """Rows of the steps `first`, first + 1, ... of this epoch: which images."""
+        """Yield the rows of the steps `first`, first + 1, ... of this epoch: indices of images, and the mask."""
         indices, mask = epoch_order(self.seed, epoch, self.size, self.batch_size, shuffle=self.shuffle)
         for step in range(first, self.steps):
             yield {"index": indices[step], "mask": mask[step]}
 
     @staticmethod
     def fetch(data: dict[str, Any], rows: dict[str, Any]) -> dict[str, jax.Array]:
-        """The batch; pure, to be called inside jit."""
+        """Return the batch of these rows. Pure, for use inside jit."""
         image = data["images"].at[rows["index"]].get(mode="promise_in_bounds")
         label = data["labels"].at[rows["index"]].get(mode="promise_in_bounds")
         return {"image": image, "label": label, "mask": rows["mask"]}
@@ -72,7 +72,7 @@ class DeviceLoader:
 
 @dataclass(frozen=True)
 class _Batches:
-    """One epoch as a random-access source for Grain: item k is batch k. Pickles, for worker processes."""
+    """One epoch as a random-access source for Grain: item k is batch k. Picklable, for worker processes."""
 
     source: Split
     indices: np.ndarray
@@ -100,14 +100,14 @@ class _Batches:
 
 
 class HostLoader:
-    """Batches are read on the host by Grain while the device computes; a step receives its whole batch.
+    """A loader that reads batches on the host, by Grain, while the device computes. A step receives the complete batch.
 
-    The order is DeviceLoader's. `area` asks for random-area crops, drawn from (seed, epoch, image) alone.
-    `workers` 0 decodes in threads; more start that many processes for each epoch and end them with it.
-    Arrays need no decoding and always use threads.
+    The order is that of DeviceLoader. With `area`, images are random-area crops that depend only on (seed, epoch,
+    image). `workers` is the number of processes that decode images; they are started and stopped with each epoch.
+    With 0 workers, and for Arrays, which need no decoding, threads are used.
     """
 
-    data = ()  # nothing lies on the device
+    data = ()  # there are no images on the device
 
     def __init__(
         self,
@@ -128,9 +128,9 @@ class HostLoader:
         self.steps = -(-len(source) // batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of the steps `first`, first + 1, ... of this epoch; those before are not read.
+        """Yield the batches of the steps `first`, first + 1, ... of this epoch. Images of earlier steps are not read.
 
-        Raises InputError, naming the file, where an image cannot be read.
+        Raises InputError, naming the file, if an image cannot be read.
         """
         if first >= self.steps:
             return
@@ -140,16 +140,16 @@ class HostLoader:
         try:
             yield from iterator
         finally:
-            iterator.close()  # ends threads and worker processes, also when the consumer stops early
+            iterator.close()  # stops threads and worker processes, also if the consumer stops early
 
     @staticmethod
     def fetch(data: tuple, rows: dict[str, Any]) -> dict[str, Any]:
-        """The rows are the batch."""
+        """Return the rows, which are the batch."""
         return rows
 
 
 def _prefetched(batches: _Batches, workers: int):
-    """A Grain pipeline that reads batches ahead, in their order."""
+    """Return a Grain pipeline that reads batches ahead, in order."""
     import grain
     from absl import flags
 
@@ -157,7 +157,7 @@ def _prefetched(batches: _Batches, workers: int):
     if workers == 0:
         threads = images.threads(batches.source.shape) if isinstance(batches.source, Records) else 1
         return dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
-    # Grain reads absl's flags before it starts workers, and outside of absl.app nobody has parsed them.
+    # Grain reads absl's flags before it starts workers, but only absl.app parses them.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
@@ -166,7 +166,7 @@ def _prefetched(batches: _Batches, workers: int):
 
 
 def _ignore_interrupt(*_):
-    """Ctrl-C reaches every process of the terminal; the main one ends its workers when it has saved."""
+    """Ignore Ctrl-C, which reaches every process of the terminal: the main process stops its workers after saving."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -179,9 +179,17 @@ def make_loader(
     train: bool,
     put: Callable[[np.ndarray], Any] = jax.device_put,
 ) -> DeviceLoader | HostLoader:
-    """The loader that `data` asks for. `train` shuffles, and crops by data.augment.area.
+    """Make the loader that `data` describes. With `train`, it shuffles, and crops by data.augment.area.
 
-    Arrays go to the device, unless data.placement is host, or it is auto and they exceed 1 GiB.
+    Arrays are put on the device, unless data.placement is host, or is auto and they exceed 1 GiB.
+
+    Args:
+      split: Arrays or Records.
+      data: config.Data.
+      batch_size: rows of each batch.
+      seed: of order and crops.
+      train: whether batches are for training.
+      put: function that transfers an array to the devices.
     """
     if isinstance(split, Arrays) and (
         data.placement == "device" or (data.placement == "auto" and split.images.nbytes <= MEMORY_LIMIT)

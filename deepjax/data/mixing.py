@@ -1,4 +1,4 @@
-"""Mixup and CutMix: training examples mixed with each other, and their targets in the same shares."""
+"""Mixup and CutMix: mix training examples with each other, and their targets in the same proportions."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,9 @@ def mix(
     augment: config.Augment,
     num_classes: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Float [B, ...] and int [B] -> mixed images and targets, float32 [B, classes], as `augment` asks.
+    """Mix images, float [B, ...], and labels, int [B], as `augment` says. Return images and targets [B, classes].
 
-    With both mixup and cutmix, the batch gets one of them, with probability one half.
+    If both mixup and cutmix are set, each batch gets one of them, with probability one half.
     """
     targets = jax.nn.one_hot(labels, num_classes)
     ways = []
@@ -33,16 +33,17 @@ def mix(
 def mixup(
     key: jax.Array, x: jax.Array, targets: jax.Array, mask: jax.Array | None, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """share x + (1 - share) x[partner], of the targets too (Zhang et al. 2018, eq. 1).
+    """Return share x + (1 - share) x[partner], and the same of the targets: Zhang et al. 2018, eq. 1.
 
-    `share` is drawn from Beta(alpha, alpha), once for the whole batch as in the paper's code. Partners are neighbours
-    in a random ring of the batch's real rows, so that no row is its own partner (but a single one).
+    `share` is drawn from Beta(alpha, alpha), once for the batch, as in the paper's code. The rows that are examples
+    form a random ring, and the partner of a row is its neighbor. No row is its own partner, unless it is the only one.
 
     Args:
+      key: PRNG key.
       x: float [B, ...].
       targets: float [B, classes].
-      mask: bool [B], False for padding, which is neither mixed nor anyone's partner; or None.
-      alpha: greater than 0; 1 makes every share equally likely, less prefers shares near 0 and 1.
+      mask: bool [B], False for padding, which is not mixed and is no partner. None: all rows are examples.
+      alpha: greater than 0. With 1, every share is equally likely; less prefers shares near 0 and 1.
 
     >>> x, y = mixup(jax.random.key(0), jnp.array([[0.0], [1.0]]), jnp.eye(2), None, 1.0)
     >>> bool((x == y[:, 1:]).all()), bool(0 < x[0, 0] < 1)
@@ -56,12 +57,13 @@ def mixup(
 def cutmix(
     key: jax.Array, images: jax.Array, targets: jax.Array, mask: jax.Array | None, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """A box of each image from its partner's; targets share by area (Yun et al. 2019, eq. 1 and 2).
+    """Replace a box of each image by that of its partner, and mix targets by area: Yun et al. 2019, eq. 1 and 2.
 
-    Drawn once for the batch: an area 1 - share with share from Beta(alpha, alpha), of the image's aspect ratio, around
-    a pixel drawn uniformly. What lies outside the image is cut off; the targets' share is that of the pixels kept.
+    The box is drawn once for the batch. Its area is 1 - share of the image, with share from Beta(alpha, alpha); it has
+    the aspect ratio of the image, and is centered at a uniformly drawn pixel. The part outside the image is cut off.
+    Targets are mixed by the fraction of pixels that were not replaced.
 
-    Arguments are those of `mixup`, images float [B, H, W, C].
+    Arguments are those of `mixup`, with images float [B, H, W, C].
 
     >>> images = jnp.zeros((2, 8, 8, 1)).at[1].set(1.0)
     >>> x, y = cutmix(jax.random.key(0), images, jnp.eye(2), None, 1.0)
@@ -79,18 +81,18 @@ def cutmix(
 
 
 def _interval(key, length, size):
-    """bool [size]: a piece of this length around a uniformly drawn place, cut off at the ends."""
+    """Return bool [size]: an interval of this length around a uniformly drawn position, cut off at the ends."""
     first = jax.random.randint(key, (), 0, size) - length // 2
-    place = jnp.arange(size)
-    return (place >= first) & (place < first + length)
+    position = jnp.arange(size)
+    return (position >= first) & (position < first + length)
 
 
 def _partners(key, mask, size):
-    """int [B]: for each real row the next one in a random ring of all real rows."""
+    """Return int [B]: for each row that is an example, the next one in a random ring of them."""
     draws = jax.random.uniform(key, (size,))
     if mask is None:
         mask = jnp.ones(size, bool)
-    ring = jnp.argsort(jnp.where(mask, draws, 2.0))  # real rows first, in random order
+    ring = jnp.argsort(jnp.where(mask, draws, 2.0))  # examples first, in random order
     following = ring[(jnp.arange(size) + 1) % jnp.maximum(mask.sum(), 1)]
     return jnp.zeros_like(ring).at[ring].set(following)
 

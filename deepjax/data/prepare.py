@@ -1,6 +1,6 @@
-"""Let TFDS download a set and write it as array_record, in a process of its own.
+"""Let TFDS download a data set and write it as array_record, in a separate process.
 
-TFDS's generating code imports TensorFlow, which must never enter the process that trains.
+TFDS's generating code imports TensorFlow, which must never be imported in the process that trains.
 """
 
 import importlib.util
@@ -9,28 +9,26 @@ import subprocess
 import sys
 from typing import NoReturn
 
-from deepjax.data.files import ORIGINAL
-from deepjax.data.prepared import nearest
+from deepjax.data.sources.original import ORIGINAL
+from deepjax.data.sources.prepared import base_name, nearest
 from deepjax.errors import InputError
 
-# Not `python -m deepjax.data.prepare`: the package imports this module first, and runpy warns of that.
+# `python -m deepjax.data.prepare` would make runpy warn, because the package imports this module first.
 CHILD = "from deepjax.data.prepare import child; child()"
 FAILED = "deepjax-prepare-failed: "
 
 
 def prepare(name: str, data_dir: str) -> None:
-    """Download and prepare a set in data_dir (empty: TFDS's own folder), showing TFDS's progress.
+    """Download and prepare a data set in data_dir (empty: TFDS's default folder), showing TFDS's progress.
 
-    Raises InputError where TensorFlow is missing or TFDS fails: an unknown name, no network, a set whose
-    files one must fetch by hand.
+    Raises InputError if TensorFlow is missing or if TFDS fails: an unknown name, no network, a data set whose files
+    must be downloaded by hand.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(f"datasets prepare {name}: needs TensorFlow to prepare; pip install 'deepjax[prepare]'")
     command = [sys.executable, "-c", CHILD, name, data_dir]
-    quiet = {
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "",
-    }  # TensorFlow must not take the GPU's memory
+    # TensorFlow must not allocate the GPU's memory.
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env={**os.environ, **quiet}, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line.startswith(FAILED)]
@@ -39,7 +37,7 @@ def prepare(name: str, data_dir: str) -> None:
 
 
 def child() -> None:
-    """What the process does; its arguments are the name and the folder."""
+    """Run in the separate process; its arguments are the name and the folder."""
     import tensorflow_datasets as tfds
 
     name, data_dir = sys.argv[1:]
@@ -47,8 +45,8 @@ def child() -> None:
         builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
         builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError:
-        _fail(f"no such TFDS set; {nearest(name.split('/')[0].split(':')[0], ORIGINAL)}")
-    except Exception as error:  # of a download, a parser, the disk: the parent shows it as one line
+        _fail(f"no such TFDS data set; {nearest(base_name(name), ORIGINAL)}")
+    except Exception as error:  # of a download, a parser, the disk: the parent process shows it in one line
         _fail(" ".join(f"{type(error).__name__}: {error}".split())[:500])
 
 

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020) with torchvision's 14 operations and magnitudes, on images in [0, 1]; pure JAX."""
+"""RandAugment (Cubuk et al. 2020) with torchvision's 14 operations and magnitudes, on images in [0, 1], in pure JAX."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,16 +6,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from deepjax.data import colour
+from deepjax.data import color
 
 STRONGEST = 30  # magnitudes are 0 to 30
 
 
 @partial(jnp.vectorize, signature="(h,w,c),(n)->(h,w,c)")
 def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Resample images [..., H, W, C] by the nearest pixel, black where there is none; `matrix` [..., 6] as Pillow's.
+    """Resample images [..., H, W, C] by the nearest pixel. `matrix` [..., 6] is that of Pillow's affine transform.
 
-    The pixel whose centre is (x, y), counted from the left and the top, comes from (a x + b y + c, d x + e y + f).
+    The pixel with center (x, y), from the left and the top, is taken from (a x + b y + c, d x + e y + f). It is black
+    if that point is outside the image.
 
     >>> affine(jnp.arange(3.0).reshape(1, 3, 1), jnp.array([1, 0, 1, 0, 1, 0])).ravel().tolist()
     [1.0, 2.0, 0.0]
@@ -29,18 +30,19 @@ def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def rotation(degrees: jax.Array, height: int, width: int) -> jax.Array:
-    """`affine`'s matrix that turns images counterclockwise about their centre."""
+    """Return the matrix for `affine` that turns images counterclockwise about their center."""
     sine, cosine = jnp.sin(jnp.deg2rad(degrees)), jnp.cos(jnp.deg2rad(degrees))
     x, y = width / 2, height / 2
     return jnp.stack([cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y])
 
 
 def operations(magnitude: int, height: int, width: int) -> dict[str, Callable]:
-    """{name: (image, sign) -> image}: torchvision's 14 operations, at a magnitude from 0 to 30.
+    """Return torchvision's 14 operations at a magnitude from 0 to 30, as {name: (image, sign) -> image}.
 
-    sign, 1 or -1, is a direction: of a movement, or towards more or less. Posterize, Solarize and what has no
-    magnitude do without. At 30: shear by 0.3 pixels per pixel, shift by 150/331 of the side (in whole pixels), turn by
-    30 degrees, factors 1.9 and 0.1, 4 bits, everything inverted. What comes in from outside is black.
+    sign is 1 or -1: the direction of a movement, or more or less of a property. Posterize, Solarize and operations
+    without a magnitude ignore it. Magnitude 30 shears by 0.3 pixels per pixel, shifts by 150/331 of the side (in whole
+    pixels), turns by 30 degrees, has the factors 1.9 and 0.1, keeps 4 bits, and inverts everything. Pixels from outside
+    the image are black.
 
     >>> operations(30, 8, 8)["TranslateX"](jnp.ones((8, 8, 1)), 1)[0, :, 0].tolist()
     [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
@@ -55,14 +57,14 @@ def operations(magnitude: int, height: int, width: int) -> dict[str, Callable]:
         "TranslateX": lambda image, sign: affine(image, _matrix(1, 0, -sign * right, 0, 1, 0)),
         "TranslateY": lambda image, sign: affine(image, _matrix(1, 0, 0, 0, 1, -sign * down)),
         "Rotate": lambda image, sign: affine(image, rotation(30 * strength * sign, height, width)),
-        "Brightness": lambda image, sign: colour.brightness(image, 1 + enhance * sign),
-        "Color": lambda image, sign: colour.saturation(image, 1 + enhance * sign),
-        "Contrast": lambda image, sign: colour.contrast(image, 1 + enhance * sign),
-        "Sharpness": lambda image, sign: colour.sharpness(image, 1 + enhance * sign),
-        "Posterize": lambda image, sign: colour.posterize(image, 8 - round(4 * strength)),
-        "Solarize": lambda image, sign: colour.solarize(image, 1 - strength),
-        "AutoContrast": lambda image, sign: colour.autocontrast(image),
-        "Equalize": lambda image, sign: colour.equalize(image),
+        "Brightness": lambda image, sign: color.brightness(image, 1 + enhance * sign),
+        "Color": lambda image, sign: color.saturation(image, 1 + enhance * sign),
+        "Contrast": lambda image, sign: color.contrast(image, 1 + enhance * sign),
+        "Sharpness": lambda image, sign: color.sharpness(image, 1 + enhance * sign),
+        "Posterize": lambda image, sign: color.posterize(image, 8 - round(4 * strength)),
+        "Solarize": lambda image, sign: color.solarize(image, 1 - strength),
+        "AutoContrast": lambda image, sign: color.autocontrast(image),
+        "Equalize": lambda image, sign: color.equalize(image),
     }
 
 
@@ -71,9 +73,9 @@ def _matrix(*numbers):
 
 
 def randaugment(key: jax.Array, images: jax.Array, count: int, magnitude: int) -> jax.Array:
-    """[B, H, W, C], C = 1 or 3 -> the same shape: `count` operations, one after the other, drawn anew for each image.
+    """Apply `count` random operations, one after the other, to each image of [B, H, W, C], C = 1 or 3.
 
-    Each of the 14 is as likely as the others, at each place, and so are its two directions.
+    Each of the 14 operations is equally likely, and so are its two directions.
 
     >>> jax.eval_shape(lambda key, x: randaugment(key, x, 2, 9), jax.random.key(0), jnp.ones((5, 8, 8, 3))).shape
     (5, 8, 8, 3)

@@ -1,4 +1,4 @@
-"""What a split is: images in memory (Arrays) or images that are read one by one (Records)."""
+"""A data set and its splits: images in memory (Arrays) or images that are read one by one (Records)."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ import numpy as np
 from deepjax.data import images
 from deepjax.errors import InputError
 
-MEMORY_LIMIT = 2**30  # bytes of images: data.placement auto keeps sets up to this size in memory, on the device
+MEMORY_LIMIT = 2**30  # bytes of images: with data.placement auto, data sets up to this size are kept on the device
 
 T = TypeVar("T")
 Fit = Literal["stored", "whole", "photograph"]
@@ -21,7 +21,7 @@ class Arrays:
     """Images and labels in memory."""
 
     images: np.ndarray
-    """uint8 [N, H, W, C], or float32 [N, features]."""
+    """uint8 [N, H, W, C], or float32 [N, H, W, C] in [0, 1], or float32 [N, features]."""
     labels: np.ndarray
     """int32 [N]."""
 
@@ -29,22 +29,22 @@ class Arrays:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "Arrays":
-        """The subset with these indices, in their order."""
+        """Return the subset with these indices, in their order."""
         return Arrays(self.images[indices], self.labels[indices])
 
     def map(self, function: Callable[[np.ndarray, np.ndarray], T]) -> list[T]:
-        """function(indices, their images) for all images in chunks of up to 1,024, one after the other."""
+        """Return function(indices, images) of successive chunks of up to 1,024 images."""
         chunks = (np.arange(start, min(start + 1024, len(self))) for start in range(0, len(self), 1024))
         return [function(chunk, self.images[chunk[0] : chunk[-1] + 1]) for chunk in chunks]
 
     def resized(self, size: int) -> "Arrays":
-        """uint8 images at size x size, each resized whole."""
+        """Return the images at size x size pixels, resized without cropping."""
         from PIL import Image
 
         def channel(pixels: np.ndarray) -> np.ndarray:
             return np.asarray(images.resize(Image.fromarray(pixels), size, size))
 
-        out = np.empty((len(self), size, size, self.images.shape[-1]), np.uint8)
+        out = np.empty((len(self), size, size, self.images.shape[-1]), self.images.dtype)
         for image, resized in zip(self.images, out):
             for c in range(image.shape[-1]):
                 resized[..., c] = channel(np.ascontiguousarray(image[..., c]))
@@ -52,20 +52,20 @@ class Arrays:
 
 
 class Files(Protocol):
-    """Where Records get their bytes from. Must pickle, for worker processes."""
+    """The encoded images of Records. An instance must be picklable, for worker processes."""
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """The encoded images with these indices."""
+        """Return the encoded images with these indices."""
         ...
 
     def where(self, index: int) -> str:
-        """What an error message calls this image: its path, or split and number."""
+        """Return the name of an image for error messages: its path, or split and number."""
         ...
 
 
 @dataclass(frozen=True)
 class Records:
-    """Encoded images that are decoded when they are read."""
+    """Images that are read one by one, and decoded when they are read."""
 
     files: Files
     indices: np.ndarray
@@ -75,14 +75,14 @@ class Records:
     shape: tuple[int, int, int]
     """(H, W, C) of every image as read."""
     fit: Fit
-    """How an image of another size gets this shape: not at all (InputError), resized whole, or resized to a
-    shorter side of 256/224 of the shape's and cropped at the centre."""
+    """How an image of another size gets this shape. stored: it is refused with InputError. whole: it is resized without
+    cropping. photograph: its shorter side is resized to 256/224 of the shape's, then the center is cropped."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "Records":
-        """The subset with these indices, in their order. Reads nothing."""
+        """Return the subset with these indices, in their order. Reads no image."""
         return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
     def read(
@@ -91,9 +91,14 @@ class Records:
         area: tuple[float, float] | None = None,
         rng: Callable[[int], np.random.Generator] | None = None,
     ) -> np.ndarray:
-        """These images, uint8 [n, H, W, C]; with `area` and `rng`, random-area crops drawn from rng(index).
+        """Return these images, uint8 [n, H, W, C].
 
-        Raises InputError, naming the file, for an image that cannot be decoded or has another shape.
+        Args:
+          indices: of the images, [n].
+          area: range of the fraction of the image that random-area crops cut out. None: no random crop.
+          rng: with `area`: maps an index to the random generator of its crop.
+
+        Raises InputError, naming the file, for an image that cannot be decoded, or has another shape if fit is stored.
         """
         numbers = [int(number) for number in self.indices[indices]]
         out = np.empty((len(numbers), *self.shape), np.uint8)
@@ -103,7 +108,7 @@ class Records:
         return out
 
     def in_memory(self) -> Arrays:
-        """Every image read once."""
+        """Read all images and return them as Arrays."""
         out = np.empty((len(self), *self.shape), np.uint8)
 
         def fill(part: np.ndarray, chunk: np.ndarray) -> None:
@@ -113,7 +118,7 @@ class Records:
         return Arrays(out, self.labels)
 
     def map(self, function: Callable[[np.ndarray, np.ndarray], T]) -> list[T]:
-        """function(indices, their images) for all images in chunks of up to 64, in threads."""
+        """Return function(indices, images) of successive chunks of up to 64 images, computed in threads."""
 
         def call(start: int) -> T:
             part = np.arange(start, min(start + 64, len(self)))
@@ -140,7 +145,10 @@ Split = Arrays | Records
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set of labelled images in three splits."""
+    """Labeled images in three splits.
+
+    Raises InputError if there are no classes, if the training or the test split is empty, or if a label names no class.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -148,7 +156,19 @@ class Dataset:
     """(H, W, C), or (features,)."""
     train: Split
     validation: Split
-    """Empty where data.validation is 0."""
+    """May be empty."""
     test: Split
-    fit: Literal["stored", "whole", "photograph"] = "whole"
-    """How an image from elsewhere is brought to `shape`; see Records.fit."""
+    fit: Fit = "whole"
+    """How an image file is brought to `shape` for prediction; see Records.fit."""
+
+    def __post_init__(self):
+        if not self.classes:
+            raise InputError(f"data set {self.name}: has no classes; its training split is empty, so add images")
+        for name in ("train", "validation", "test"):
+            labels = getattr(self, name).labels
+            if len(labels) == 0 and name != "validation":
+                raise InputError(f"data set {self.name}: its {name} split is empty; add images")
+            wrong = labels[(labels < 0) | (labels >= len(self.classes))]
+            if len(wrong):
+                limit = f"must be 0 to {len(self.classes) - 1}, the training set's classes"
+                raise InputError(f"data set {self.name}: label {wrong[0]} in {name}; {limit}")

@@ -1,6 +1,6 @@
-"""Inputs brought to a common scale: centred, to unit variance, to a range, or whitened; fitted on training data.
+"""Standardization of inputs: to mean 0, to unit variance, to a range, or whitened. It is fitted on training data.
 
-Statistics are gathered in float64, a chunk of images at a time, so that a set need not fit into memory.
+Statistics are computed in float64, one chunk of images at a time, so that the data set need not fit into memory.
 """
 
 import math
@@ -21,25 +21,25 @@ from deepjax.files import replacing
 
 KINDS = get_args(get_type_hints(config.Data)["standardize"])
 WHITENING = ("pca", "zca")
-MOST_FEATURES = 64 * 64 * 3  # to whiten: their covariance takes 1.2 GB in float64
-RESOLVED = 1e-10  # of the largest eigenvalue: what varies less is lost in float32
+MAX_FEATURES = 64 * 64 * 3  # limit for whitening: the covariance takes 1.2 GB in float64
+RESOLVED = 1e-10  # relative to the largest eigenvalue: a smaller variance is lost in float32
 
 
 class Standardizer(NamedTuple):
-    """A fitted transformation of inputs; `fit` makes it, `apply` and `invert` are pure and run under jit, vmap, grad.
+    """A fitted transformation of inputs. `fit` makes it. `apply` and `invert` are pure and support jit, vmap and grad.
 
     channel, mean_image, mean_color, min_max, z_score: y = (x - shift) / scale.
-    pca: y = ((x - shift) @ basis) / scale, flat: components in the order of falling variance.
-    zca: y = ((x - shift) @ basis) / scale @ basis.T, of the shape of x.
+    pca: y = ((x - shift) @ basis) / scale, a vector of components in the order of decreasing variance.
+    zca: y = ((x - shift) @ basis) / scale @ basis.T, with the shape of x.
     """
 
     kind: str
     shift: np.ndarray | jax.Array
     """float32: [C], or the shape of one input."""
     scale: np.ndarray | jax.Array
-    """float32: as shift; where `basis` is given, [k]: the root of each component's variance plus epsilon."""
+    """float32, with the shape of shift. With `basis`: [k], the root of each component's variance plus epsilon."""
     basis: np.ndarray | None = None
-    """float32 [features, k]: the covariance's eigenvectors, orthonormal columns."""
+    """float32 [features, k]: eigenvectors of the covariance, orthonormal columns."""
 
     @classmethod
     def fit(
@@ -50,30 +50,30 @@ class Standardizer(NamedTuple):
         epsilon: float = 0.0,
         limits: tuple[float, float] = (0.0, 1.0),
     ) -> "Standardizer":
-        """Fit to training data: uint8 images [N, H, W, C], counted in units of [0, 1], or float [N, ...] as they are.
+        """Fit to training data: uint8 images [N, H, W, C], divided by 255, or float [N, ...].
 
         Args:
-          kind: what to do.
+          kind: kind of transformation.
             channel: mean 0 and variance 1 of each channel (last axis), over all images and pixels.
-            mean_color: subtract each channel's mean. mean_image: subtract the mean of each pixel and channel.
-            min_max: bring each channel's least and greatest value to `limits`.
+            mean_color: subtract the mean of each channel. mean_image: subtract the mean of each pixel and channel.
+            min_max: map the minimum and maximum of each channel to `limits`.
             z_score: mean 0 and variance 1 of each pixel and channel.
-            pca: rotate flattened inputs onto the eigenvectors of their covariance and divide by the roots of the
+            pca: rotate flattened inputs onto the eigenvectors of their covariance, and divide by the roots of the
               eigenvalues. zca: then rotate back, so that the result is as close to the input as white data can be
               (Bell and Sejnowski 1997); its matrix is symmetric.
           split: the training set, or an array of its inputs.
-          epsilon: of pca and zca; added to the eigenvalues, so that what hardly varies is not blown up. With 0 the
-            covariance of the whitened data is I; natural images want 0.01 to 0.1. Variances and covariances divide
-            by N, not N - 1.
-          limits: of min_max.
+          epsilon: for pca and zca: added to the eigenvalues, so that noise is not amplified. With 0, the covariance of
+            the whitened data is I; 0.01 to 0.1 is usual for natural images. Variances and covariances divide by N, not
+            by N - 1.
+          limits: for min_max.
 
-        Constant channels or features become 0 (min_max: the lower limit). pca and zca drop directions in which the
-        data do not vary (epsilon 0: by less than 1e-10 of the largest variance): pca has fewer components then, and
-        the result of zca is 0 along them.
+        Constant channels and features become 0 (min_max: the lower limit). pca and zca drop directions with less than
+        1e-10 of the largest variance (epsilon included): pca then has fewer components, and the result of zca is 0
+        along them.
 
         Raises:
-          InputError: an unknown kind, a negative epsilon, limits that are not two rising numbers, no data, numbers
-            that are not finite, data that do not vary at all (pca, zca), or more than 12,288 features to whiten.
+          InputError: an unknown kind, a negative epsilon, limits that are not two increasing numbers, no data, numbers
+            that are not finite, constant data (pca, zca), or more than 12,288 features (pca, zca).
 
         >>> points = np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 7.0]])
         >>> print(Standardizer.fit("min_max", points).apply(points))
@@ -97,9 +97,9 @@ class Standardizer(NamedTuple):
         return cls(kind, shift.astype(np.float32), scale.astype(np.float32))
 
     def apply(self, x: jax.Array | np.ndarray) -> jax.Array:
-        """[..., *shape] -> [..., *shape], or [..., components] for pca; uint8 is divided by 255 first.
+        """Standardize inputs [..., *shape] to [..., *shape], or [..., components] for pca. uint8 is divided by 255.
 
-        At least float32. Raises InputError for inputs of another shape than those that were fitted.
+        The result is at least float32. Raises InputError if `shape` is not the shape of the inputs that were fitted.
         """
         x = jnp.asarray(x)
         self._expect("apply", x.shape, self.shift.shape)
@@ -113,9 +113,9 @@ class Standardizer(NamedTuple):
         return white if self.kind == "pca" else _product(white, self.basis.T).reshape(x.shape)
 
     def invert(self, y: jax.Array | np.ndarray) -> jax.Array:
-        """The inputs of which `apply` made y, in units of [0, 1] where they were uint8.
+        """Return the inputs of which `apply` made y, in [0, 1] if they were uint8 images.
 
-        Along directions that pca and zca dropped it gives the mean. Raises InputError for another shape.
+        Along directions that pca and zca dropped, the result is the mean. Raises InputError for another shape.
         """
         y = jnp.asarray(y)
         y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
@@ -128,7 +128,7 @@ class Standardizer(NamedTuple):
         return x + _wide(self.shift, x.ndim)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of one standardized input, for inputs of `shape`."""
+        """Return the shape of one standardized input, for inputs of `shape`."""
         return (len(self.scale),) if self.kind == "pca" else tuple(shape)
 
     def save(self, path: Path) -> None:
@@ -139,7 +139,7 @@ class Standardizer(NamedTuple):
 
     @classmethod
     def load(cls, path: Path) -> "Standardizer":
-        """What `save` wrote. Raises InputError where the file is missing or damaged."""
+        """Read what `save` wrote. Raises InputError if the file is missing or damaged."""
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -162,12 +162,12 @@ def _wide(statistic, rank):
 
 
 def _product(x, matrix):
-    # In full: in the short floats that accelerators multiply by default, white data would be white to two digits.
+    # Accelerators multiply in low precision by default, in which whitened data would be white to two digits only.
     return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def check(data: config.Data, shape: tuple[int, ...]) -> None:
-    """Raises InputError where data.standardize, or a field that goes with it, cannot apply to inputs of `shape`."""
+    """Raise InputError if data.standardize, or a field that belongs to it, does not fit inputs of `shape`."""
     kind, default = data.standardize, config.Data()
     _check(kind, data.epsilon, data.limits)
     for field, kinds in (
@@ -185,7 +185,7 @@ def check(data: config.Data, shape: tuple[int, ...]) -> None:
         _check_size(kind, shape)
     for field in ("flip", "crop", "translate", "scale", "cutout", "cutmix"):
         if kind == "pca" and getattr(data.augment, field):
-            raise InputError(f"data.augment.{field}: data.standardize pca leaves no image to change; use zca")
+            raise InputError(f"data.augment.{field}: needs images, and data.standardize pca makes vectors; use zca")
 
 
 def _check(kind, epsilon, limits):
@@ -198,24 +198,24 @@ def _check(kind, epsilon, limits):
 
 
 def _check_size(kind, shape):
-    if math.prod(shape) > MOST_FEATURES:
+    if math.prod(shape) > MAX_FEATURES:
         raise InputError(
-            f"data.standardize {kind}: inputs of {math.prod(shape):,} features, at most {MOST_FEATURES:,} can be "
+            f"data.standardize {kind}: inputs have {math.prod(shape):,} features, at most {MAX_FEATURES:,} can be "
             f"whitened; give a smaller data.image_size, or use z_score"
         )
 
 
 def _elementwise(kind, split, limits):
-    """(shift, scale) of the kinds that treat each number alone."""
+    """Return (shift, scale) of the kinds that transform each number independently."""
     if kind == "channel":
         return channel_statistics(split)
     if kind == "mean_color":
         mean, _ = channel_statistics(split)
         return mean, np.ones_like(mean)
     if kind == "min_max":
-        least, greatest = _extremes(split)
-        scale = _unless_constant(greatest - least, greatest) / (limits[1] - limits[0])
-        return least - limits[0] * scale, scale
+        lowest, highest = _extremes(split)
+        scale = _unless_constant(highest - lowest, highest) / (limits[1] - limits[0])
+        return lowest - limits[0] * scale, scale
     mean, variance = _moments(split, lambda chunk: chunk, lambda x: np.square(x).sum(0))
     if kind == "mean_image":
         return mean, np.ones_like(mean)
@@ -223,23 +223,23 @@ def _elementwise(kind, split, limits):
 
 
 def _whitening(kind, split, epsilon):
-    """(shift, scale, basis) of pca and zca."""
+    """Return (shift, scale, basis) of pca and zca."""
     shape = split.images.shape[1:] if isinstance(split, Arrays) else split.shape
     _check_size(kind, shape)
     mean, covariance = _moments(split, lambda chunk: chunk.reshape(len(chunk), -1), lambda x: x.T @ x)
     if not (np.diag(covariance) > (np.finfo(np.float32).eps * mean) ** 2).any():
         raise InputError(
-            f"data.standardize {kind}: the training data do not vary, nothing can be whitened; use mean_image"
+            f"data.standardize {kind}: the training data are constant, so they cannot be whitened; use mean_image"
         )
     variance, basis = np.linalg.eigh(covariance)
     variance, basis = np.maximum(variance[::-1], 0) + epsilon, basis[:, ::-1]
-    kept = variance > RESOLVED * variance[0]
-    arrays = mean.reshape(shape), np.sqrt(variance[kept]), basis[:, kept]
+    resolved = variance > RESOLVED * variance[0]
+    arrays = mean.reshape(shape), np.sqrt(variance[resolved]), basis[:, resolved]
     return tuple(array.astype(np.float32) for array in arrays)
 
 
 def _extremes(source: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest value of each channel, in the units of `channel_statistics`."""
+    """Return minimum and maximum of each channel, in the units of `channel_statistics`."""
     if (floats := _floats(source)) is not None:
         axes = tuple(range(floats.ndim - 1))
         return floats.min(axes).astype(np.float64), floats.max(axes).astype(np.float64)
@@ -248,16 +248,16 @@ def _extremes(source: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def channel_statistics(source: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation, each float32 [C], over all images and pixels.
+    """Return mean and standard deviation of each channel, both float32 [C], over all images and pixels.
 
-    uint8 in units of [0, 1] (values / 255); floats as they are. The standard deviation of a constant channel is given
-    as 1, so that standardizing it gives 0 and not 0/0.
+    uint8 values are divided by 255. The standard deviation of a constant channel is returned as 1, so that
+    standardization gives 0 and not 0/0.
     """
     if (floats := _floats(source)) is not None:
         axes = tuple(range(floats.ndim - 1))
         mean, std = floats.mean(axes, dtype=np.float64), floats.std(axes, dtype=np.float64)
     else:
-        counts = _histogram(source)  # exact, and one pass suffices for the mean and the variance
+        counts = _histogram(source)  # counts are exact, and one pass gives both mean and variance
         levels = np.arange(256) / 255
         pixels = counts.sum(1)
         mean = counts @ levels / pixels
@@ -266,22 +266,22 @@ def channel_statistics(source: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def channel_covariance(source: Split) -> np.ndarray:
-    """Covariance of the channels over all images and pixels, float64 [C, C]; units as in `channel_statistics`."""
+    """Return the covariance of the channels over all images and pixels, float64 [C, C], as in `channel_statistics`."""
     return _moments(source, lambda chunk: chunk.reshape(-1, chunk.shape[-1]), lambda x: x.T @ x)[1]
 
 
 def _floats(source):
-    """The inputs that are not counted in levels of 1/255, or None."""
+    """Return the inputs if they are floats, or None if they are uint8."""
     return source.images if isinstance(source, Arrays) and source.images.dtype != np.uint8 else None
 
 
 def _unless_constant(std, mean):
-    """std, or 1 where it is not more than what rounding to float32 makes of a constant."""
+    """Return std, or 1 if it is not larger than the rounding error of a constant in float32."""
     return np.where(std <= np.finfo(np.float32).eps * np.abs(mean), 1, std)
 
 
 def _histogram(source: Split) -> np.ndarray:
-    """Counts of each value of uint8 images, int64 [C, 256]."""
+    """Count each value of uint8 images: int64 [C, 256]."""
 
     def count(_, chunk: np.ndarray) -> np.ndarray:
         return np.stack([np.bincount(chunk[..., c].ravel(), minlength=256) for c in range(chunk.shape[-1])])
@@ -290,10 +290,10 @@ def _histogram(source: Split) -> np.ndarray:
 
 
 def _moments(source: Split, rows, product) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and central second moment of rows(images), float64, in one pass; product(rows) sums what is to be averaged.
+    """Compute mean and central second moment of rows(images), float64, in one pass; product(rows) sums the products.
 
-    Sums over uint8 are whole numbers below 2**53, so they are exact, in whatever order threads add them. Floats are
-    taken relative to a first guess of their mean: far from zero, their squares would lose the variance.
+    Sums over uint8 are integers below 2**53, so they are exact, whatever the order in which threads add them. Floats
+    are first shifted by an estimate of their mean, because far from zero the squares would lose the variance.
     """
     unit, origin = 255, 0.0
     if (floats := _floats(source)) is not None:
@@ -316,5 +316,5 @@ def _moments(source: Split, rows, product) -> tuple[np.ndarray, np.ndarray]:
 
 
 def standardize(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """x [..., C], mean and std [C] -> (x - mean) / std, at least float32 [..., C]; uint8 is divided by 255 first."""
+    """Return (x - mean) / std, at least float32, for x [..., C], mean and std [C]. uint8 is divided by 255 first."""
     return Standardizer("channel", mean, std).apply(x)

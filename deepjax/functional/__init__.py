@@ -25,8 +25,7 @@ from deepjax.functional.batch_normalization import (
     ghost_batch_norm,
     moving_average_batch_norm,
 )
-from deepjax.functional.convolution import conv
-from deepjax.functional.convolution_kinds import conv_transpose, depthwise_conv, factorized_conv, separable_conv
+from deepjax.functional.convolution import conv, conv_transpose, depthwise_conv, factorized_conv, separable_conv
 from deepjax.functional.dropout import (
     alpha_dropout,
     drop_connect,

@@ -1,7 +1,7 @@
-"""Activations of x [..., features], with any number of leading axes, in x's dtype. What `jax.nn` has is taken from it.
+"""Activations of x [..., features], with any number of leading axes, computed in x's dtype.
 
-All but `prelu`, `maxout` and `crelu` are elementwise and take any shape. `gain` tells how to scale the kernels of a
-layer that one of them feeds.
+All but `prelu`, `maxout` and `crelu` are elementwise and accept any shape. `gain` gives the scale of the kernels that
+follow an activation. Functions that `jax.nn` provides are used from there.
 """
 
 import math
@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax.errors import InputError, choices
+from deepjax.functional.arrays import spread
 
 
 def relu(x):
-    """max(x, 0), elementwise; the derivative at 0 is 0 (Nair & Hinton 2010).
+    """Return max(x, 0), elementwise (Nair & Hinton 2010). The derivative at 0 is 0.
 
     >>> relu(jnp.array([-2.0, 0.0, 3.0])).tolist()
     [0.0, 0.0, 3.0]
@@ -23,32 +24,39 @@ def relu(x):
 
 
 def leaky_relu(x, slope=0.01):
-    """x where x > 0, else slope * x, elementwise; slope is a number (Maas et al. 2013).
+    """Return x where x > 0, else slope * x, elementwise (Maas et al. 2013).
 
-    The derivative at 0 is the slope, as in PyTorch, so that slope 0 is `relu`; that of `jax.nn.leaky_relu` is 1.
+    Args:
+      x: array of any shape.
+      slope: a number.
+
+    Returns:
+      y like x. The derivative at 0 is the slope, as in PyTorch, so that slope 0 is `relu`. `jax.nn.leaky_relu` has the
+      derivative 1 there.
 
     Raises:
-      InputError: a slope that is not one number.
+      InputError: a slope that is not a single number.
 
     >>> leaky_relu(jnp.array([-2.0, 3.0]), 0.5).tolist()
     [-1.0, 3.0]
     """
     if jnp.ndim(slope):
         raise InputError(
-            f"leaky_relu: slope of shape {jnp.shape(slope)} must be one number; prelu takes one per feature"
+            f"leaky_relu: slope of shape {jnp.shape(slope)} must be one number; use prelu for one slope per feature"
         )
     return _rectified(x, slope)
 
 
 def prelu(x, slope):
-    """x where x > 0, else slope * x, with a slope that is learned (He et al. 2015, rectifiers, eq. 1).
+    """Return x where x > 0, else slope * x, with a learned slope (He et al. 2015, "Delving deep", eq. 1).
 
     Args:
       x: [..., features].
-      slope: one number, shape [] or [1], or [features]; cast to x's dtype.
+      slope: one number, of shape [] or [1], or one per feature, [features]. It is cast to x's dtype.
 
     Returns:
-      y like x. The derivative at 0 is the slope, as in PyTorch.
+      y like x. The derivative at 0 is the slope, as in PyTorch. The gradient in the slope is summed in
+      at least float32.
 
     Raises:
       InputError: a slope of another shape.
@@ -60,18 +68,16 @@ def prelu(x, slope):
     features = x.shape[-1:]
     if shape not in ((), (1,), features) or len(shape) > x.ndim:
         raise InputError(f"prelu: slope of shape {shape} must be one number, or {features}: one per feature of x")
-    if shape:
-        slope = jnp.reshape(slope, (1,) * (x.ndim - 1) + shape)
     return _rectified(x, slope)
 
 
 def _rectified(x, slope):
     x = jnp.asarray(x, jnp.result_type(x, 0.0))
-    return jnp.where(x > 0, x, jnp.asarray(slope, x.dtype) * x)
+    return jnp.where(x > 0, x, spread(slope, x) * x)
 
 
 def elu(x, alpha=1.0):
-    """x where x > 0, else alpha * (exp(x) - 1), elementwise (Clevert et al. 2016, section 3).
+    """Return x where x > 0, else alpha * (exp(x) - 1), elementwise (Clevert et al. 2016, section 3).
 
     >>> elu(jnp.array([-jnp.inf, 3.0]), 0.5).tolist()
     [-0.5, 3.0]
@@ -80,7 +86,9 @@ def elu(x, alpha=1.0):
 
 
 def selu(x):
-    """1.0507 * elu(x, 1.6733), elementwise: of N(0, 1) it keeps mean and variance (Klambauer et al. 2017, eq. 2).
+    """Return 1.0507 * elu(x, 1.6733), elementwise (Klambauer et al. 2017, eq. 2).
+
+    If x is distributed as N(0, 1), then y has mean 0 and variance 1 too.
 
     >>> round(selu(jnp.float32(-100)).item(), 4), round(selu(jnp.float32(1)).item(), 4)
     (-1.7581, 1.0507)
@@ -89,7 +97,7 @@ def selu(x):
 
 
 def softplus(x):
-    """log(1 + exp(x)), elementwise, finite for every finite x (Glorot et al. 2011).
+    """Return log(1 + exp(x)), elementwise (Glorot et al. 2011). It is finite for every finite x.
 
     >>> softplus(jnp.array([-1e4, 0.0, 1e4])).round(4).tolist()
     [0.0, 0.693..., 10000.0]
@@ -98,7 +106,7 @@ def softplus(x):
 
 
 def sigmoid(x):
-    """1 / (1 + exp(-x)), elementwise: the logistic function.
+    """Return 1 / (1 + exp(-x)), elementwise: the logistic function.
 
     >>> sigmoid(jnp.array([-1e4, 0.0, 1e4])).tolist()
     [0.0, 0.5, 1.0]
@@ -107,7 +115,7 @@ def sigmoid(x):
 
 
 def tanh(x):
-    """The hyperbolic tangent, elementwise.
+    """Return the hyperbolic tangent, elementwise.
 
     >>> tanh(jnp.array([-1e4, 0.0, 1e4])).tolist()
     [-1.0, 0.0, 1.0]
@@ -116,7 +124,9 @@ def tanh(x):
 
 
 def lecun_tanh(x):
-    """1.7159 tanh(2x / 3), elementwise, which takes 1 to 1 and -1 to -1 (LeCun et al. 1998, Efficient BackProp, 4.4).
+    """Return 1.7159 tanh(2x / 3), elementwise (LeCun et al. 1998, "Efficient BackProp", section 4.4).
+
+    The constants are chosen so that 1 is mapped to 1 and -1 to -1.
 
     >>> lecun_tanh(jnp.array([-1.0, 1.0, 1e4])).round(3).tolist()
     [-1.0, 1.0, 1.71...]
@@ -125,7 +135,9 @@ def lecun_tanh(x):
 
 
 def maxout(x, kernel, bias=None):
-    """The largest of several affine functions of x, for each feature (Goodfellow et al. 2013, section 3).
+    """Return the largest of several affine functions of x, for each feature (Goodfellow et al. 2013, section 3):
+
+        y[..., o] = max over k of x @ kernel[:, k, o] + bias[k, o].
 
     Args:
       x: [..., features_in].
@@ -133,13 +145,13 @@ def maxout(x, kernel, bias=None):
       bias: [pieces, features_out], or None.
 
     Returns:
-      y [..., features_out], y[o] = max over k of x @ kernel[:, k, o] + bias[k, o], in the dtype that x, kernel
-      and bias promote to. Pieces that tie share the gradient alike.
+      y [..., features_out], in the dtype that x, kernel and bias promote to. Pieces that tie share the gradient
+      equally.
 
     Raises:
       InputError: shapes that do not match, or no pieces.
 
-    Two pieces x and 0 are `relu(x)`, two pieces x and -x are |x|:
+    Two pieces x and 0 give `relu(x)`; two pieces x and -x give |x|:
 
     >>> maxout(jnp.array([[-2.0], [3.0]]), jnp.array([[[1.0, 1.0], [0.0, -1.0]]])).astype(int).tolist()
     [[0, 2], [3, 3]]
@@ -151,24 +163,33 @@ def maxout(x, kernel, bias=None):
         raise InputError(f"maxout: x of shape {x.shape} must end in the {kernel.shape[0]} features_in of the kernel")
     if bias is not None and jnp.shape(bias) != kernel.shape[1:]:
         raise InputError(
-            f"maxout: bias of shape {jnp.shape(bias)} must be {kernel.shape[1:]}, one per piece and feature of y"
+            f"maxout: bias of shape {jnp.shape(bias)} must be {kernel.shape[1:]}: one per piece and feature of y"
         )
     pieces = jnp.tensordot(x, kernel, 1)
     if bias is not None:
-        pieces = pieces + jnp.reshape(bias, (1,) * (x.ndim - 1) + kernel.shape[1:])
+        pieces = jnp.asarray(pieces, jnp.result_type(pieces, bias))
+        pieces = pieces + spread(bias, pieces)
     return pieces.max(-2)
 
 
 def crelu(x):
-    """Both halves of x side by side: feature q becomes 2q - 1, max(x, 0), and 2q, max(-x, 0), counted from 1.
+    """Return the positive and the negative part of every feature, side by side (Shang et al. 2016, section 2):
 
-    x [..., features] -> [..., 2 * features] (Shang et al. 2016, section 2, who put the halves one after the other).
+        y[..., 2q] = max(x[..., q], 0),   y[..., 2q + 1] = max(-x[..., q], 0).
 
-    It keeps the norm. Forward, ||crelu(x)|| = ||x||. Its Jacobian J, which routes each feature into one half, is an
-    isometry for every x, J.T J = I: ||J v|| = ||v||, and backward ||J.T g|| is the norm of g on the halves in use,
-    of all of g where it comes from there. A kernel mirrored over the pairs, rows (w, -w), makes the layer linear:
-    its gradient passes as if crelu were not there (Balduzzi et al. 2017, looks-linear).
-    So that this holds at 0 too, 0 counts as positive: the derivatives there are 1 and 0, where relu's is 0.
+    The paper puts all positive parts before all negative ones.
+
+    The function preserves the norm, ||crelu(x)|| = ||x||. Its Jacobian J moves each feature into one of its two parts,
+    so J.T J = I for every x and ||J v|| = ||v||. Backward, ||J.T g|| is the norm of those entries of g whose parts are
+    in use. If the rows of the next kernel are pairs (w, -w), the two layers together are linear, and gradients pass as
+    if crelu were absent (Balduzzi et al. 2017, "looks linear"). For this to hold at 0 too, 0 counts as positive: the
+    two derivatives there are 1 and 0, whereas the derivative of `relu` is 0.
+
+    Args:
+      x: [..., features].
+
+    Returns:
+      y [..., 2 * features].
 
     Raises:
       InputError: x without a features axis.
@@ -184,7 +205,7 @@ def crelu(x):
     return pairs.reshape(*x.shape[:-1], 2 * x.shape[-1])
 
 
-# 1 / E[f(z)^2] for z ~ N(0, 1). The test of `gain` integrates them anew.
+# 1 / E[f(z)^2] for z ~ N(0, 1). The test of `gain` computes the integrals again.
 _GAINS = {
     "linear": 1.0,
     "relu": 2.0,
@@ -196,18 +217,24 @@ _GAINS = {
     "tanh": 2.536175433217453,
     "lecun_tanh": 1.3325688362731782,
 }
-_SLOPES = {"leaky_relu": 0.01, "prelu": 0.25}  # where none is given
+_SLOPES = {"leaky_relu": 0.01, "prelu": 0.25}  # defaults
 
 
 def tailored_relu(x, slope):
-    """A leaky ReLU that keeps E[y^2] of normal x: sqrt(2 / (1 + slope^2)) leaky_relu(x, slope).
+    """Return sqrt(2 / (1 + slope^2)) leaky_relu(x, slope), which preserves E[x^2] of a normal x.
 
-    With the slope that `tailored_slope` finds for its depth, a plain net does not make all inputs alike (Zhang,
-    Botev & Martens 2022, "Deep learning without shortcuts", section 4).
+    With the slope that `tailored_slope` computes for its depth, a plain network does not map all inputs to nearly the
+    same output (Zhang, Botev & Martens 2022, "Deep learning without shortcuts", section 4).
 
     Args:
-      x: any shape.
-      slope: for negative x, in [0, 1].
+      x: array of any shape.
+      slope: slope for negative x, in [0, 1].
+
+    Returns:
+      y like x.
+
+    Raises:
+      InputError: a slope that is not a single number.
 
     >>> tailored_relu(jnp.array([-2.0, 2.0]), 1.0).tolist()
     [-2.0, 2.0]
@@ -216,18 +243,21 @@ def tailored_relu(x, slope):
 
 
 def tailored_slope(depth, target=0.9):
-    """The slope with which `depth` layers of `tailored_relu` bring orthogonal inputs to a cosine of `target`, no more.
+    """Find the slope with which `depth` layers of `tailored_relu` map orthogonal inputs to a cosine of `target`.
 
-    A layer takes the cosine c of two pre-activations to
-    c + (1 - slope)^2 / (pi (1 + slope^2)) (sqrt(1 - c^2) - c arccos c), so that ReLU, slope 0, makes all inputs of a
-    deep net alike. Solved for the slope by bisection (Zhang et al. 2022, section 4, eq. 13).
+    One layer maps the cosine c of two pre-activations to
+
+        c + (1 - slope)^2 / (pi (1 + slope^2)) (sqrt(1 - c^2) - c arccos c),
+
+    so with ReLU (slope 0) the outputs of a deep network become nearly equal for all inputs. The slope is found by
+    bisection (Zhang, Botev & Martens 2022, section 4, eq. 13).
 
     Args:
-      depth: layers, at least 1.
+      depth: number of layers, at least 1.
       target: cosine after the last layer, in (0, 1).
 
     Returns:
-      A float in [0, 1); 0 where even ReLUs stay below the target.
+      A float in [0, 1). It is 0 if even ReLU stays below the target.
 
     Raises:
       InputError: a depth below 1, or a target outside (0, 1).
@@ -236,7 +266,7 @@ def tailored_slope(depth, target=0.9):
     (0.0, 0.57, 0.948)
     """
     if depth < 1 or not 0 < target < 1:
-        raise InputError(f"tailored_slope: depth {depth} must be at least 1, target {target} between 0 and 1")
+        raise InputError(f"tailored_slope: depth {depth} must be at least 1, and target {target} between 0 and 1")
 
     def cosine(slope):
         c, bend = 0.0, (1 - slope) ** 2 / (math.pi * (1 + slope**2))
@@ -254,27 +284,27 @@ def tailored_slope(depth, target=0.9):
 
 
 def gain(name, slope=None, *, pieces=None):
-    """What the variance of a kernel's entries must be, times fan in, to keep the variance of pre-activations.
+    """Return 1 / E[f(z)^2] for the activation f and z ~ N(0, 1).
 
-    A layer fed by the activation f keeps the variance 1 of z when its independent entries have variance
-    gain / fan_in with gain = 1 / E[f(z)^2], z ~ N(0, 1) (He et al. 2015, rectifiers, eqs. 7 to 10).
+    If the entries of a kernel are independent with variance gain / fan_in, then a layer that follows the activation
+    preserves the variance 1 of its pre-activations z (He et al. 2015, "Delving deep", eqs. 7 to 10).
 
-    This is the factor of the variance; of the standard deviation it is the square root, which is what
-    `torch.nn.init.calculate_gain` returns for linear, relu and leaky_relu. PyTorch's others are other numbers:
-    its tanh has 5/3 where sqrt(gain) is 1.593, its selu 3/4 and its sigmoid 1, here 1 and 1.846.
+    The gain is a factor of the variance. Its square root is the factor of the standard deviation, which is what
+    `torch.nn.init.calculate_gain` returns for linear, relu and leaky_relu. For other activations PyTorch uses other
+    numbers: 5/3 for tanh, where sqrt(gain) is 1.593; 3/4 for selu, where it is 1; 1 for sigmoid, where it is 1.846.
 
     Args:
       name: "linear", "relu", "leaky_relu", "prelu", "elu" (alpha 1), "selu", "softplus", "sigmoid", "tanh",
-        "lecun_tanh", "maxout" or "crelu". For crelu, fan in counts the doubled features.
-      slope: of leaky_relu (0.01 if None) and prelu (0.25, where it starts): the gain is 2 / (1 + slope^2).
-      pieces: of maxout, at least 1 (2 if None): E[f(z)^2] is that of the largest of so many independent normals.
+        "lecun_tanh", "maxout" or "crelu". For crelu, fan_in counts the doubled features.
+      slope: of leaky_relu (default 0.01) or prelu (default 0.25, its initial value). The gain is 2 / (1 + slope^2).
+      pieces: of maxout, at least 1 (default 2). f(z) is then the largest of that many independent normals.
 
     Returns:
-      A float. For the piecewise linear ones (linear, relu, leaky_relu, prelu, crelu, maxout) it keeps any variance,
-      for the others the variance 1.
+      A float. For piecewise linear activations (linear, relu, leaky_relu, prelu, crelu, maxout) a layer preserves every
+      variance, for the others only the variance 1.
 
     Raises:
-      InputError: an unknown name, a slope or pieces out of range, or given for another activation.
+      InputError: an unknown name, a slope or number of pieces out of range, or one that the activation does not have.
 
     >>> gain("relu"), gain("leaky_relu", slope=1.0), round(gain("tanh"), 3)
     (2.0, 1.0, 2.536)
@@ -283,16 +313,16 @@ def gain(name, slope=None, *, pieces=None):
     if name not in names:
         raise InputError(f"gain: name {name!r}: {choices(str(name), names)}")
     if slope is not None and not (name in _SLOPES and math.isfinite(slope)):
-        raise InputError(f"gain: slope {slope} of {name} must be a finite number, and belongs to leaky_relu and prelu")
+        raise InputError(f"gain: slope {slope} of {name} must be finite, and only leaky_relu and prelu have one")
     if pieces is not None and not (name == "maxout" and isinstance(pieces, int) and pieces >= 1):
-        raise InputError(f"gain: pieces {pieces} of {name} must be an int of at least 1, and belongs to maxout")
+        raise InputError(f"gain: pieces {pieces} of {name} must be an int of at least 1, and only maxout has them")
     if name in _SLOPES:
         return 2 / (1 + (_SLOPES[name] if slope is None else slope) ** 2)
     return 1 / _largest_squared(pieces or 2) if name == "maxout" else _GAINS[name]
 
 
 def _largest_squared(pieces):
-    """E[max(z_1, ..., z_pieces)^2] of independent standard normals."""
+    """Return E[max(z_1, ..., z_pieces)^2] for independent standard normals, by the trapezoidal rule."""
     z = np.linspace(-15, 15, 3001)
     below = np.array([math.erfc(-t / math.sqrt(2)) / 2 for t in z])  # the normal's distribution function
     density = pieces * below ** (pieces - 1) * np.exp(-np.square(z) / 2) / math.sqrt(2 * math.pi)

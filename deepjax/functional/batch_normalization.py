@@ -1,6 +1,6 @@
-"""Batch norm and its variants as pure functions: running moments come in and go out.
+"""Batch norm and its variants as pure functions: the running moments are an argument and a result.
 
-All normalize alike when not training, by the running moments; they differ in what a training batch is normalized by.
+In evaluation all of them normalize by the running moments. They differ in the moments that normalize a training batch.
 """
 
 from typing import NamedTuple
@@ -9,48 +9,45 @@ import jax
 import jax.numpy as jnp
 
 from deepjax.errors import InputError
-from deepjax.functional.normalization import (
-    affine,
-    at_least_float32,
-    check_epsilon,
-    check_shapes,
-    floating,
-    to_rank,
-)
+from deepjax.functional.arrays import at_least_float32, per_example, per_feature
+from deepjax.functional.normalization import affine, check_epsilon, check_shapes, floating
 
 
 class Moments(NamedTuple):
-    """Per-feature statistics of a batch, or their running average."""
+    """The mean and the variance of each feature in a batch, or their running averages."""
 
-    mean: jax.Array  # f32[features]
-    var: jax.Array  # f32[features], of a batch: biased (divided by n)
+    mean: jax.Array  # float32 [features]
+    var: jax.Array  # float32 [features]; of a batch it is biased: divided by n, not by n - 1
 
 
 def batch_norm(
     x, scale, bias, running, *, train, mask=None, momentum=0.9, epsilon=1e-5, unbiased=False, axis_name=None
 ):
-    """Normalize each feature over all other axes (Ioffe & Szegedy 2015, algorithm 1).
+    """Normalize each feature over all other axes (Ioffe & Szegedy 2015, algorithm 1):
+
+        y = scale (x - mean) / sqrt(var + epsilon) + bias,
+        running <- momentum * running + (1 - momentum) * moments of the batch (in training).
 
     Args:
       x: [batch, ..., features].
-      scale, bias: [features], or None to leave that step out.
-      running: `Moments`, used when not training.
-      train: normalize by this batch's moments, and move the running ones towards them.
-      mask: bool [batch], False for rows that are padding: in training they are taken as zeros, whatever they
-        hold, and do not enter the moments.
-      momentum: share of the old running moments that is kept (PyTorch's momentum is one minus this).
-      epsilon: added to the variance.
-      unbiased: move the running variance towards the batch's variance divided by n - 1 in place of n, where n counts
-        the values of a feature over all rows that are not padding, and over `axis_name`. PyTorch's running moments
-        are those of `unbiased=True`, Flax's those of False. What a training batch is normalized by stays the same.
-      axis_name: name of a mapped axis over which the moments are averaged too, row count for row count.
+      scale, bias: [features], or None to omit that step.
+      running: running `Moments`, by which x is normalized in evaluation.
+      train: True normalizes by the moments of this batch and updates the running moments.
+      mask: bool [batch], or None. False marks a row that is padding: in training it is replaced by zeros and does not
+        enter the moments.
+      momentum: share of the old running moments that is kept. PyTorch's momentum is one minus this.
+      epsilon: number added to the variance.
+      unbiased: True updates the running variance with the batch's variance divided by n - 1 in place of n, where n is
+        the number of values of a feature in all rows that are not padding, over `axis_name` too. PyTorch does this,
+        Flax does not. It does not change y in training.
+      axis_name: name of a mapped axis, or None. The moments are then those of all rows on that axis.
 
     Returns:
-      (y, Moments): y like x, and the running moments to keep: updated in training, else as they came.
+      (y, running): y like x; in training the updated running moments, in evaluation the given ones.
 
     Raises:
-      InputError: x's features do not match scale, bias or the running moments, the mask is not [batch], x is not
-        floating, momentum is not in [0, 1], or `unbiased` with a single value of each feature.
+      InputError: features of x that do not match scale, bias or the running moments; a mask that is not [batch]; x that
+        is not floating point; a momentum outside [0, 1]; `unbiased` with a single value of each feature.
 
     >>> running = Moments(jnp.zeros(2), jnp.ones(2))
     >>> y, running = batch_norm(jnp.array([[1.0, 10.0], [3.0, 30.0]]), None, None, running, train=True, epsilon=0.0)
@@ -68,30 +65,30 @@ def batch_norm(
 
 
 def batch_norm_backward(dy, x, scale, moments, epsilon=1e-5):
-    """Gradients of training batch norm, written out as the chain rule gives them (Ioffe & Szegedy 2015, section 3).
+    """Compute the gradients of batch norm in training by the chain rule (Ioffe & Szegedy 2015, section 3).
 
-    With n values of each feature, z = (x - mean) / std and dz = scale dy:
+    With n values of each feature, std = sqrt(var + epsilon), z = (x - mean) / std and dz = scale dy:
 
         dbias = sum dy                        dscale = sum dy z
         dvar  = -1/2 std^-3 sum dz (x - mean) dmean  = -1/std sum dz - 2 dvar mean(x - mean)
         dx    = dz / std + dvar 2 (x - mean) / n + dmean / n
 
     Args:
-      dy: gradient of the loss with respect to y, like x.
-      x: [batch, ..., features], no row of it padding.
-      scale: [features], or None where there was none.
-      moments: of x itself, from `batch_moments`.
-      epsilon: added to the variance.
+      dy: gradient of the loss in y, like x.
+      x: [batch, ..., features], without padding.
+      scale: [features], or None for 1.
+      moments: `Moments` of x, from `batch_moments`.
+      epsilon: number added to the variance.
 
     Returns:
-      (dx, dscale, dbias): dx like x, the others [features]; dscale also where scale is None.
+      (dx, dscale, dbias): dx like x, the others [features]. If scale is None, dscale is the gradient in a scale of 1.
 
     Raises:
-      InputError: shapes that do not match, or x that is not floating.
+      InputError: shapes that do not match, or x that is not floating point.
 
     >>> x = jnp.array([[1.0], [3.0], [8.0]])
     >>> dx, dscale, dbias = batch_norm_backward(jnp.ones((3, 1)), x, jnp.array([2.0]), batch_moments(x))
-    >>> print(dbias, abs(dx).max() < 1e-6, abs(dscale).max() < 1e-6)  # the mean takes a shift of all y away
+    >>> print(dbias, abs(dx).max() < 1e-6, abs(dscale).max() < 1e-6)  # the mean removes a shift of all y
     [3.] True True
     """
     x = floating("batch_norm_backward", x)
@@ -101,13 +98,13 @@ def batch_norm_backward(dy, x, scale, moments, epsilon=1e-5):
     check_shapes("batch_norm_backward", x, features, scale=scale, mean=moments.mean, var=moments.var)
     axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     wide, dy = at_least_float32(x), at_least_float32(jnp.asarray(dy))
-    inverse = to_rank(jax.lax.rsqrt(moments.var + epsilon), x.ndim)
-    centred = wide - to_rank(moments.mean, x.ndim)
+    inverse = per_feature(jax.lax.rsqrt(moments.var + epsilon), x.ndim)
+    centered = wide - per_feature(moments.mean, x.ndim)
     dz = affine(dy, scale, None)
-    dvar = -0.5 * inverse**3 * (dz * centred).sum(axes, keepdims=True)
-    dmean = -inverse * dz.sum(axes, keepdims=True) - 2 * dvar * centred.mean(axes, keepdims=True)
-    dx = dz * inverse + dvar * 2 * centred / n + dmean / n
-    return dx.astype(x.dtype), (dy * centred * inverse).sum(axes), dy.sum(axes)
+    dvar = -0.5 * inverse**3 * (dz * centered).sum(axes, keepdims=True)
+    dmean = -inverse * dz.sum(axes, keepdims=True) - 2 * dvar * centered.mean(axes, keepdims=True)
+    dx = dz * inverse + dvar * 2 * centered / n + dmean / n
+    return dx.astype(x.dtype), (dy * centered * inverse).sum(axes), dy.sum(axes)
 
 
 def batch_renorm(
@@ -125,21 +122,23 @@ def batch_renorm(
     unbiased=False,
     axis_name=None,
 ):
-    """Batch norm that corrects a training batch towards the running moments (Ioffe 2017, algorithm 1).
+    """Normalize a training batch by its moments, corrected towards the running ones (Ioffe 2017, algorithm 1):
 
-    In training z = (x - batch mean) / batch std * r + d, with r = batch std / running std clipped to
-    [1 / r_max, r_max] and d = (batch mean - running mean) / running std clipped to [-d_max, d_max]; no gradient passes
-    through r and d. Unclipped, a batch is normalized just as in evaluation. `r_max=1, d_max=0` is batch norm: the
-    paper starts there and widens over some thousand steps. Here the average runs over variances, as in `batch_norm`,
-    where the paper's runs over standard deviations.
+        z = (x - batch mean) / batch std * r + d,   y = scale z + bias,
+        r = batch std / running std, clipped to [1 / r_max, r_max],
+        d = (batch mean - running mean) / running std, clipped to [-d_max, d_max].
+
+    No gradient passes through r and d. Without clipping, training normalizes as evaluation does. `r_max=1, d_max=0` is
+    batch norm; the paper starts there and raises both over some thousand steps. Here the running average is one of
+    variances, as in `batch_norm`; in the paper it is one of standard deviations.
 
     Args:
       x, scale, bias, running, train, mask, momentum, epsilon, unbiased, axis_name: as in `batch_norm`.
-      r_max: at least 1; may be a traced number.
-      d_max: at least 0; may be a traced number.
+      r_max: number of at least 1; may be traced.
+      d_max: number of at least 0; may be traced.
 
     Returns:
-      (y, Moments), as `batch_norm`.
+      (y, running), as `batch_norm`.
 
     Raises:
       InputError: as `batch_norm`, and for r_max below 1 or d_max below 0.
@@ -152,9 +151,9 @@ def batch_renorm(
     [0. 1.]
     """
     x = _checked("batch_renorm", x, scale, bias, running, mask, momentum, epsilon)
-    for name, value, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
-        if isinstance(value, (int, float)) and not value >= least:
-            raise InputError(f"batch_renorm: {name} {value} must be at least {least}")
+    for name, value, lowest in (("r_max", r_max, 1), ("d_max", d_max, 0)):
+        if isinstance(value, (int, float)) and not value >= lowest:
+            raise InputError(f"batch_renorm: {name} {value} must be at least {lowest}")
     if not train:
         return _normalize(x, scale, bias, running, epsilon), running
     x = _without_padding(x, mask)
@@ -168,16 +167,16 @@ def batch_renorm(
 
 
 def moving_average_batch_norm(x, scale, bias, running, *, train, mask=None, momentum=0.9, epsilon=1e-5, axis_name=None):
-    """Batch norm for small batches: training uses the running moments too (Dinh et al. 2016, appendix E).
+    """Normalize a training batch by the updated running moments, for small batches (Dinh et al. 2016, appendix E).
 
-    The running moments take up this batch's first, and the batch is normalized by the result. A gradient passes only
-    through this batch's share of them, 1 - momentum.
+    The running moments are updated with those of the batch first, and the batch is normalized by the result. The
+    gradient passes only through the batch's share of them, 1 - momentum.
 
     Args:
       x, scale, bias, running, train, mask, momentum, epsilon, axis_name: as in `batch_norm`.
 
     Returns:
-      (y, Moments), as `batch_norm`.
+      (y, running), as `batch_norm`.
 
     Raises:
       InputError: as `batch_norm`.
@@ -198,18 +197,20 @@ def moving_average_batch_norm(x, scale, bias, running, *, train, mask=None, mome
 def ghost_batch_norm(
     x, scale, bias, running, *, train, group_size, mask=None, momentum=0.9, epsilon=1e-5, unbiased=False
 ):
-    """Batch norm whose statistics are those of groups of a batch (Hoffer et al. 2017, algorithm 1).
+    """Normalize each group of rows of a training batch by its own moments (Hoffer et al. 2017, algorithm 1).
 
-    The running moments move as if the groups had come as batches of their own, one after the other: with G groups,
-    running <- momentum^G running + sum over i of momentum^(G - i) (1 - momentum) moments of group i. A group that is
-    all padding leaves them where they are. So `momentum` belongs to the group, not to the batch.
+    The running moments are updated as if the G groups were batches that follow each other:
+
+        running <- momentum^G running + sum over i of momentum^(G - i) (1 - momentum) moments of group i.
+
+    So `momentum` applies per group, not per batch. A group that is all padding does not change the running moments.
 
     Args:
       x, scale, bias, running, train, mask, momentum, epsilon, unbiased: as in `batch_norm`.
-      group_size: rows of a group; the first group is the first rows, and so on. Must divide the batch in training.
+      group_size: number of rows of a group. Groups are consecutive rows. It must divide the batch in training.
 
     Returns:
-      (y, Moments), as `batch_norm`.
+      (y, running), as `batch_norm`.
 
     Raises:
       InputError: as `batch_norm`, and for a group size that does not divide the batch.
@@ -235,17 +236,26 @@ def ghost_batch_norm(
     mask = None if mask is None else mask.reshape(groups, group_size)
     y, moments, count = jax.vmap(one_group)(x.reshape(groups, group_size, *x.shape[1:]), mask)
     kept = jnp.where(count > 0, momentum, 1)
-    later = jnp.append(jnp.cumprod(kept[:0:-1])[::-1], jnp.ones((), kept.dtype))  # what the groups after it leave
+    later = jnp.append(jnp.cumprod(kept[:0:-1])[::-1], jnp.ones((), kept.dtype))  # what is left after the later groups
     share = (1 - kept) * later
     running = Moments(*(kept.prod() * old + share @ new for old, new in zip(running, moments, strict=True)))
     return y.reshape(x.shape), running
 
 
 def batch_moments(x, *, mask=None, axis_name=None):
-    """Mean and biased variance of each feature of x [batch, ..., features], in at least float32.
+    """Compute the mean and the biased variance of each feature, in at least float32.
 
-    The variance is the mean squared distance from the mean, which stays right where the mean is large. `mask` (bool
-    [batch]) and `axis_name` are as in `batch_norm`; a batch that is all padding has moments 0.
+    The variance is the mean squared distance from the mean, which is accurate even if the mean is large.
+
+    Args:
+      x: [batch, ..., features].
+      mask, axis_name: as in `batch_norm`. A batch that is all padding has moments 0.
+
+    Returns:
+      `Moments`.
+
+    Raises:
+      InputError: a mask that is not [batch], or x that is not floating point.
 
     >>> print(*batch_moments(jnp.array([[1.0, 10.0], [3.0, 30.0]])))
     [ 2. 20.] [  1. 100.]
@@ -256,32 +266,32 @@ def batch_moments(x, *, mask=None, axis_name=None):
 
 
 def _moments_and_count(x, mask, axis_name):
-    """The moments, and the number of values of each feature that they are of."""
+    """Return the moments, and the number of values of each feature that they are computed from."""
     x = at_least_float32(x)
     axes = tuple(range(x.ndim - 1))
     if mask is None and axis_name is None:
         mean = x.mean(axes)
-        return Moments(mean, jnp.square(x - to_rank(mean, x.ndim)).mean(axes)), x.size // x.shape[-1]
+        return Moments(mean, jnp.square(x - per_feature(mean, x.ndim)).mean(axes)), x.size // x.shape[-1]
     if mask is None:
         mask = jnp.ones(x.shape[:1], bool)
-    weight = mask.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    weight = per_example(mask.astype(x.dtype), x.ndim)
 
     def total(value):
         value = jnp.sum(value, axes)
         return value if axis_name is None else jax.lax.psum(value, axis_name)
 
     count = total(jnp.broadcast_to(weight, (*x.shape[:-1], 1)))[0]
-    n = jnp.maximum(count, 1)  # an empty batch has moments 0, not NaN: a device may hold nothing but padding
+    n = jnp.maximum(count, 1)  # a device may hold only padding: its moments are 0, not NaN
     mean = total(x * weight) / n
-    return Moments(mean, total(jnp.square(x - to_rank(mean, x.ndim)) * weight) / n), count
+    return Moments(mean, total(jnp.square(x - per_feature(mean, x.ndim)) * weight) / n), count
 
 
 def _corrected(name, batch, count, unbiased):
-    """The batch's moments as the running ones take them up."""
+    """Return the batch's moments with which to update the running ones."""
     if not unbiased:
         return batch
     if isinstance(count, int) and count < 2:
-        raise InputError(f"{name}: unbiased=True needs at least 2 values of each feature; here is {count}")
+        raise InputError(f"{name}: unbiased=True needs at least 2 values of each feature, but x has {count}")
     return Moments(batch.mean, batch.var * (count / jnp.maximum(count - 1, 1)))
 
 
@@ -290,15 +300,15 @@ def _mix(momentum, old, new):
 
 
 def _without_padding(x, mask):
-    """Nothing normalizes padding: in a deep net it could grow to infinity, and infinity times 0 is NaN."""
-    return x if mask is None else jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+    """Replace padding by zeros. Without this it could overflow in a deep network, where infinity times 0 is NaN."""
+    return x if mask is None else jnp.where(per_example(mask, x.ndim), x, 0)
 
 
 def _normalize(x, scale, bias, moments, epsilon):
     factor = jax.lax.rsqrt(moments.var + epsilon)
     if scale is not None:
         factor = factor * scale
-    y = (at_least_float32(x) - to_rank(moments.mean, x.ndim)) * to_rank(factor, x.ndim)
+    y = (at_least_float32(x) - per_feature(moments.mean, x.ndim)) * per_feature(factor, x.ndim)
     return affine(y, None, bias).astype(x.dtype)
 
 
@@ -314,5 +324,5 @@ def _checked(name, x, scale, bias, running, mask, momentum, epsilon):
     check_shapes(name, x, x.shape[:1], mask=mask)
     check_epsilon(name, epsilon)
     if isinstance(momentum, (int, float)) and not 0 <= momentum <= 1:
-        raise InputError(f"{name}: momentum {momentum} is not in [0, 1]; it is the share of the old moments kept")
+        raise InputError(f"{name}: momentum {momentum} must be in [0, 1], the share of the old moments to keep")
     return x

@@ -1,8 +1,8 @@
-"""Noise against overfitting: activations, connections or whole branches that are dropped or mixed while training.
+"""Regularization by noise: drop or mix activations, connections or whole branches in training.
 
-Everywhere `rate` is the probability to drop and `survival` the probability to keep. Both may be traced scalars, one per
-unit of a scan; then nobody can check them, but 0 and 1 still give finite values and gradients. A mask depends on the
-key, the shape and the rate alone, not on the dtype of x. `key` may be None where nothing is drawn.
+`rate` is always the probability to drop and `survival` the probability to keep. Both may be traced scalars, for example
+one per unit of a scan. Traced values are not checked, but 0 and 1 give finite values and gradients. A mask depends only
+on the PRNG key, the shape and the rate, not on the dtype of x.
 """
 
 import math
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from deepjax.errors import InputError, choices
+from deepjax.functional.arrays import float32_or_wider
 
-# What a SELU unit tends to for very negative inputs: minus its alpha times its scale.
+# The limit of SELU for very negative inputs: minus its alpha times its scale.
 _SELU_SATURATION = -1.7580993408473766
 
 
@@ -21,18 +22,19 @@ def dropout(key, x, rate, *, train, scaling="inverted"):
     """Set each entry of x to zero with probability `rate` (Srivastava et al. 2014).
 
     Args:
-      key: of the mask; None will do when nothing is dropped.
-      x: floating point, of any shape.
-      rate: probability to drop, in [0, 1]: a number or a traced scalar. 0 is the identity, 1 gives zeros.
-      train: drop; False: only scale, if at all.
-      scaling: "inverted" divides what is kept by 1 - rate in training and leaves x alone at test, as PyTorch does;
-        "original" (section 4 of the paper) leaves it alone in training and multiplies by 1 - rate at test.
+      key: PRNG key. May be None if nothing is random (`train=False` or `rate=0`).
+      x: floating-point array of any shape.
+      rate: probability to drop, in [0, 1]; a number or a traced scalar. 0 is the identity, 1 gives zeros.
+      train: True drops; False only scales, if `scaling` says so.
+      scaling: "inverted" divides what is kept by 1 - rate in training and returns x in evaluation, as PyTorch does.
+        "original" (section 4 of the paper) does not scale in training and multiplies by 1 - rate in evaluation.
 
     Returns:
       An array like x.
 
     Raises:
-      InputError: rate outside [0, 1] or not a scalar, an unknown scaling, an x of integers, no key in training.
+      InputError: a rate outside [0, 1] or that is not a scalar, an unknown scaling, x that is not floating point, or
+        no key in training.
 
     >>> x = jnp.ones((2, 3))
     >>> y = dropout(jax.random.key(0), x, 0.5, train=True)
@@ -46,17 +48,20 @@ def dropout(key, x, rate, *, train, scaling="inverted"):
 
 
 def spatial_dropout(key, x, rate, *, train, scaling="inverted", spatial=None):
-    """Drop whole feature maps, each with probability `rate` (Tompson et al. 2015, "SpatialDropout").
+    """Set each feature map to zero as a whole, with probability `rate` (Tompson et al. 2015, section 3.2).
 
-    As `nn.Dropout1d`, `2d` and `3d` of PyTorch, with features last.
+    It equals `nn.Dropout1d`, `nn.Dropout2d` and `nn.Dropout3d` of PyTorch, with features last.
 
     Args:
       key, rate, train, scaling: as in `dropout`.
-      x: [..., *spatial, features]. Every leading index, usually the batch, has feature maps of its own.
-      spatial: how many spatial axes x has, 1 to 3; None: all axes between the first and the last.
+      x: [..., *spatial, features]. One value is drawn per leading index (usually the example) and feature.
+      spatial: number of spatial axes, 1 to 3. None: all axes between the first and the last.
+
+    Returns:
+      An array like x.
 
     Raises:
-      InputError: as in `dropout`; x without 1 to 3 spatial axes.
+      InputError: as `dropout`, and for x without 1 to 3 spatial axes.
 
     >>> y = spatial_dropout(jax.random.key(0), jnp.ones((2, 4, 4, 3)), 0.5, train=True)
     >>> bool((y == y[:, :1, :1]).all())
@@ -66,19 +71,30 @@ def spatial_dropout(key, x, rate, *, train, scaling="inverted", spatial=None):
     axes = jnp.ndim(x) - 2 if spatial is None else spatial
     if axes not in (1, 2, 3) or jnp.ndim(x) <= axes:
         raise InputError(
-            f"spatial_dropout: x of shape {jnp.shape(x)} with spatial={spatial} has not 1 to 3 spatial axes before its "
-            f"features; say how many with `spatial`, or use dropout"
+            f"spatial_dropout: x of shape {jnp.shape(x)} with spatial={spatial} does not have 1 to 3 spatial axes "
+            "before its features; pass their number as `spatial`, or use dropout"
         )
     maps = (*x.shape[: -1 - axes], *(1,) * axes, x.shape[-1])
     return _drop("spatial_dropout", key, x, 1 - rate, maps, train=train, scaling=scaling)
 
 
 def alpha_dropout(key, x, rate, *, train):
-    """Dropout for SELU networks, which keeps mean 0 and variance 1 (Klambauer et al. 2017, "New dropout technique").
+    """Drop entries of x so that mean 0 and variance 1 are preserved, for SELU networks (Klambauer et al. 2017).
 
-    A dropped entry gets SELU's negative limit, alpha' = -1.758. Then a x + b brings mean and variance back, with
-    a = ((1 - rate) (1 + rate alpha'^2))^-1/2 and b = -a rate alpha'. Arguments, shapes and errors are those of
-    `dropout`; nothing happens at test, and a rate of 1 gives zeros, the limit. Equals `nn.AlphaDropout` of PyTorch.
+    A dropped entry is set to SELU's negative limit, alpha' = -1.758. Then the result is mapped to a x + b with
+
+        a = ((1 - rate) (1 + rate alpha'^2))^(-1/2),   b = -a rate alpha',
+
+    which restores mean and variance (section "New dropout technique"). It equals `nn.AlphaDropout` of PyTorch.
+
+    Args:
+      key, x, rate, train: as in `dropout`. A rate of 1 gives zeros, the limit.
+
+    Returns:
+      An array like x; x itself in evaluation.
+
+    Raises:
+      InputError: as `dropout`.
 
     >>> y = alpha_dropout(jax.random.key(0), jnp.zeros(1000), 0.5, train=True)
     >>> [round(float(v), 4) for v in jnp.unique(y)]  # b where kept, a alpha' + b where dropped
@@ -88,7 +104,7 @@ def alpha_dropout(key, x, rate, *, train):
     _check_floating("alpha_dropout", "x", x)
     if not train or _is(rate, 0):
         return x
-    keep = jnp.asarray(1 - rate, _at_least_float32(x.dtype))
+    keep = jnp.asarray(1 - rate, float32_or_wider(x.dtype))
     mask = _bernoulli("alpha_dropout", key, keep, x.shape)
     scale = jax.lax.rsqrt(_or_one(keep) * (1 + (1 - keep) * _SELU_SATURATION**2))
     y = scale * (jnp.where(mask, x, _SELU_SATURATION) - (1 - keep) * _SELU_SATURATION)
@@ -96,24 +112,24 @@ def alpha_dropout(key, x, rate, *, train):
 
 
 def drop_path(key, branch, survival, *, train, scaling="inverted", per="example"):
-    """Drop a whole residual branch: stochastic depth (Huang et al. 2016). Used as `skip + drop_path(key, branch, ...)`.
+    """Drop a whole residual branch: stochastic depth (Huang et al. 2016). Use as `skip + drop_path(key, branch, ...)`.
 
     Args:
-      key: of the mask; None will do when nothing is dropped.
-      branch: floating point, [batch, ...].
-      survival: probability to keep, in [0, 1]: a number or a traced scalar; `linear_survival` gives the paper's.
-        1 is the identity, 0 gives zeros.
-      train: drop; False: only scale, if at all.
-      scaling: "inverted" divides a surviving branch by `survival` in training; "original" (the paper's equations 2
-        and 5) leaves it alone in training and multiplies by `survival` at test.
-      per: "example" decides for every row of the batch, "batch" (the paper's) for all of them together.
+      key: PRNG key. May be None if nothing is random (`train=False` or `survival=1`).
+      branch: floating-point array [batch, ...].
+      survival: probability to keep, in [0, 1]; a number or a traced scalar. 1 is the identity, 0 gives zeros.
+        `linear_survival` computes the paper's.
+      train: True drops; False only scales, if `scaling` says so.
+      scaling: "inverted" divides a surviving branch by `survival` in training. "original" (eqs. 2 and 5 of the paper)
+        does not scale in training and multiplies by `survival` in evaluation.
+      per: "example" draws once per row of the batch, "batch" once for the whole batch, as in the paper.
 
     Returns:
       An array like `branch`.
 
     Raises:
-      InputError: survival outside [0, 1] or not a scalar, an unknown `scaling` or `per`, a branch of integers or
-        without a batch axis, no key in training.
+      InputError: a survival outside [0, 1] or that is not a scalar, an unknown `scaling` or `per`, a branch that is not
+        floating point or has no batch axis, or no key in training.
 
     >>> branch = jnp.ones((4, 2))
     >>> y = drop_path(jax.random.key(0), branch, 0.8, train=True, scaling="original")
@@ -129,46 +145,53 @@ def drop_path(key, branch, survival, *, train, scaling="inverted", per="example"
 
 
 def linear_survival(unit, units, last=0.5):
-    """Survival of residual unit 1, ..., `units` under the linear decay rule: 1 - unit / units (1 - last).
+    """Compute the survival of a residual unit by the linear decay rule (Huang et al. 2016, eq. 4):
 
-    Huang et al. 2016, eq. 4. Of 54 units with a last survival of 0.5, about 40 are expected to survive.
+        1 - unit / units * (1 - last).
+
+    Of 54 units with a last survival of 0.5, about 40 are expected to survive.
 
     Args:
-      unit: number of the unit, from 1 on; or an array of them, as `jnp.arange(1, units + 1)` for a scan.
-      units: how many there are.
-      last: survival of the last one.
+      unit: number of the unit, starting from 1; or an array of numbers, such as `jnp.arange(1, units + 1)` for a scan.
+      units: total number of units.
+      last: survival of the last unit, in [0, 1].
+
+    Returns:
+      A float, or an array like `unit`.
 
     Raises:
-      InputError: `last` outside [0, 1], no units, or a `unit` (an int) that is not one of them.
+      InputError: `last` outside [0, 1], `units` below 1, or an int `unit` that is not between 0 and `units`.
 
     >>> [linear_survival(unit, 4) for unit in (1, 2, 3, 4)]
     [0.875, 0.75, 0.625, 0.5]
     """
     _check_probability("linear_survival", "last", last)
     if units < 1 or (isinstance(unit, int) and not 0 <= unit <= units):
-        raise InputError(f"linear_survival: unit {unit} of {units} units; count units from 1 to at least 1")
+        raise InputError(
+            f"linear_survival: unit {unit} of {units} units; there must be 1 unit or more, and this one of them"
+        )
     return 1 - unit / units * (1 - last)
 
 
 def shake_shake(key, a, b, *, train, forward="shake", backward="shake", per="image"):
-    """Mix two residual branches by random shares, with other shares for the gradient (Gastaldi 2017).
+    """Mix two residual branches in a random ratio, and their gradients in another one (Gastaldi 2017, section 2):
 
-    Forward, y = alpha a + (1 - alpha) b. Backward, the gradient of y goes to a times beta, to b times (1 - beta).
+        y = alpha a + (1 - alpha) b,   da = beta dy,   db = (1 - beta) dy.
 
     Args:
-      key: of the shares; None will do when none is drawn.
-      a, b: the two branches, floating point [batch, ...] of one shape and dtype.
-      train: shake; False: alpha and beta are 0.5.
-      forward: alpha is uniform on [0, 1) ("shake") or 0.5 ("even").
-      backward: beta is uniform on [0, 1), drawn apart from alpha ("shake"), or 0.5 ("even"), or alpha ("keep").
-      per: a share for every "image" of the batch, or one for the whole "batch".
+      key: PRNG key. May be None if nothing is random (`train=False`, or no "shake").
+      a, b: the two branches, floating-point arrays [batch, ...] of the same shape and dtype.
+      train: True draws; False uses 0.5 for alpha and beta.
+      forward: "shake" draws alpha uniformly from [0, 1), "even" uses 0.5.
+      backward: "shake" draws beta uniformly from [0, 1), independently of alpha; "even" uses 0.5; "keep" uses alpha.
+      per: "image" draws once per row of the batch, "batch" once for the whole batch.
 
     Returns:
       An array like a.
 
     Raises:
-      InputError: branches of different shape or dtype, of integers or without a batch axis; an unknown `forward`,
-        `backward` or `per`; no key in training.
+      InputError: branches of different shapes or dtypes, that are not floating point or have no batch axis; an unknown
+        `forward`, `backward` or `per`; no key in training.
 
     >>> a, b = jnp.ones((4, 2)), jnp.zeros((4, 2))
     >>> mix = lambda a: shake_shake(jax.random.key(0), a, b, train=True)
@@ -180,7 +203,7 @@ def shake_shake(key, a, b, *, train, forward="shake", backward="shake", per="ima
     _check_choice("shake_shake", "backward", backward, ("shake", "even", "keep"))
     shape = _per("shake_shake", "a", a, per, "image")
     if a.shape != b.shape or a.dtype != b.dtype:
-        raise InputError(f"shake_shake: a is {a.dtype}{a.shape}, b {b.dtype}{b.shape}; branches must be alike")
+        raise InputError(f"shake_shake: a {a.dtype}{a.shape} and b {b.dtype}{b.shape} must have one shape and dtype")
     _check_floating("shake_shake", "a", a)
     alpha = beta = jnp.full(shape, 0.5, jnp.float32)
     if train and "shake" in (forward, backward):
@@ -193,34 +216,36 @@ def shake_shake(key, a, b, *, train, forward="shake", backward="shake", per="ima
 
 
 def drop_connect(key, x, kernel, bias, rate, *, train, activation=None, inference="moments", samples=100):
-    """A dense layer whose connections are dropped, each with probability `rate` (Wan et al. 2013).
+    """Apply a dense layer whose connections are dropped, each with probability `rate` (Wan et al. 2013).
 
-    Training (algorithm 1): activation((M * kernel) x), with a mask M of its own for every example. Biases are
-    weights from an input of one, and dropped like the others, as in the paper. Test (algorithm 2): the sum that reaches
-    a unit is taken as Gaussian with the moments that it has under M, mean (1 - rate) W v and variance
-    rate (1 - rate) (W * W) (v * v); `samples` values are drawn of it, and the mean of their activations is returned.
+    In training (algorithm 1) y = activation(x @ (M * kernel) + m * bias), with masks M and m drawn per example. The
+    bias is dropped too, as in the paper, where it is the weight of an input of 1.
 
-    Memory: training holds masks and masked kernels [batch, features_in + 1, features], up to 16 bytes per entry on CPU;
-    of them the masks, one byte per entry, are kept for the gradient. Test needs [samples, ..., features].
+    In evaluation (algorithm 2) the sum that reaches a unit is approximated by a Gaussian with its mean and variance
+    under the mask, (1 - rate) x @ W and rate (1 - rate) x^2 @ W^2. The result is the mean activation of
+    `samples` draws.
+
+    Memory: training allocates masks and masked kernels [batch, features_in + 1, features], up to 16 bytes per entry on
+    CPU. Of these, the masks (1 byte per entry) are stored for the gradient. Evaluation needs [samples, ..., features].
 
     Args:
-      key: of the masks or the samples; None will do when nothing is drawn.
-      x: [batch, ..., features_in], or [features_in] for one example. Every row of the first axis is an example; the
-        positions between first and last axis share its mask (`jax.vmap` with split keys gives them masks of their own).
+      key: PRNG key. May be None if nothing is random.
+      x: [batch, ..., features_in], or [features_in] for one example. All positions of an example share its mask; use
+        `jax.vmap` with split keys for one mask per position.
       kernel: [features_in, features].
       bias: [features], or None.
-      rate: probability to drop, in [0, 1]: a number or a traced scalar. 0 is a dense layer.
-      train: drop connections; False: infer as `inference` says.
-      activation: elementwise, after the sum; None: the identity.
-      inference: "moments", as above, or "mean": activation((1 - rate) W v), as with dropout; draws nothing.
-      samples: drawn per unit and row, at least 1; the error falls with their square root.
+      rate: probability to drop, in [0, 1]; a number or a traced scalar. 0 is a dense layer.
+      train: True drops connections; False computes as `inference` says.
+      activation: elementwise function, applied after the sum. None is the identity.
+      inference: "moments" as above, or "mean" for activation((1 - rate) (x @ kernel + bias)), which draws nothing.
+      samples: number of draws per unit and row, at least 1. The error is proportional to 1 / sqrt(samples).
 
     Returns:
-      [batch, ..., features] in the dtype of x @ kernel.
+      [batch, ..., features], in the dtype of x @ kernel.
 
     Raises:
-      InputError: rate outside [0, 1] or not a scalar; kernel or bias that do not fit x; unknown `inference`; samples
-        below 1; no key where one is needed.
+      InputError: a rate outside [0, 1] or that is not a scalar; kernel or bias that do not fit x; an unknown
+        `inference`; samples below 1; no key where one is needed.
 
     >>> x, kernel = jnp.ones((2, 3)), jnp.ones((3, 4))
     >>> drop_connect(jax.random.key(0), x, kernel, jnp.zeros(4), 0.5, train=True).shape
@@ -234,7 +259,7 @@ def drop_connect(key, x, kernel, bias, rate, *, train, activation=None, inferenc
         x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
         kernel = jnp.concatenate([kernel, bias[None]])
     dtype = jnp.result_type(x, kernel)
-    wide = _at_least_float32(dtype)
+    wide = float32_or_wider(dtype)
     if _is(rate, 0):
         return activation(jnp.matmul(x, kernel))
     keep = jnp.asarray(1 - rate, wide)
@@ -248,7 +273,7 @@ def drop_connect(key, x, kernel, bias, rate, *, train, activation=None, inferenc
         return activation(mean.astype(dtype))
     x, kernel = x.astype(wide), kernel.astype(wide)
     var = keep * (1 - keep) * (jnp.square(x) @ jnp.square(kernel))
-    # The slope of the square root at 0 is infinite: a unit that cannot vary is kept from it.
+    # The derivative of the square root at 0 is infinite, so units without variance take the other branch.
     std = jnp.where(var > 0, jnp.sqrt(_or_one(var)), 0)
     noise = jax.random.normal(key, (samples, *mean.shape), wide)
     return activation(mean[None] + std[None] * noise).mean(0).astype(dtype)
@@ -256,9 +281,9 @@ def drop_connect(key, x, kernel, bias, rate, *, train, activation=None, inferenc
 
 @jax.checkpoint
 def _masked_product(x, kernel, mask):
-    """[batch, positions, in] times [in, out] under mask [batch, in, out].
+    """Multiply x [batch, positions, in] by a kernel [in, out] under a mask [batch, in, out].
 
-    The checkpoint keeps a mask of bools for the gradient, not a masked kernel for every example.
+    Because of the checkpoint, the masks are stored for the gradient, and not a masked kernel per example.
     """
     return jnp.einsum("bpi,bio->bpo", x, jnp.where(mask, kernel[None], 0))
 
@@ -270,18 +295,18 @@ def _mix(a, b, alpha, beta):
 
 @_mix.defjvp
 def _mix_jvp(primals, tangents):
-    # Linear in the tangents, so that JAX transposes it to the gradient; the shares themselves have none.
+    # This is linear in the tangents, so JAX transposes it into the gradient. alpha and beta have no gradient.
     a, b, alpha, beta = primals
     return _mix(a, b, alpha, beta), (beta * tangents[0] + (1 - beta) * tangents[1]).astype(a.dtype)
 
 
 def _drop(name, key, x, keep, mask_shape, *, train, scaling):
-    """x with its parts, the entries of `mask_shape`, kept with probability `keep`."""
+    """Keep each part of x, an entry of `mask_shape`, with probability `keep`."""
     _check_choice(name, "scaling", scaling, ("inverted", "original"))
     _check_floating(name, "x", x)
     if _is(keep, 1) or (not train and scaling == "inverted"):
         return x
-    keep = jnp.asarray(keep, _at_least_float32(x.dtype))
+    keep = jnp.asarray(keep, float32_or_wider(x.dtype))
     if not train:
         return (x * keep).astype(x.dtype)
     mask = _bernoulli(name, key, keep, mask_shape)
@@ -291,38 +316,36 @@ def _drop(name, key, x, keep, mask_shape, *, train, scaling):
 
 
 def _bernoulli(name, key, keep, shape):
-    """bool [*shape], True with probability `keep`; float32, so that one key gives one mask for every dtype."""
+    """Draw a bool mask that is True with probability `keep`; in float32, so it does not depend on the dtype of x."""
     _check_key(name, key)
     return jax.random.bernoulli(key, keep.astype(jnp.float32), shape)
 
 
 def _per(name, argument, x, per, row):
-    """Shape of one value for every row of x, or for the batch, which broadcasts to x."""
+    """Return the shape of one value per row of x, or of one per batch, that broadcasts against x."""
     _check_choice(name, "per", per, (row, "batch"))
     if jnp.ndim(x) < 1:
-        raise InputError(f"{name}: {argument} of shape {jnp.shape(x)} has no batch axis; it must be [batch, ...]")
+        raise InputError(f"{name}: {argument} of shape {jnp.shape(x)} must have a batch axis: [batch, ...]")
     return (x.shape[0] if per == row else 1, *(1,) * (x.ndim - 1))
 
 
 def _or_one(value):
-    """A divisor that is never 0. Where it would be, the quotient is masked anyway, but its gradient must be finite."""
+    """Replace 0 by 1 in a divisor. The quotient is masked there anyway, but its gradient must be finite."""
     return jnp.where(value > 0, value, 1)
 
 
-def _at_least_float32(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
-
-
 def _is(value, number):
-    """Whether a probability is known to be `number` while tracing."""
+    """Return whether a probability equals `number`; False for a traced one."""
     return not isinstance(value, Tracer) and float(value) == number
 
 
 def _check_probability(name, argument, value):
     if jnp.ndim(value) != 0:
-        raise InputError(f"{name}: {argument} has shape {jnp.shape(value)}; it must be one number, vmap for more")
+        raise InputError(
+            f"{name}: {argument} has shape {jnp.shape(value)}; it must be a scalar; use jax.vmap for several"
+        )
     if not isinstance(value, Tracer) and not 0 <= float(value) <= 1:
-        raise InputError(f"{name}: {argument} {value} is a probability; it must be in [0, 1]")
+        raise InputError(f"{name}: {argument} {value} must be a probability, in [0, 1]")
 
 
 def _check_choice(name, argument, value, valid):
@@ -332,12 +355,12 @@ def _check_choice(name, argument, value, valid):
 
 def _check_floating(name, argument, x):
     if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise InputError(f"{name}: {argument} has dtype {x.dtype}; it must be floating point, cast it first")
+        raise InputError(f"{name}: {argument} has dtype {x.dtype}; it must be floating point; cast it first")
 
 
 def _check_key(name, key):
     if key is None:
-        raise InputError(f"{name}: key None cannot draw; give a jax.random.key, or train=False")
+        raise InputError(f"{name}: key None must be a jax.random.key in training; pass one, or train=False")
 
 
 def _check_drop_connect(key, x, kernel, bias, rate, train, inference, samples):
@@ -356,4 +379,4 @@ def _check_drop_connect(key, x, kernel, bias, rate, train, inference, samples):
     if samples < 1:
         raise InputError(f"drop_connect: samples {samples} must be at least 1")
     if key is None and not _is(rate, 0) and (train or inference == "moments"):
-        raise InputError("drop_connect: key None cannot draw; give a jax.random.key, or inference='mean' at test")
+        raise InputError("drop_connect: key None must be a jax.random.key; pass one, or evaluate with inference='mean'")

@@ -1,12 +1,13 @@
-"""Losses, one value per prediction; the mean over a batch is the caller's, and penalties on parameters.
+"""Losses, which return one value per prediction, and penalties on parameters.
 
-Losses of a distribution over classes use up the last axis, [..., classes] -> [...]; elementwise ones keep the shape.
-The plain mean of what they return is PyTorch's loss of that name with its default reduction ("batchmean" for the KL
-divergence). All compute and return at least float32; values and gradients are finite at logits of +-1e4.
+Losses of a distribution over classes reduce the last axis, [..., classes] -> [...]; elementwise losses keep the shape.
+The caller takes the mean over the batch. That mean is PyTorch's loss of the same name with its default reduction
+("batchmean" for the KL divergence). All losses are computed and returned in at least float32, and their values and
+gradients are finite for logits of +-1e4.
 
-`mask` (bool, of the result's shape or of its leading axes, or None) is True where an entry counts. The others have
-loss 0 and gradient 0, whatever their values and labels are, NaN too. With a mask of the result's shape, the mean over
-what counts is `losses.sum() / mask.sum()`.
+`mask` is None or a bool array with the result's shape or its leading axes. Where it is False, the loss and its gradient
+are 0, whatever the values and labels there are, even NaN. With a mask of the result's shape, the mean over the entries
+that count is `losses.sum() / mask.sum()`.
 """
 
 import math
@@ -16,34 +17,49 @@ import jax.numpy as jnp
 import optax
 
 from deepjax.errors import InputError
+from deepjax.functional.arrays import at_least_float32, per_example, per_feature
 
 
 def smooth_labels(labels, smoothing, num_classes, dtype=jnp.float32):
-    """Integer labels [...] -> targets [..., classes]: (1 - smoothing) one-hot + smoothing / classes.
+    """Convert integer labels to smoothed targets (Szegedy et al. 2016, "Rethinking the Inception", section 7):
 
-    Szegedy et al. 2016 (Rethinking Inception), section 7. Raises InputError for smoothing outside [0, 1].
+        (1 - smoothing) one_hot(label) + smoothing / classes.
+
+    Args:
+      labels: integers [...].
+      smoothing: share of the target that is spread over all classes, in [0, 1].
+      num_classes: number of classes.
+      dtype: of the result.
+
+    Returns:
+      [..., classes].
+
+    Raises:
+      InputError: smoothing outside [0, 1].
 
     >>> smooth_labels(jnp.array(1), 0.5, 2).tolist()
     [0.25, 0.75]
     """
     _check_smoothing(smoothing)
-    one_hot = jnp.asarray(labels)[..., None] == jnp.arange(num_classes).reshape((1,) * jnp.ndim(labels) + (-1,))
+    one_hot = jnp.asarray(labels)[..., None] == per_feature(jnp.arange(num_classes), jnp.ndim(labels) + 1)
     return optax.smooth_labels(one_hot.astype(dtype), smoothing)
 
 
 def cross_entropy(logits, labels, *, smoothing=0.0, mask=None):
-    """Cross entropy of softmax(logits) with labels or target distributions, in nats.
+    """Compute the cross entropy of softmax(logits) with labels or target distributions, in nats:
+
+        loss = - sum over c of target[c] log softmax(logits)[c].
 
     Args:
       logits: [..., classes].
-      labels: integers [...], the classes; or targets [..., classes] of any dtype, one-hot or soft, each row a
-        distribution (rows that do not sum to 1 are not seen: values are unknown under jit).
-      smoothing: this share of each target is spread over all classes (Szegedy et al. 2016, section 7).
+      labels: integers [...], the classes; or targets [..., classes] of any dtype, where each row is a distribution.
+        Row sums are not checked, because values are not available under jit.
+      smoothing: share of each target that is spread over all classes (Szegedy et al. 2016, section 7), in [0, 1].
       mask: bool [...], True where an example counts, or None.
 
     Returns:
-      [...]. A label outside [0, classes) gives NaN, which stops training; where PyTorch has `ignore_index`,
-      give `mask=labels != ignore_index`.
+      [...]. A label outside [0, classes) gives NaN, which stops training. In place of PyTorch's `ignore_index`, pass
+      `mask=labels != ignore_index`.
 
     Raises:
       InputError: shapes that do not match, labels [...] that are not integers, or smoothing outside [0, 1].
@@ -51,7 +67,7 @@ def cross_entropy(logits, labels, *, smoothing=0.0, mask=None):
     >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([3, 0])).round(4).tolist()
     [1.386..., 1.386...]
     """
-    logits, labels = _at_least_float32(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_smoothing(smoothing)
     if labels.ndim and labels.shape == logits.shape:
         targets = optax.smooth_labels(labels.astype(logits.dtype), smoothing)
@@ -59,7 +75,7 @@ def cross_entropy(logits, labels, *, smoothing=0.0, mask=None):
         return _keep(mask, optax.safe_softmax_cross_entropy(logits, targets))
     _check_labels("cross_entropy", logits, labels, f", or targets of shape {logits.shape}")
     logits, labels = _blank("cross_entropy", mask, labels.shape, logits, labels)
-    # Not log-sum-exp minus the logit: at logits of 1e4 that leaves three digits less.
+    # The log-sum-exp minus the logit would lose three digits at logits of 1e4.
     log_p = jax.nn.log_softmax(logits)
     losses = -_at_label(log_p, labels)
     if smoothing:
@@ -68,7 +84,9 @@ def cross_entropy(logits, labels, *, smoothing=0.0, mask=None):
 
 
 def perceptron(logits, labels, *, mask=None):
-    """The highest logit minus the label's: 0 where the label wins (Collins 2002; Rosenblatt 1958 for two classes).
+    """Compute the highest logit minus the label's logit (Collins 2002; for two classes Rosenblatt 1958).
+
+    With two classes it is max(0, -y s), where y is 1 or -1 and s is the difference of the logits.
 
     Args:
       logits: [..., classes].
@@ -76,8 +94,8 @@ def perceptron(logits, labels, *, mask=None):
       mask: bool [...], True where an example counts, or None.
 
     Returns:
-      [...]. With two classes it is max(0, -y s), for y = 1 or -1 and s the difference of the logits. Logits that tie
-      for the highest share its gradient. A label outside [0, classes) gives NaN.
+      [...], 0 where the label has the highest logit. Logits that tie for the highest share its gradient. A label
+      outside [0, classes) gives NaN.
 
     Raises:
       InputError: shapes that do not match, or labels that are not integers.
@@ -85,21 +103,21 @@ def perceptron(logits, labels, *, mask=None):
     >>> perceptron(jnp.array([[1.0, 3.0], [1.0, 3.0]]), jnp.array([0, 1])).tolist()
     [2.0, 0.0]
     """
-    logits, labels = _at_least_float32(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_labels("perceptron", logits, labels)
     logits, labels = _blank("perceptron", mask, labels.shape, logits, labels)
     return _keep(mask, logits.max(-1) - _at_label(logits, labels))
 
 
 def kl_distillation(student_logits, teacher_logits, *, temperature, mask=None):
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), in nats (Hinton et al. 2015, section 2).
+    """Compute T^2 KL(softmax(teacher / T) || softmax(student / T)), in nats (Hinton et al. 2015, section 2).
 
-    T^2 keeps the size of the gradients as T changes. The gradient flows into both arguments: a teacher that the
-    gradient's parameters reach is held with `jax.lax.stop_gradient`.
+    The factor T^2 keeps the scale of the gradients when T changes. Gradients pass into both arguments. If the teacher
+    depends on parameters that are trained, wrap its logits in `jax.lax.stop_gradient`.
 
     Args:
       student_logits, teacher_logits: [..., classes].
-      temperature: T, greater than 0.
+      temperature: T, a number greater than 0.
       mask: bool [...], True where an example counts, or None.
 
     Returns:
@@ -124,7 +142,9 @@ def kl_distillation(student_logits, teacher_logits, *, temperature, mask=None):
 
 
 def binary_cross_entropy(logits, targets, *, mask=None):
-    """Cross entropy of sigmoid(logits) with targets, elementwise, in nats.
+    """Compute the cross entropy of sigmoid(logits) with targets, elementwise, in nats:
+
+        loss = - target log sigmoid(logit) - (1 - target) log(1 - sigmoid(logit)).
 
     Args:
       logits: [...].
@@ -145,22 +165,24 @@ def binary_cross_entropy(logits, targets, *, mask=None):
 
 
 def focal(logits, targets, *, alpha: float | None = 0.25, gamma=2.0, mask=None):
-    """Binary cross entropy times alpha_t (1 - p_t)^gamma, elementwise: easy examples count less.
+    """Compute the focal loss, elementwise (Lin et al. 2017, "Focal loss for dense object detection", eq. 5):
+
+        loss = - alpha_t (1 - p_t)^gamma log(p_t),
+
+    where p_t is the probability that sigmoid(logit) assigns to the target. Easy examples, with p_t near 1, count less.
 
     Args:
       logits: [...].
-      targets: [...], 0 and 1, or probabilities. p_t is the probability that sigmoid(logits) gives to the target.
-      alpha: weight of target 1, in [0, 1]; target 0 has 1 - alpha. None: no weights (torchvision says -1).
-      gamma: at least 0; 0 is the weighted cross entropy.
+      targets: [...], 0 and 1, or probabilities.
+      alpha: weight alpha_t of target 1, in [0, 1]; target 0 has 1 - alpha. None: no weights (torchvision's -1).
+      gamma: number of at least 0; 0 is the weighted cross entropy.
       mask: bool [...] or its leading axes, True where an entry counts, or None.
 
     Returns:
-      [...], as torchvision's `sigmoid_focal_loss` with its defaults.
+      [...]. With the defaults it is torchvision's `sigmoid_focal_loss`.
 
     Raises:
-      InputError: logits and targets of different shapes, alpha or gamma out of range.
-
-    Lin et al. 2017 (Focal loss for dense object detection), eq. 5.
+      InputError: logits and targets of different shapes, or alpha or gamma out of range.
 
     >>> focal(jnp.array([0.0, 9.0]), jnp.array([1, 1])).round(4).tolist()
     [0.043..., 0.0]
@@ -174,14 +196,17 @@ def focal(logits, targets, *, alpha: float | None = 0.25, gamma=2.0, mask=None):
 
 
 def mse(predictions, targets, *, mask=None):
-    """(predictions - targets)^2, elementwise: its mean is the mean squared error.
+    """Compute (predictions - targets)^2, elementwise. Its mean is the mean squared error.
 
     Args:
-      predictions, targets: [...], of one shape.
+      predictions, targets: [...], of the same shape.
       mask: bool [...] or its leading axes, True where an entry counts, or None.
 
     Returns:
-      [...]. Raises InputError for different shapes.
+      [...].
+
+    Raises:
+      InputError: different shapes.
 
     >>> mse(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])).tolist()
     [4.0, 0.0]
@@ -190,9 +215,16 @@ def mse(predictions, targets, *, mask=None):
 
 
 def mae(predictions, targets, *, mask=None):
-    """|predictions - targets|, elementwise: its mean is the mean absolute error. The derivative at 0 is 0.
+    """Compute |predictions - targets|, elementwise. Its mean is the mean absolute error. The derivative at 0 is 0.
 
-    Arguments, result and errors are those of `mse`.
+    Args:
+      predictions, targets, mask: as in `mse`.
+
+    Returns:
+      [...].
+
+    Raises:
+      InputError: different shapes.
 
     >>> mae(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])).tolist()
     [2.0, 0.0]
@@ -202,9 +234,19 @@ def mae(predictions, targets, *, mask=None):
 
 
 def huber(predictions, targets, *, delta=1.0, mask=None):
-    """e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2), elementwise, e = predictions - targets (Huber 1964).
+    """Compute the Huber loss of e = predictions - targets, elementwise (Huber 1964):
 
-    Arguments, result and errors are those of `mse`; InputError too for a delta that is not positive and finite.
+        loss = e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2).
+
+    Args:
+      predictions, targets, mask: as in `mse`.
+      delta: number greater than 0.
+
+    Returns:
+      [...].
+
+    Raises:
+      InputError: different shapes, or a delta that is not positive and finite.
 
     >>> huber(jnp.array([1.0, 4.0]), jnp.array([0.0, 0.0]), delta=2.0).tolist()
     [0.5, 6.0]
@@ -214,10 +256,21 @@ def huber(predictions, targets, *, delta=1.0, mask=None):
 
 
 def smooth_l1(predictions, targets, *, beta=1.0, mask=None):
-    """e^2 / (2 beta) where |e| < beta, else |e| - beta / 2, elementwise (Girshick 2015, eq. 3, for beta = 1).
+    """Compute the smooth L1 loss of e = predictions - targets, elementwise (Girshick 2015, eq. 3, where beta = 1):
 
-    It is huber / beta; with beta 0 it is `mae`. Arguments, result and errors are those of `mse`; InputError too for
-    a beta that is negative or not finite.
+        loss = e^2 / (2 beta) where |e| < beta, else |e| - beta / 2.
+
+    It equals huber(delta=beta) / beta, and `mae` for beta = 0.
+
+    Args:
+      predictions, targets, mask: as in `mse`.
+      beta: number of at least 0.
+
+    Returns:
+      [...].
+
+    Raises:
+      InputError: different shapes, or a beta that is negative or not finite.
 
     >>> smooth_l1(jnp.array([1.0, 4.0]), jnp.array([0.0, 0.0]), beta=2.0).tolist()
     [0.25, 3.0]
@@ -234,9 +287,14 @@ def smooth_l1(predictions, targets, *, beta=1.0, mask=None):
 
 
 def l1_penalty(params):
-    """The sum of |w| over all entries of all kernels in a tree of parameters: a number in at least float32.
+    """Sum |w| over all entries of all kernels in a tree of parameters.
 
-    Kernels are the leaves whose last key is "kernel"; biases, scales and slopes are free, as with weight decay.
+    Args:
+      params: nested dicts. Kernels are the leaves whose last key is "kernel". Biases, scales and slopes do not count,
+        as in weight decay.
+
+    Returns:
+      A scalar array in at least float32.
 
     >>> l1_penalty({"dense": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([9.0])}}).item()
     3.0
@@ -245,11 +303,17 @@ def l1_penalty(params):
 
 
 def l2_penalty(params):
-    """Half the sum of w^2 over all entries of all kernels in a tree of parameters: a number in at least float32.
+    """Sum w^2 / 2 over all entries of all kernels in a tree of parameters.
 
-    With the half, `rate * l2_penalty(params)` in a loss has the gradient rate * w: it is PyTorch's and this package's
-    `weight_decay=rate` of plain gradient descent. Keras's `l2(rate)`, without the half, is twice as strong.
-    Kernels are as in `l1_penalty`.
+    Because of the factor 1/2, the gradient of `rate * l2_penalty(params)` is rate * w. With plain gradient descent it
+    equals `weight_decay=rate` of PyTorch and of this package. Keras's `l2(rate)` has no such factor and is twice as
+    strong.
+
+    Args:
+      params: nested dicts, as in `l1_penalty`.
+
+    Returns:
+      A scalar array in at least float32.
 
     >>> l2_penalty({"dense": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([9.0])}}).item()
     2.5
@@ -259,41 +323,32 @@ def l2_penalty(params):
 
 def _kernels(params):
     leaves = jax.tree.leaves_with_path(params)
-    return [_at_least_float32(w) for path, w in leaves if path and getattr(path[-1], "key", None) == "kernel"]
+    return [at_least_float32(w) for path, w in leaves if path and getattr(path[-1], "key", None) == "kernel"]
 
 
 # Masks and labels
 
 
 def _blank(loss, mask, shape, *arrays):
-    """The arrays with zeros where the mask is False: nothing that stands there reaches a value or a gradient."""
+    """Replace the arrays' entries by 0 where the mask is False, so that they reach no value and no gradient."""
     if mask is None:
         return arrays
     mask = jnp.asarray(mask)
     if mask.dtype != bool or mask.shape != shape[: mask.ndim]:
         raise InputError(f"{loss}: mask {mask.dtype}{mask.shape} must be bool, of shape {shape} or of its leading axes")
-    return tuple(jnp.where(_to_rank(mask, a.ndim), a, 0) for a in arrays)
+    return tuple(jnp.where(per_example(mask, a.ndim), a, 0) for a in arrays)
 
 
 def _keep(mask, losses):
-    return losses if mask is None else jnp.where(_to_rank(mask, losses.ndim), losses, 0)
-
-
-def _to_rank(mask, rank):
-    return jnp.reshape(mask, jnp.shape(mask) + (1,) * (rank - jnp.ndim(mask)))
+    return losses if mask is None else jnp.where(per_example(mask, losses.ndim), losses, 0)
 
 
 def _at_label(values, labels):
-    """values[..., label]; NaN outside of the classes, below 0 too, where an index would count from the end."""
+    """Return values[..., label], or NaN if the label is not a class. A negative label does not count from the end."""
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     outside = (labels < 0) | (labels >= values.shape[-1])
     chosen = jnp.take_along_axis(values, jnp.where(outside, 0, labels)[..., None], -1)[..., 0]
     return jnp.where(outside, jnp.nan, chosen)
-
-
-def _at_least_float32(x):
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _alike(loss, **arrays):
@@ -321,7 +376,7 @@ def _check_labels(loss, logits, labels, alternative=""):
 
 def _check_smoothing(smoothing):
     if not 0 <= smoothing <= 1:
-        raise InputError(f"label smoothing {smoothing} is not in [0, 1]")
+        raise InputError(f"smoothing {smoothing} of labels must be in [0, 1]")
 
 
 def _check_positive(loss, name, value):

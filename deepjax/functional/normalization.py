@@ -1,6 +1,6 @@
-"""Normalization that needs no batch: of each example, of a kernel, of a pixel's features.
+"""Normalization that does not depend on the batch: of each example, of a kernel, of the features of a pixel.
 
-Sums are taken in at least float32; what comes out has the dtype of what came in. Batch norm and its variants are in
+Sums are taken in at least float32, and the result has the dtype of the input. Batch norm and its variants are in
 `batch_normalization`.
 """
 
@@ -11,23 +11,26 @@ import numpy as np
 from jax import lax
 
 from deepjax.errors import InputError
+from deepjax.functional.arrays import at_least_float32, per_feature
 
 
 def layer_norm(x, scale=None, bias=None, *, axes=1, epsilon=1e-5):
-    """Normalize each example over its last axes (Ba et al. 2016, eq. 3): y = scale (x - mean) / std + bias.
+    """Normalize each example over its last axes (Ba et al. 2016, eq. 3):
+
+        y = scale (x - mean) / sqrt(variance + epsilon) + bias.
 
     Args:
       x: [..., *normalized], with any number of axes before the normalized ones.
-      scale, bias: [*normalized], or None to leave that step out.
-      axes: how many of the last axes are normalized together; 1: the features alone. PyTorch's `normalized_shape`
+      scale, bias: [*normalized], or None to omit that step.
+      axes: number of last axes that are normalized together; 1 means the features alone. PyTorch's `normalized_shape`
         is `x.shape[-axes:]`.
-      epsilon: added to the (biased) variance.
+      epsilon: number added to the biased variance.
 
     Returns:
       y like x.
 
     Raises:
-      InputError: axes below 1 or more than x has, a scale or bias of another shape, x that is not floating.
+      InputError: axes below 1 or more than x has, a scale or bias of another shape, or x that is not floating point.
 
     >>> x = jnp.array([[1.0, 3.0], [10.0, 30.0]])
     >>> print(layer_norm(x, epsilon=0.0))
@@ -44,22 +47,23 @@ def layer_norm(x, scale=None, bias=None, *, axes=1, epsilon=1e-5):
 
 
 def group_norm(x, scale=None, bias=None, *, groups, epsilon=1e-5):
-    """Normalize each example over all pixels of a group of features (Wu & He 2018, eq. 7).
+    """Normalize each example over all pixels of each group of features (Wu & He 2018, eq. 7).
 
-    `groups=1` is the layer norm of convolutional nets, with a scale and bias per feature.
+    The equation is that of `layer_norm`, with a mean and a variance per example and group, and a scale and a bias per
+    feature. With `groups=1` it is the layer norm of convolutional networks.
 
     Args:
-      x: [batch, *spatial, features], with any number of spatial axes, or none. Other leading axes: `jax.vmap`.
-      scale, bias: [features], or None to leave that step out.
-      groups: the features are cut into this many equal groups of neighbours.
-      epsilon: added to the (biased) variance.
+      x: [batch, *spatial, features], with any number of spatial axes. Use `jax.vmap` for more leading axes.
+      scale, bias: [features], or None to omit that step.
+      groups: number of equal groups of adjacent features.
+      epsilon: number added to the biased variance.
 
     Returns:
       y like x.
 
     Raises:
-      InputError: groups that do not divide the features, a scale or bias of another shape, x without a batch axis or
-        not floating.
+      InputError: groups that do not divide the features, a scale or bias of another shape, or x that has no batch axis
+        or is not floating point.
 
     >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
     >>> print(group_norm(x, groups=2, epsilon=0.0))
@@ -71,16 +75,18 @@ def group_norm(x, scale=None, bias=None, *, groups, epsilon=1e-5):
 def instance_norm(x, scale=None, bias=None, *, epsilon=1e-5):
     """Normalize each feature of each example over its pixels (Ulyanov et al. 2016, eq. 5).
 
+    The equation is that of `layer_norm`, with a mean and a variance per example and feature.
+
     Args:
       x: [batch, *spatial, features], with at least two pixels.
-      scale, bias: [features], or None to leave that step out.
-      epsilon: added to the (biased) variance.
+      scale, bias: [features], or None to omit that step.
+      epsilon: number added to the biased variance.
 
     Returns:
       y like x.
 
     Raises:
-      InputError: fewer than two pixels, a scale or bias of another shape, x that is not floating.
+      InputError: fewer than two pixels, a scale or bias of another shape, or x that is not floating point.
 
     >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])  # one example of two pixels with two features
     >>> print(instance_norm(x, epsilon=0.0))
@@ -89,40 +95,46 @@ def instance_norm(x, scale=None, bias=None, *, epsilon=1e-5):
     """
     if math.prod(jnp.shape(x)[1:-1]) < 2:
         raise InputError(
-            f"instance_norm: x {jnp.shape(x)} has one pixel, which would always become 0; it must be "
-            "[batch, *spatial, features] with at least two"
+            f"instance_norm: x {jnp.shape(x)} must be [batch, *spatial, features] with at least two pixels; "
+            "a single pixel is always normalized to 0"
         )
     return _group_norm("instance_norm", x, scale, bias, jnp.shape(x)[-1], epsilon)
 
 
 def weight_norm(v, g):
-    """A kernel in terms of direction and length (Salimans & Kingma 2016, eq. 2): w = g v / |v|, feature by feature.
+    """Return w = g v / |v|, a kernel given by its direction v and its length g (Salimans & Kingma 2016, eq. 2).
 
-    The gradients follow from those of w (eq. 3): dg = dw . v / |v| and dv = g / |v| dw - g dg / |v|^2 v, so that dv
-    stands at a right angle to v.
+    The gradients follow from that of w (eq. 3): dg = dw . v / |v| and dv = g / |v| dw - g dg / |v|^2 v, so dv is
+    orthogonal to v.
 
     Args:
-      v: kernel [..., features]; |v| is taken over all axes but the last. Where it is 0, w is NaN, as in PyTorch.
+      v: kernel [..., features]. |v| is a norm over all axes but the last; where it is 0, w is NaN, as in PyTorch.
       g: [features].
 
     Returns:
       w like v.
 
     Raises:
-      InputError: g is not [features], or v is not floating.
+      InputError: g that is not [features], or v that is not floating point.
 
     >>> print(weight_norm(jnp.array([[3.0], [4.0]]), jnp.array([10.0])))
     [[6.]
      [8.]]
     """
-    v = floating("weight_norm", v)
+    v = floating("weight_norm", v, "v")
     if jnp.shape(g) != v.shape[-1:]:
         raise InputError(f"weight_norm: g has shape {jnp.shape(g)}; for v {v.shape} it must be {v.shape[-1:]}")
-    return (at_least_float32(v) * to_rank(g / kernel_length(v), v.ndim)).astype(v.dtype)
+    return (at_least_float32(v) * per_feature(g / kernel_length(v), v.ndim)).astype(v.dtype)
 
 
 def kernel_length(v):
-    """|v| of each output feature: [..., features] -> [features], in at least float32.
+    """Return the Euclidean norm of each output feature's kernel, in at least float32.
+
+    Args:
+      v: [..., features].
+
+    Returns:
+      [features].
 
     >>> print(kernel_length(jnp.array([[3.0], [4.0]])))
     [5.]
@@ -131,24 +143,26 @@ def kernel_length(v):
 
 
 def local_response_norm(x, size, *, alpha=1e-4, beta=0.75, k=1.0):
-    """Divide each feature by (k + alpha mean of squares over its `size` neighbouring features) ** beta.
+    """Divide each feature by a power of the squares of its neighbors (Krizhevsky et al. 2012, section 3.3):
 
-    Krizhevsky et al. 2012, section 3.3, in PyTorch's convention, which takes the mean (over `size`, also where the
-    window reaches over the edge) where the paper takes the sum: the paper's n = 5, alpha = 1e-4, beta = 0.75, k = 2
-    is `size=5, alpha=5e-4, k=2.0`.
+        y[i] = x[i] / (k + alpha / size * sum over j of x[j]^2) ** beta,
+
+    where j runs from i - size // 2 to i + (size - 1) // 2, and features outside of x count as 0. This is PyTorch's
+    convention. The paper does not divide by size: its n = 5, alpha = 1e-4, beta = 0.75, k = 2 is
+    `size=5, alpha=5e-4, k=2.0`.
 
     Args:
       x: [..., features].
-      size: features in the window, from `size // 2` below to `(size - 1) // 2` above.
-      alpha, beta, k: as above.
+      size: number of features in the window.
+      alpha, beta, k: numbers, as in the equation.
 
     Returns:
       y like x.
 
     Raises:
-      InputError: a size that is not an int of at least 1, or x that is not floating.
+      InputError: a size that is not an int of at least 1, or x that is not floating point.
 
-    >>> x = jnp.array([2.0, 2.0, 0.0])  # squares of the feature below and of the feature itself: 4, 8, 4
+    >>> x = jnp.array([2.0, 2.0, 0.0])  # sums of two squares: 4, 8, 4
     >>> print(local_response_norm(x, 2, alpha=2.0, beta=1.0, k=0.0).round(2))
     [0.5  0.25 0.  ]
     """
@@ -178,46 +192,36 @@ def _group_norm(name, x, scale, bias, groups, epsilon):
 
 
 def _standardize(x, axes, epsilon):
-    """Of each slice along the axes, mean 0 and variance 1; the variance from distances, not from squares' mean."""
-    centred = x - x.mean(axes, keepdims=True)
-    return centred * lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + epsilon)
+    """Give each slice along the axes mean 0 and variance 1."""
+    centered = x - x.mean(axes, keepdims=True)  # the mean of x^2 minus the squared mean would lose digits
+    return centered * lax.rsqrt(jnp.square(centered).mean(axes, keepdims=True) + epsilon)
 
 
 # Shared with batch norm
 
 
 def affine(x, scale, bias):
-    """scale x + bias, each of x's last axes' shape, or None."""
-    x = x if scale is None else x * to_rank(scale, x.ndim)
-    return x if bias is None else x + to_rank(bias, x.ndim)
+    """Return scale x + bias. Both have the shape of x's last axes, or are None to omit that step."""
+    x = x if scale is None else x * per_feature(scale, x.ndim)
+    return x if bias is None else x + per_feature(bias, x.ndim)
 
 
-def at_least_float32(x):
-    """X in float32, or in float64 if it is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def to_rank(last, rank):
-    """An array of the last axes with axes of length 1 before them, up to `rank`."""
-    return jnp.reshape(last, (1,) * (rank - jnp.ndim(last)) + jnp.shape(last))
-
-
-def floating(name, x):
-    """X as an array, or InputError where it has no features or no floating dtype."""
+def floating(name, x, argument="x"):
+    """Return x as an array. Raise InputError if it has no features or is not floating point."""
     x = jnp.asarray(x)
     if x.shape[-1:] in ((), (0,)) or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(f"{name}: {x.dtype}{x.shape} must be a floating array with features last; use astype")
+        raise InputError(f"{name}: {argument} {x.dtype}{x.shape} must be floating point with features last; cast it")
     return x
 
 
 def check_shapes(name, x, shape, **arrays):
-    """InputError for an array that is neither None nor of the shape that x asks for."""
+    """Raise InputError for an array that is neither None nor of this shape, which x requires."""
     for argument, array in arrays.items():
         if array is not None and jnp.shape(array) != shape:
             raise InputError(f"{name}: {argument} has shape {jnp.shape(array)}; for x {x.shape} it must be {shape}")
 
 
 def check_epsilon(name, epsilon):
-    """InputError for an epsilon below 0, where its value is known."""
+    """Raise InputError for an epsilon below 0. A traced epsilon is not checked."""
     if isinstance(epsilon, (int, float)) and not epsilon >= 0:
         raise InputError(f"{name}: epsilon {epsilon} must be at least 0")

@@ -1,4 +1,4 @@
-"""Initialization from data, for any Linen model: it is run on a batch, and each layer set by what it puts out."""
+"""Initialize any Linen model from data: run it on a batch and set each layer from the layer's output."""
 
 from deepjax.init_from_data.auto import Choice, auto
 from deepjax.init_from_data.between_layer import between_layer

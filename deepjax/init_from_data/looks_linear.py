@@ -3,33 +3,33 @@
 import jax
 import jax.numpy as jnp
 
-from deepjax.init_from_data import walk
-from deepjax.init_from_data.walk import Change
-from deepjax.init_from_data.within_layer import find_unshared
+from deepjax.init_from_data.calibrate import Change, Rules, calibrate
+from deepjax.init_from_data.within_layer import unshared_layers
+from deepjax.trace.observe import jit_once
 
 
 def looks_linear(model, key, x, **call):
-    """Variables that make a network of CReLUs a linear function, with orthonormal maps between them.
+    """Initialize a network of CReLUs so that it is a linear function, with orthonormal maps between the CReLUs.
 
-    A layer that follows a `functional.crelu` sees each feature's positive and negative part side by side. Its kernel
-    gets a row w for the one and -w for the other, so that it sees what went into the CReLU, times an orthonormal
-    matrix (of a convolution, one that acts on the centre of its window alone). The first layer, and those whose input
-    has negative numbers, get the matrix itself. All biases become zero.
+    The input of a layer after a `functional.crelu` holds each feature's positive and negative part. The layer's kernel
+    has a row w for the positive part and the row -w for the negative part, so the layer computes w times the CReLU's
+    own input. The rows w form an orthonormal matrix; in a convolution it acts on the center of the window alone. The
+    first layer, and layers whose input has negative numbers, have the orthonormal matrix itself. All biases are zero.
 
-    A layer follows a CReLU if its input has no negative number on x and an even number of features; pooling by means
-    and flattening may stand between. A network with other activations does not become linear.
+    A layer counts as following a CReLU if its input has no negative number on x and an even number of features. Average
+    pooling and flattening may stand between them. A network with other activations does not become linear.
 
     Args:
       model: any Linen model, as for `lsuv`.
-      key: for everything that `model.init` draws.
+      key: PRNG key, for everything that `model.init` draws.
       x: the model's first argument, a batch of examples.
-      **call: the model's other arguments, such as train=False.
+      **call: the model's keyword arguments, such as train=False.
 
     Returns:
-      The variables.
+      The model's variables, with the structure of `model.init`'s.
 
     Raises:
-      InputError: what `within_layer` refuses.
+      InputError: as for `within_layer`.
 
     >>> import flax.linen as nn, jax
     >>> from deepjax.functional import crelu
@@ -40,43 +40,44 @@ def looks_linear(model, key, x, **call):
     >>> bool(abs(y(-3 * x) + 3 * y(x)).max() < 1e-5), bool(abs((y(x) ** 2).sum() / (x**2).sum() - 1) < 1e-5)
     (True, True)
     """
-    found = find_unshared(model, key, x, call)
-    first = found[0].path
+    layers = unshared_layers(model, key, x, call)
+    first = layers[0].path
 
-    def start(layer, module, x):
-        plain = at_centre(layer, module.make_rng("params"), 1)
+    def draw(layer, module, x):
+        plain = at_center(layer, module.make_rng("params"), 1)
         if layer.path == first or layer.inputs % 2:
             return plain
-        mirrored = at_centre(layer, module.make_rng("params"), 2)
+        mirrored = at_center(layer, module.make_rng("params"), 2)
         return jnp.where(jnp.all(x >= 0), mirrored, plain)
 
     def without_bias(layer, z, bias):
         return Change(bias=None if bias is None else jnp.zeros_like(bias))
 
-    run = walk.compiled(lambda key, x: walk.settle(model, None, key, x, call, found, without_bias, start=start)[0])
+    run = jit_once(lambda key, x: calibrate(model, None, key, x, call, layers, Rules(without_bias, draw))[0])
     return run(key, x)
 
 
 def mirrored(layer, module, x, *, is_last):
-    """A kernel to start with, for `walk.settle`, by which activations that bend cancel: a network looks linear.
+    """Draw a kernel for which ReLU-like activations cancel, so that the network is a linear function.
 
-    Outputs come in pairs u, -u, but for the last layer. Then what an activation f makes of them is a pair of opposite
-    signs, from which the next layer takes f(u) - f(-u): u itself, of a ReLU, GELU or SiLU; (1 + slope) u of a leaky
-    ReLU. Whether its input is made of such pairs, a layer sees from the signs.
+    The outputs come in pairs u, -u, except for the last layer. An activation f turns a pair into f(u), f(-u). The next
+    layer computes f(u) - f(-u), which is u for ReLU, GELU and SiLU, and (1 + slope) u for a leaky ReLU. A layer's input
+    consists of such pairs if the signs of all its pairs differ.
     """
     outputs = 1 if is_last or (layer.features // layer.groups) % 2 else 2
-    plain = at_centre(layer, module.make_rng("params"), 1, outputs)
+    plain = at_center(layer, module.make_rng("params"), 1, outputs)
     if layer.inputs % 2 or x.shape[-1] != layer.inputs * layer.groups:
         return plain
     pairs = x.reshape(*x.shape[:-1], -1, 2)
     opposite = jnp.all(pairs[..., 0] * pairs[..., 1] <= 0)
-    return jnp.where(opposite, at_centre(layer, module.make_rng("params"), 2, outputs), plain)
+    return jnp.where(opposite, at_center(layer, module.make_rng("params"), 2, outputs), plain)
 
 
-def at_centre(layer, key, parts, copies=1):
-    """A kernel with an orthonormal matrix of each group at its window's centre: delta-orthogonal (Xiao et al. 2018).
+def at_center(layer, key, parts, copies=1):
+    """Draw a kernel with an orthonormal matrix per group at the center of its window.
 
-    With parts=2 its inputs come in pairs w, -w, with copies=2 its outputs do.
+    This is the delta-orthogonal initialization of Xiao et al. 2018 (arXiv 1806.05393). With parts=2 its rows
+    come in pairs w, -w; with copies=2 its columns do.
     """
     window, inputs = layer.window, layer.inputs
     shape = inputs // parts, layer.features // layer.groups // copies
@@ -86,5 +87,5 @@ def at_centre(layer, key, parts, copies=1):
         matrices = jnp.stack([matrices, -matrices], 2).reshape(layer.groups, inputs, shape[1])
     if copies == 2:
         matrices = jnp.stack([matrices, -matrices], 3).reshape(layer.groups, inputs, 2 * shape[1])
-    centre = jnp.zeros((*window, inputs, layer.features)).at[tuple((w - 1) // 2 for w in window)]
-    return layer.to_kernel(centre.set(jnp.moveaxis(matrices, 0, 1).reshape(inputs, layer.features)))
+    center = jnp.zeros((*window, inputs, layer.features)).at[tuple((w - 1) // 2 for w in window)]
+    return layer.to_kernel(center.set(jnp.moveaxis(matrices, 0, 1).reshape(inputs, layer.features)))

@@ -1,43 +1,58 @@
 """Layer-sequential unit variance: Mishkin & Matas 2016, "All you need is a good init" (arXiv 1511.06422)."""
 
-from collections.abc import Iterator
+import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.errors import InputError, choices
-from deepjax.init_from_data import walk
-from deepjax.init_from_data.walk import Change
+from deepjax.errors import InputError
+from deepjax.init_from_data.calibrate import (
+    Change,
+    Rules,
+    calibrate,
+    check_outputs,
+    settable_layers,
+    squeezed,
+    variation,
+)
+from deepjax.trace import find_layers, find_shared, observer
+from deepjax.trace.layers import output_of
+from deepjax.trace.notes import HostNotes
+from deepjax.trace.observe import arrays_of, jit_once, mean_square
+from deepjax.trace.observe import variance as variance_of
 
 
-def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, method="one_pass", variance=1.0, report=None, **call):
-    """Variables of any Linen model in which the output of every Dense and Conv has one variance, 1 by default.
+def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, variance=1.0, report=None, **call):
+    """Initialize any Linen model so that the output of every layer has the same variance, 1 by default.
 
-    Every kernel starts orthonormal (Saxe et al. 2014; of a convolution, the matrix of its patches; of groups, each one)
-    and is divided by the standard deviation of what the layer puts out, layer after layer, biases as the model has
-    them. The variance is over all of a layer's outputs together. A layer that is called more than once is set by its
-    first call; one whose parameters all steps of a scan or all lanes of a vmap share, by all calls together.
+    Every kernel starts orthonormal (Saxe et al. 2014): its matrix [fan_in, features], of a grouped convolution one
+    matrix per group. Then it is divided by the standard deviation of the layer's output on x, layer after layer, in one
+    forward pass. Biases stay as the model initializes them. The variance is over all numbers of an output together.
+
+    A layer that is called several times is set at its first call. If all steps of a scan or all lanes of a vmap share
+    a layer's parameters, the variance is over all calls together, and the kernel is scaled in steps, with one forward
+    pass for each. A layer of the user's own with an activation inside is scaled `max_iterations` times within its call.
 
     Args:
-      model: its layers are the modules that own a `kernel`: also inside `nn.scan`, `nn.remat` and `nn.vmap`.
-      key: for the kernels, and for everything else that `model.init` draws.
-      x: the model's first argument, a batch of examples; or an iterator of batches. "iterative" takes the next one
-        for each measurement, "one_pass" only the first.
-      tolerance: how far from `variance` one may stay, as a fraction of it, where it is approached in steps.
-      max_iterations: steps for each layer.
-      method: "one_pass" sets every layer while `init` runs: one forward pass, whatever the depth, and exact.
-        "iterative" is algorithm 1 of the paper, at least one forward pass for each layer.
+      model: any Linen model. Its layers are the modules that own a `kernel`, also inside `nn.scan`, `nn.remat` and
+        `nn.vmap`.
+      key: PRNG key, for the kernels and for everything else that `model.init` draws.
+      x: the model's first argument, a batch of examples.
+      tolerance: largest relative difference from `variance` for layers whose kernels are scaled in steps.
+      max_iterations: largest number of steps for each of these layers.
       variance: of every layer's output.
-      report: called with {layer's path: variance reached}, the value an array where the layer is inside a scan.
-      **call: the model's other arguments, such as train=True.
+      report: function called with {layer's path: variance reached}. The value is an array [units] inside a scan.
+      **call: the model's keyword arguments, such as train=True.
 
     Returns:
-      The model's variables, as from `model.init`.
+      The model's variables, with the structure of `model.init`'s.
 
     Raises:
-      InputError: no layer with a kernel, or a layer whose output is constant or not finite, which is named.
+      InputError: the model has no layer with a kernel, or a layer's output is constant or not finite, or cannot be
+        observed. The layer is named.
 
     >>> import flax.linen as nn, jax
     >>> x = jax.random.normal(jax.random.key(0), (64, 10))
@@ -46,43 +61,68 @@ def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, method="one_pass", 
     >>> print(f"{y.var():.3f}")
     1.000
     """
-    if method not in ("one_pass", "iterative"):
-        raise InputError(f"lsuv: method {method!r} is unknown; {choices(method, ('one_pass', 'iterative'))}")
-    if not (tolerance > 0 and variance > 0) or max_iterations < 1:
+    if not (0 < tolerance < math.inf and 0 < variance < math.inf) or max_iterations < 1:
         raise InputError(
             f"lsuv: tolerance {tolerance} and variance {variance} must be above 0, max_iterations {max_iterations} at "
             f"least 1"
         )
-    batches = x if isinstance(x, Iterator) else None
-    x = x if batches is None else next(batches)
-    found = walk.find_layers(model, key, x, call)
-    shared = walk.find_shared(model, key, x, call, found)
-    if method == "one_pass":
-        variables, notes = _one_pass(model, key, x, call, found, shared, variance, tolerance, max_iterations)
-    else:
-        variables, notes = _iterative(model, key, x, batches, call, found, shared, variance, tolerance, max_iterations)
+    layers = settable_layers(model, key, x, call)
+    paths = find_shared(model, key, x, call, layers)
+    shared = [layer for layer in layers if layer.path in paths]
+    run = _compiled_pass(
+        model, call, layers, shared, Rules(partial(to_variance, variance), orthonormal, max_iterations)
+    )
+    searches = {layer.path: Search() for layer in shared}
+    for _ in range(max_iterations * len(shared) + 1):
+        variables, notes = run(key, x, {path: search.scale for path, search in searches.items()})
+        for layer in layers:
+            check_outputs(layer, notes)
+        ratios = {path: float(notes[path]["reached"]) / variance for path in searches}
+        first = next((path for path, ratio in ratios.items() if not abs(ratio - 1) <= tolerance), None)
+        if first is None:
+            break
+        searches[first] = searches[first].after(ratios[first])
     if report is not None:
-        report({layer.name: walk.squeezed(notes[layer.path]["reached"]) for layer in found})
+        report({layer.name: squeezed(notes[layer.path]["reached"]) for layer in layers})
     return variables
 
 
 def output_variances(model, variables, x, *, key=None, **call):
-    """{layer's path: variance of all that its first call puts out}; an array where the layer is inside a scan.
+    """Return {layer's path: variance of its first output}, an array [units] inside a scan.
 
-    The layers are those of `lsuv`; key is for what the model draws, such as dropout.
+    Args:
+      model, x, **call: as for `lsuv`.
+      variables: of the model.
+      key: PRNG key, for what the model draws, such as dropout; None for key 0.
     """
     key = jax.random.key(0) if key is None else key
-    found = walk.find_layers(model, key, x, call)
-    shared = walk.find_shared(model, key, x, call, found)
-    pooled = Pooled(shared)
-    same = {path: pooled.noting() for path in shared}
-    run = walk.compiled(lambda v, key, x: walk.settle(model, v, key, x, call, found, keep, shared=same))
-    notes = pooled.after(run, variables, key, x)[1]
-    return {layer.name: walk.squeezed(notes[layer.path]["reached"]) for layer in found}
+    layers = find_layers(model, key, x, call)
+    shared = find_shared(model, key, x, call, layers)
+    notes = pooled(observer(model, layers, measure_output, call, shared=shared)(variables, key, x), shared)
+    return {layer.name: squeezed(notes[layer.path]["reached"]) for layer in layers}
+
+
+def measure_output(layer, y, args, module):
+    """Return what `pooled`, `check_outputs` and `auto` need of a layer's output: a rule of `trace.observer`."""
+    y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    bias = module.variables["params"].get("bias")
+    z = y if bias is None or not layer.affine else y - bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+    size = mean_square(args[0]) if args and hasattr(args[0], "dtype") else jnp.ones(())
+    return {"mean": y.mean(), "reached": variance_of(y), "variation": variation(layer, z), "input": size}
+
+
+def pooled(notes, shared):
+    """Return notes in which a shared layer has one number for all calls together."""
+
+    def pool(note):
+        reached = note["reached"].astype(np.float64).mean() + note["mean"].astype(np.float64).var()
+        return {"reached": reached, "variation": note["variation"].max(), "input": note["input"].mean()}
+
+    return notes | {path: pool(notes[path]) for path in shared}
 
 
 def orthonormal(layer, module, _):
-    """A kernel whose matrix [fan_in, features], of each group, has orthonormal rows or columns, drawn for a layer."""
+    """Draw a kernel whose matrix [fan_in, features], of each group, has orthonormal rows or columns."""
     keys = jax.random.split(module.make_rng("params"), layer.groups)
     draw = jax.nn.initializers.orthogonal()
     matrices = jax.vmap(lambda key: draw(key, (layer.fan_in, layer.features // layer.groups)))(keys)
@@ -90,166 +130,57 @@ def orthonormal(layer, module, _):
 
 
 def to_variance(target, layer, z, bias):
-    """The Change that makes the variance of scale * z + bias the target."""
-    v, shift = walk.variance(z), 0.0
+    """Return the Change after which scale * z + bias has the variance `target`."""
+    v, shift = variance_of(z), 0.0
     rest = target
     if bias is not None and layer.affine:
         b = bias.astype(z.dtype).reshape((1,) * (z.ndim - bias.ndim) + bias.shape)
         b = b - b.mean()
         shift, rest = jnp.mean((z - z.mean()) * b), target - jnp.mean(b**2)
-    # v s^2 + 2 shift s = rest; a bias that alone varies by more leaves NaN, which is told
+    # v s^2 + 2 shift s = rest. If the bias alone varies by more than the target, s is NaN, and `check_outputs` raises.
     scale = (jnp.sqrt(shift**2 + v * rest) - shift) / v
-    return Change(scale, notes={"varies": walk.varies(layer, z)})
+    return Change(scale, notes={"variation": variation(layer, z)})
 
 
-def _one_pass(model, key, x, call, found, shared, variance, tolerance, max_iterations):
-    """Scale inside `init`. What a scan's steps share is scaled between runs of it, all others anew in each."""
-    pooled = Pooled(shared)
+class Search(NamedTuple):
+    """Search for the scale of a kernel at which a variance reaches its target, by secants in logarithms.
+
+    The first step takes the variance to be proportional to scale^2. In a recurrent cell the layer is its own input, so
+    the power is larger; the later steps take the power between the last two measurements.
+    """
+
+    scale: float = 1.0
+    step: float = 0.0  # of log(scale), the last one
+    log_ratio: float = 0.0  # log(variance / target) before that step
+
+    def after(self, ratio):
+        """Return the search after measuring variance / target at `scale`."""
+        log_ratio = float(np.log(ratio))
+        power = float(np.clip((log_ratio - self.log_ratio) / self.step, 2.0, 100.0)) if self.step else 2.0
+        step = -log_ratio / power
+        return Search(self.scale * math.exp(step), step, log_ratio)
+
+
+def _compiled_pass(model, call, layers, shared, rules):
+    """Return a function (key, x, {path: scale of a shared layer's kernel}) -> (variables, notes on the host)."""
+    host, paths = HostNotes(), {layer.path for layer in shared}
 
     def init(key, x, scales):
-        inside = {path: pooled.noting(scale) for path, scale in scales.items()}
-        change = partial(to_variance, variance)
-        return walk.settle(model, None, key, x, call, found, change, start=orthonormal, shared=inside)
+        def observe(layer, module, run, args):
+            if not module.has_variable("params", "kernel"):
+                kernel = orthonormal(layer, module, None) * scales[layer.path]
+                module.put_variable("params", "kernel", kernel.astype(layer.dtype))
+            result = run()
+            return host.put(layer.path, result, measure_output(layer, output_of(module, args, result), args, module))
 
-    run, scales, roots = walk.compiled(init), dict.fromkeys(shared, 1.0), {path: Root() for path in shared}
-    for _ in range(max_iterations * len(shared) + 1):
-        variables, notes = pooled.after(run, key, x, scales)
-        for layer in found:
-            walk.check_alive(layer, notes)
-        ratios = {path: notes[path]["reached"] / variance for path in notes}
-        off = [layer.path for layer in found if layer.path in shared and _off(ratios[layer.path], tolerance).any()]
-        if not off:
-            break
-        scales = scales | {off[0]: scales[off[0]] * roots[off[0]].factor(ratios[off[0]])}
-    return variables, notes
+        rules_of_all = rules._replace(shared=dict.fromkeys(paths, observe))
+        variables, notes, outputs = calibrate(model, None, key, x, call, layers, rules_of_all)
+        return variables, notes, arrays_of(outputs) if paths else []
 
+    compiled = jit_once(init)
 
-def _iterative(model, key, x, batches, call, found, shared, variance, tolerance, max_iterations):
-    """Algorithm 1: measure, scale the first layer that is off, again."""
-    pooled = Pooled(shared)
-    start = {path: pooled.noting(1.0) for path in shared}
-    same = {path: pooled.noting() for path in shared}
+    def run(key, x, scales):
+        variables, notes, outputs = compiled(key, x, scales)
+        return variables, pooled(jax.device_get(notes) | host.take(shared, outputs), paths)
 
-    def begin(key, x):
-        return walk.settle(model, None, key, x, call, found, keep, start=orthonormal, shared=start)
-
-    def step(variables, scales, key, x):
-        variables = walk.scaled(variables, scales)
-        return variables, walk.settle(model, variables, key, x, call, found, keep, shared=same)[1]
-
-    variables, notes = pooled.after(walk.compiled(begin), key, x)
-    run, by_path = walk.compiled(step), {layer.path: layer for layer in found}
-    ones = {path: np.ones_like(note["reached"]) for path, note in notes.items()}
-    roots = {(path, unit): Root() for path, unit in in_order(found, ones)}
-    while True:
-        off = {path: _off(note["reached"] / variance, tolerance) for path, note in notes.items()}
-        place = next((p for p, root in roots.items() if off[p[0]].flat[p[1]] and root.tries < max_iterations), None)
-        if place is None:
-            break
-        path, unit = place
-        walk.check_alive(by_path[path], notes, unit)
-        scales = ones | {path: ones[path].copy()}
-        scales[path].flat[unit] = roots[place].factor(notes[path]["reached"].flat[unit] / variance)
-        x = x if batches is None else next(batches)
-        variables, notes = pooled.after(run, variables, scales, key, x)
-    for layer in found:
-        walk.check_alive(layer, notes)
-    return variables, notes
-
-
-class Root:
-    """Steps towards a ratio of 1. The first takes it to grow with the square of the scale, the next as it was seen to.
-
-    A layer that feeds itself, as the cell of a recurrent net does, has more of its factors in its variance than two.
-    """
-
-    def __init__(self):
-        self.tries, self.before, self.power = 0, None, 2.0
-
-    def factor(self, ratio):
-        """By what to multiply the kernel whose output's variance is so many times what it should be."""
-        log = float(np.log(ratio))
-        if self.before:
-            step, was = self.before
-            self.power = float(np.clip((log - was) / step, 2.0, 100.0))
-        step = -log / self.power
-        self.tries, self.before = self.tries + 1, (step, log)
-        return float(np.exp(step))
-
-
-def in_order(found, ones):
-    """(path, unit) of every layer, a scan's units one after the other, as they are run.
-
-    Layers that follow each other, have equally many units and begin with the same name are taken for one scan's.
-    """
-    group = []
-    for layer in [*found, None]:
-        alike = (
-            group
-            and layer
-            and (ones[layer.path].shape[:1], layer.path[:1])
-            == (
-                ones[group[0].path].shape[:1],
-                group[0].path[:1],
-            )
-        )
-        if group and not alike:
-            for unit in range(ones[group[0].path].size):
-                yield from ((member.path, unit) for member in group if unit < ones[member.path].size)
-            group = []
-        group.append(layer)
-
-
-def keep(layer, z, bias):
-    """The Change that changes nothing, and notes what `walk.check_alive` looks at."""
-    del bias
-    return Change(notes={"varies": walk.varies(layer, z)})
-
-
-def _off(ratio, tolerance):
-    return ~(np.abs(ratio - 1) <= tolerance)
-
-
-class Pooled:
-    """Variances of layers that cannot be noted inside the pass: pooled over all their calls, by a callback."""
-
-    def __init__(self, paths):
-        self.calls = {path: [] for path in paths}
-
-    def noting(self, scale=None):
-        """What `walk.settle` does with such a layer. With a scale, its kernel starts orthonormal times that."""
-
-        def around(layer, module, run):
-            if scale is not None and not module.has_variable("params", "kernel"):
-                module.put_variable("params", "kernel", (orthonormal(layer, module, None) * scale).astype(layer.dtype))
-            y = run()
-            statistics = (
-                y.astype(jnp.promote_types(y.dtype, jnp.float32)).mean(),
-                walk.variance(y),
-                walk.varies(layer, y),
-            )
-            # Not jax.debug.callback: newer Flax takes its effect for a value that a scan's steps share.
-            known = jax.pure_callback(
-                partial(self._remember, layer.path),
-                jax.ShapeDtypeStruct((), bool),
-                *statistics,
-                vmap_method="sequential",
-            )
-            return jnp.where(known, y, jnp.nan)  # what nobody reads would not be called
-
-        return around
-
-    def _remember(self, path, *statistics):
-        self.calls[path].append(np.asarray(statistics))
-        return np.True_
-
-    def after(self, run, *arguments):
-        """(variables, notes) that `run` returns, with the notes of these layers added; all on the host."""
-        for calls in self.calls.values():
-            calls.clear()
-        variables, notes = run(*arguments)
-        notes = jax.device_get(notes)
-        for path, calls in self.calls.items():
-            mean, var, lively = np.transpose(np.array(calls, np.float64))
-            notes[path] = {"reached": np.asarray(var.mean() + mean.var()), "varies": np.asarray(lively.max())}
-        return variables, notes
+    return run

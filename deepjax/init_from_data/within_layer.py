@@ -6,6 +6,7 @@ Kraehenbuehl, Doersch, Donahue & Darrell 2016, "Data-dependent initializations o
 
 import warnings
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,30 +14,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax.errors import InputError
-from deepjax.init_from_data import walk
-from deepjax.init_from_data.walk import Change
+from deepjax.init_from_data.calibrate import (
+    MIN_VARIATION,
+    Change,
+    Rules,
+    calibrate,
+    check_outputs,
+    settable_layers,
+    squeezed,
+)
+from deepjax.trace import find_shared
+from deepjax.trace.layers import output_of
+from deepjax.trace.observe import jit_once
 
 
 def within_layer(model, key, x, *, report=None, **call):
-    """Variables in which every output of every layer has mean 0 and variance 1 on x.
+    """Initialize a model so that every output feature of every layer has mean 0 and variance 1 on x.
 
-    Kernels begin as the model initializes them. Layer after layer, in one forward pass, each output's kernel is
-    divided by the standard deviation of that output, and its bias set to take its mean away (algorithm 1 of the paper).
-    Where a layer has no bias, the mean stays.
+    Kernels start as the model initializes them. Layer after layer, in one forward pass, the kernel of each feature is
+    divided by the standard deviation of that feature, and its bias is set to minus the feature's mean (algorithm 1 of
+    the paper). The mean stays if the layer has no bias.
 
     Args:
       model: any Linen model, as for `lsuv`.
-      key: for everything that `model.init` draws.
+      key: PRNG key, for everything that `model.init` draws.
       x: the model's first argument, a batch of examples.
-      report: called with {layer's path: variance of all its outputs together}; an array inside a scan.
-      **call: the model's other arguments, such as train=True.
+      report: function called with {layer's path: variance of all its outputs together}. The value is an array [units]
+        inside a scan.
+      **call: the model's keyword arguments, such as train=True.
 
     Returns:
-      The model's variables, as from `model.init`.
+      The model's variables, with the structure of `model.init`'s.
 
     Raises:
-      InputError: no layer with a kernel; an output without variance, or parameters that the steps of a scan or the
-        lanes of a vmap share: the layer is named.
+      InputError: the model has no layer with a kernel; or the output of a layer does not vary or is not finite, or the
+        steps of a scan or the lanes of a vmap share its parameters. The layer is named.
 
     >>> import flax.linen as nn, jax
     >>> x = 3 + jax.random.normal(jax.random.key(0), (64, 10))
@@ -44,17 +56,18 @@ def within_layer(model, key, x, *, report=None, **call):
     >>> print(abs(y.mean(0)).round(3), y.var(0).round(3))
     [0. 0. 0. 0.] [1. 1. 1. 1.]
     """
-    return _settle(model, key, x, call, report)
+    return _standardized(model, key, x, call, report)
 
 
 def pca_kernels(model, key, x, *, report=None, **call):
-    """Variables in which each layer whitens what enters it.
+    """Initialize a model so that each layer whitens its input.
 
-    Kernel j is the j-th principal component of the layer's inputs (of a convolution, the patches under its window; of
-    groups, each one's own), then scaled as `within_layer` does. Where there are more outputs than components with any
-    variance, the rest are random rotations of the whitened components.
+    Kernel j is the j-th principal component of the layer's inputs, scaled as `within_layer` does. The inputs of a
+    convolution are the patches under its window; each group has its own. If there are more outputs than components with
+    nonzero variance, the remaining kernels are random rotations of the whitened components.
 
-    Arguments, result and errors are those of `within_layer`; besides, every layer must be one of Flax's or deepjax's.
+    Arguments, result and errors are those of `within_layer`. In addition, every layer must be one of Flax's or
+    deepjax's.
 
     >>> import flax.linen as nn, jax
     >>> x = jax.random.normal(jax.random.key(0), (64, 10)) * 3
@@ -62,18 +75,18 @@ def pca_kernels(model, key, x, *, report=None, **call):
     >>> bool(abs(jax.numpy.cov(y.T, bias=True) - jax.numpy.eye(10)).max() < 1e-3)
     True
     """
-    return _settle(model, key, x, call, report, lambda *layer: _learned(_components, *layer))
+    return _standardized(model, key, x, call, report, partial(_learned, _components))
 
 
 def kmeans_kernels(model, key, x, *, report=None, **call):
-    """Variables in which each layer's kernels are the centres of clusters of what enters it.
+    """Initialize a model so that each layer's kernels are the centers of clusters of its inputs.
 
-    As in Coates & Ng 2012, "Learning feature representations with k-means", the inputs (of a convolution, the patches)
-    are whitened and brought to length one, and scikit-learn finds as many centres as the layer has outputs. Each is
-    carried back through the whitening, then scaled as `within_layer` does.
+    As in Coates & Ng 2012, "Learning feature representations with k-means", the inputs (of a convolution, its patches)
+    are whitened and normalized to length 1, and scikit-learn computes as many cluster centers as the layer has outputs.
+    Each center is mapped back through the whitening, then scaled as `within_layer` does.
 
-    Arguments, result and errors are those of `pca_kernels`; besides, x must give every layer at least as many patches
-    as it has outputs.
+    Arguments, result and errors are those of `pca_kernels`. In addition, x must give every layer at least as many
+    patches as the layer has outputs.
 
     >>> import flax.linen as nn, jax
     >>> x = jax.random.normal(jax.random.key(0), (64, 10))
@@ -81,46 +94,47 @@ def kmeans_kernels(model, key, x, *, report=None, **call):
     >>> print(y.var(0).round(3))
     [1. 1. 1.]
     """
-    return _settle(model, key, x, call, report, lambda *layer: _learned(_centres, *layer))
+    return _standardized(model, key, x, call, report, partial(_learned, _centers))
 
 
-def find_unshared(model, key, x, call):
-    """`walk.find_layers`. Raises InputError where steps of a scan or lanes of a vmap share a layer's parameters."""
-    found = walk.find_layers(model, key, x, call)
-    shared = walk.find_shared(model, key, x, call, found)
-    for layer in found:
+def unshared_layers(model, key, x, call):
+    """Return `settable_layers`. Raises InputError if the steps of a scan or the lanes of a vmap share a layer."""
+    layers = settable_layers(model, key, x, call)
+    shared = find_shared(model, key, x, call, layers)
+    for layer in layers:
         if layer.path in shared:
             raise InputError(
-                f"layer {layer.name}: the steps of a scan, or lanes of a vmap, share its parameters, which then have "
-                f"no single input to be set by; lsuv can set it"
+                f"layer {layer.name}: the steps of a scan, or the lanes of a vmap, share its parameters, so it has no "
+                f"single input to be set from; use lsuv"
             )
-    return found
+    return layers
 
 
-def _settle(model, key, x, call, report, start=None):
-    found = find_unshared(model, key, x, call)
-    run = walk.compiled(lambda key, x: walk.settle(model, None, key, x, call, found, _standardize, start=start))
-    variables, notes = run(key, x)
+def _standardized(model, key, x, call, report, draw=None):
+    """Return variables with standardized outputs, from kernels that `draw` returns or that the model draws."""
+    layers = unshared_layers(model, key, x, call)
+    rules = Rules(_standardize, draw)
+    variables, notes = jit_once(lambda key, x: calibrate(model, None, key, x, call, layers, rules)[:2])(key, x)
     notes = jax.device_get(notes)
-    for layer in found:
-        walk.check_alive(layer, notes)
+    for layer in layers:
+        check_outputs(layer, notes)
     if report is not None:
-        report({layer.name: walk.squeezed(notes[layer.path]["reached"]) for layer in found})
+        report({layer.name: squeezed(notes[layer.path]["reached"]) for layer in layers})
     return variables
 
 
 def _standardize(layer, z, bias):
-    """Mean 0 and variance 1 of each output over all axes before the outputs' own."""
+    """Return the Change to mean 0 and variance 1 of each output feature, over all axes before the features' own."""
     axes = tuple(range(z.ndim - len(layer.outputs)))
     mean, var = z.mean(axes), z.var(axes)
-    lively = var > 1e-10 * jnp.mean(jnp.square(z))
-    scale = jnp.where(lively, jax.lax.rsqrt(jnp.where(lively, var, 1)), 1)
-    varies = jnp.where(jnp.isfinite(var).all(), jnp.where(lively.all(), 1.0, 0.0), jnp.nan)
-    return Change(scale, None if bias is None else -mean * scale, {"varies": varies})
+    varying = var > MIN_VARIATION * jnp.mean(jnp.square(z))
+    scale = jnp.where(varying, jax.lax.rsqrt(jnp.where(varying, var, 1)), 1)
+    variation = jnp.where(jnp.isfinite(var).all(), jnp.where(varying.all(), 1.0, 0.0), jnp.nan)
+    return Change(scale, None if bias is None else -mean * scale, {"variation": variation})
 
 
 def _learned(learn, layer, module, x):
-    """The kernel that `learn` makes of a layer's inputs, group by group."""
+    """Return the kernel that `learn` computes from a layer's inputs, group by group."""
     patches = _patches(layer, module, x)
     keys = jax.random.split(module.make_rng("params"), layer.groups)
     outputs = layer.features // layer.groups
@@ -128,14 +142,15 @@ def _learned(learn, layer, module, x):
 
 
 def _patches(layer, module, x):
-    """[patches, groups, fan_in]: the numbers that each output of a layer is a weighted sum of.
+    """Return [patches, groups, fan_in]: the numbers that each output of a layer is a weighted sum of.
 
-    The layer itself tells them: with the identity for its kernel, it puts out its inputs.
+    They are the outputs of the same layer with the identity as its kernel.
     """
     if not layer.affine or layer.outputs[-1] != len(layer.shape) - 1:
         raise InputError(
-            f"layer {layer.name} ({type(module).__name__}): its inputs are not known; pca_kernels and kmeans_kernels "
-            f"take the Dense, DenseGeneral, Conv and ConvTranspose (not transpose_kernel) of Flax and deepjax"
+            f"layer {layer.name} ({type(module).__name__}): its inputs cannot be computed; pca_kernels and "
+            f"kmeans_kernels accept Dense, DenseGeneral, Conv and ConvTranspose of Flax and deepjax (not with "
+            f"transpose_kernel or batch_dims)"
         )
     features = layer.fan_in * layer.groups
     kernel = jnp.tile(jnp.eye(layer.fan_in, dtype=layer.dtype), (1, layer.groups))
@@ -146,7 +161,8 @@ def _patches(layer, module, x):
         parent=None,
         name=None,
     )
-    y = probe.apply({"params": {"kernel": kernel.reshape(*inputs, features)}}, x)
+    result = probe.apply({"params": {"kernel": kernel.reshape(*inputs, features)}}, x)
+    y: Any = output_of(probe, (x,), result)
     y = y.reshape(-1, layer.groups, layer.fan_in)
     if len(y) < 2:
         raise InputError(f"layer {layer.name}: x gives {len(y)} patch; give at least 2 examples")
@@ -154,12 +170,12 @@ def _patches(layer, module, x):
 
 
 def _whitening(rows):
-    """(principal components in columns, liveliest first, each over its standard deviation; how many have any)."""
-    centred = rows - rows.mean(0, keepdims=True)
-    variances, vectors = jnp.linalg.eigh(centred.T @ centred / len(rows))
+    """Return (components / their standard deviations, in columns by falling variance; the number with variance)."""
+    centered = rows - rows.mean(0, keepdims=True)
+    variances, vectors = jnp.linalg.eigh(centered.T @ centered / len(rows))
     variances, vectors = variances[::-1], vectors[:, ::-1]
-    lively = variances > 1e-6 * variances[:1]  # the others are float32's rounding
-    return vectors * jnp.where(lively, jax.lax.rsqrt(jnp.where(lively, variances, 1)), 0)[None], lively.sum()
+    varying = variances > 1e-6 * variances[:1]  # the others are rounding errors of float32
+    return vectors * jnp.where(varying, jax.lax.rsqrt(jnp.where(varying, variances, 1)), 0)[None], varying.sum()
 
 
 def _components(layer, key, rows, outputs):
@@ -170,7 +186,7 @@ def _components(layer, key, rows, outputs):
     return jnp.where(jnp.arange(outputs)[None] < count, components, rotations)
 
 
-def _centres(layer, key, rows, outputs):
+def _centers(layer, key, rows, outputs):
     if len(rows) < outputs:
         raise InputError(
             f"layer {layer.name}: x gives {len(rows)} patches, too few for {outputs} clusters; give more examples"
@@ -179,16 +195,16 @@ def _centres(layer, key, rows, outputs):
     white = (rows - rows.mean(0, keepdims=True)) @ whitening
     white = white / jnp.maximum(jnp.linalg.norm(white, axis=1, keepdims=True), 1e-6)
     shape = jax.ShapeDtypeStruct((outputs, rows.shape[1]), np.float32)
-    centres = jax.pure_callback(
+    centers = jax.pure_callback(
         partial(_cluster, outputs), shape, white, jax.random.bits(key), vmap_method="sequential"
     )
-    return whitening @ centres.T.astype(whitening.dtype)
+    return whitening @ centers.T.astype(whitening.dtype)
 
 
 def _cluster(outputs, white, seed):
     from sklearn.cluster import MiniBatchKMeans
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer distinct patches than clusters: some centres repeat
-        centres = MiniBatchKMeans(outputs, random_state=int(seed)).fit(np.asarray(white)).cluster_centers_
-    return np.asarray(centres, np.float32)
+        warnings.simplefilter("ignore")  # fewer distinct patches than clusters: some centers repeat
+        centers = MiniBatchKMeans(outputs, random_state=int(seed)).fit(np.asarray(white)).cluster_centers_
+    return np.asarray(centers, np.float32)

@@ -1,7 +1,7 @@
-"""Linen modules around the pure functions: they own names, shapes and state, and no formula.
+"""Linen modules around the functions of `deepjax.functional`. They hold names, shapes and state, and no mathematics.
 
-`train` says whether statistics are taken from the batch, and whether dropout drops. `mask` (bool [batch], or None)
-marks the rows that are examples: a batch padded to keep its shape must not let the padding into its statistics.
+`train` is an argument of the call without a default. True computes batch statistics and applies dropout. `mask` (bool
+[batch], or None) is False for the rows of a batch that are padding, which must not enter the batch statistics.
 """
 
 from deepjax.layers.activations import Maxout, PReLU

@@ -1,4 +1,4 @@
-"""Activations that have parameters, as Linen modules."""
+"""Activations with parameters, as Linen modules."""
 
 from collections.abc import Callable
 
@@ -12,9 +12,10 @@ from deepjax.errors import InputError
 
 
 class PReLU(nn.Module):
-    """x where x > 0, else slope * x; `slope` is learned, one for all features or one per feature.
+    """Apply `functional.prelu` with a learned slope: one for all features, or one per feature.
 
-    Weight decay is for kernels, so it leaves the slope alone, as He et al. 2015 (rectifiers, section 2.1) ask.
+    Parameter: `slope` [] or [features]. Weight decay applies to kernels only, so it does not change the slope, as He et
+    al. 2015 ("Delving deep", section 2.1) recommend.
 
     >>> import jax
     >>> PReLU(per_feature=True).init(jax.random.key(0), jnp.ones((2, 3)))["params"]["slope"].tolist()
@@ -23,7 +24,7 @@ class PReLU(nn.Module):
 
     per_feature: bool = False
     slope_init: Callable = initializers.constant(0.25)
-    dtype: jnp.dtype | None = None  # of the computation; None: as the input's and the parameters'
+    dtype: jnp.dtype | None = None  # of the computation; None: the dtype that x and the parameters promote to
 
     @nn.compact
     def __call__(self, x):
@@ -34,10 +35,11 @@ class PReLU(nn.Module):
 
 
 class Maxout(nn.Module):
-    """The largest of `pieces` dense layers, for each feature. Parameters: `kernel` [in, pieces, features], `bias`.
+    """Apply `functional.maxout`: the largest of `pieces` dense layers, for each feature.
 
-    `kernel_init` sees the kernel as the matrix [in, pieces * features], so that any initializer's fan in is right.
-    By default the kernel is normal with the variance that keeps the variance from one Maxout to the next.
+    Parameters: `kernel` [features_in, pieces, features] and `bias` [pieces, features]. `kernel_init` gets the shape
+    [features_in, pieces * features], so that the fan_in of every initializer is right. The default is normal, with the
+    variance that a stack of Maxout layers preserves.
 
     >>> import jax
     >>> y, variables = Maxout(5, pieces=3).init_with_output(jax.random.key(0), jnp.ones((2, 4)))
@@ -48,13 +50,13 @@ class Maxout(nn.Module):
     features: int
     pieces: int = 2
     use_bias: bool = True
-    kernel_init: Callable | None = None  # None: normal, variance gain("maxout", pieces=pieces) / in
+    kernel_init: Callable | None = None  # None: normal, variance gain("maxout", pieces=pieces) / features_in
     bias_init: Callable = initializers.zeros
-    dtype: jnp.dtype | None = None  # of the computation; None: as the input's and the parameters'
+    dtype: jnp.dtype | None = None  # of the computation; None: the dtype that x and the parameters promote to
 
     @nn.compact
     def __call__(self, x):
-        """[..., features_in] -> [..., features]. Raises InputError unless features and pieces are at least 1."""
+        """[..., features_in] -> [..., features]. Raise InputError if features or pieces are below 1."""
         for name, count in (("features", self.features), ("pieces", self.pieces)):
             if count < 1:
                 raise InputError(f"Maxout: {name} {count} must be at least 1")

@@ -1,4 +1,4 @@
-"""Convolution, and its transpose, as Linen modules."""
+"""Convolution and transposed convolution as Linen modules."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,12 +7,19 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from deepjax import functional, initializers
+from deepjax.errors import InputError
 
 
 class Conv(nn.Module):
-    """Convolution of [batch, *spatial, features] with a kernel [*window, features_in / groups, features].
+    """Apply `functional.conv` with a learned kernel, and a bias if `use_bias` is set.
 
-    Unlike `flax.linen.Conv`, it is fast inside a scan on CPU, and an integer `padding` is PyTorch's.
+    Parameters: `kernel` [*window, features_in // groups, features] and `bias` [features], in float32. Unlike
+    `flax.linen.Conv`, it is fast inside a scan on CPU, and an integer `padding` means the same as in PyTorch.
+
+    >>> import jax
+    >>> y, variables = Conv(6, (5, 5), stride=2).init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    >>> y.shape, variables["params"]["kernel"].shape
+    ((1, 4, 4, 6), (5, 5, 3, 6))
     """
 
     features: int
@@ -22,21 +29,15 @@ class Conv(nn.Module):
     dilation: int | Sequence[int] = 1
     groups: int = 1
     use_bias: bool = False
-    kernel_init: Callable = initializers.he_normal(mode="fan_out")
+    kernel_init: Callable | None = None  # None: he_normal(mode="fan_out", groups=groups)
     bias_init: Callable = initializers.zeros
-    dtype: jnp.dtype | None = None  # of the computation; None: as the input's and the parameters'
+    dtype: jnp.dtype | None = None  # of the computation; None: the dtype that x and the parameters promote to
 
     @nn.compact
     def __call__(self, x):
         """[batch, *spatial, features_in] -> [batch, *out, features]."""
-        kernel_shape = (*self.window, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, kernel_shape, jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         return functional.conv(
-            x,
-            kernel,
-            bias,
+            *_operands(self, x),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -45,7 +46,10 @@ class Conv(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-    """Transposed convolution of [batch, *spatial, features], `functional.conv_transpose`: PyTorch's.
+    """Apply `functional.conv_transpose` with a learned kernel, and a bias if `use_bias` is set.
+
+    Parameters: `kernel` [*window, features_in // groups, features] and `bias` [features], in float32. The output is
+    that of PyTorch's ConvTranspose.
 
     >>> import jax
     >>> layer, x = ConvTranspose(3, (4, 4), stride=2, padding=1), jnp.ones((1, 5, 5, 2))
@@ -62,24 +66,29 @@ class ConvTranspose(nn.Module):
     dilation: int | Sequence[int] = 1
     groups: int = 1
     use_bias: bool = False
-    kernel_init: Callable = initializers.he_normal(mode="fan_out")
+    kernel_init: Callable | None = None  # None: he_normal(mode="fan_out", groups=groups)
     bias_init: Callable = initializers.zeros
-    dtype: jnp.dtype | None = None  # of the computation; None: as the input's and the parameters'
+    dtype: jnp.dtype | None = None  # of the computation; None: the dtype that x and the parameters promote to
 
     @nn.compact
     def __call__(self, x):
         """[batch, *spatial, features_in] -> [batch, *out, features]."""
-        kernel_shape = (*self.window, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, kernel_shape, jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         return functional.conv_transpose(
-            x,
-            kernel,
-            bias,
+            *_operands(self, x),
             stride=self.stride,
             padding=self.padding,
             output_padding=self.output_padding,
             dilation=self.dilation,
             groups=self.groups,
         )
+
+
+def _operands(layer, x):
+    """Return x, the kernel and the bias in the dtype of the computation. The layer's call owns the parameters."""
+    if layer.groups < 1:
+        raise InputError(f"{type(layer).__name__}: groups {layer.groups} must be at least 1")
+    kernel_init = layer.kernel_init or initializers.he_normal(mode="fan_out", groups=layer.groups)
+    kernel_shape = (*layer.window, x.shape[-1] // layer.groups, layer.features)
+    kernel = layer.param("kernel", kernel_init, kernel_shape, jnp.float32)
+    bias = layer.param("bias", layer.bias_init, (layer.features,), jnp.float32) if layer.use_bias else None
+    return promote_dtype(x, kernel, bias, dtype=layer.dtype)

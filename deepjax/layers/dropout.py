@@ -1,4 +1,4 @@
-"""The dropout family as Linen modules: each draws from the stream `dropout`, and only where it needs a key."""
+"""The dropout family as Linen modules. They use the PRNG stream `dropout`, and only if something is random."""
 
 import zlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from deepjax.errors import InputError
 
 
 class Dropout(nn.Module):
-    """Sets entries to zero with probability `rate`; see `functional.dropout`.
+    """Apply `functional.dropout`: set entries to zero with probability `rate`.
 
     >>> x = jnp.ones((2, 3))
     >>> Dropout(0.5).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)}).shape
@@ -31,7 +31,13 @@ class Dropout(nn.Module):
 
 
 class SpatialDropout(nn.Module):
-    """Drops whole feature maps with probability `rate`; see `functional.spatial_dropout`."""
+    """Apply `functional.spatial_dropout`: set whole feature maps to zero with probability `rate`.
+
+    >>> x = jnp.ones((2, 4, 4, 3))
+    >>> y = SpatialDropout(0.5).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    >>> bool((y == y[:, :1, :1]).all())
+    True
+    """
 
     rate: float
     scaling: str = "inverted"
@@ -45,7 +51,11 @@ class SpatialDropout(nn.Module):
 
 
 class AlphaDropout(nn.Module):
-    """Dropout for SELU networks, which keeps mean 0 and variance 1; see `functional.alpha_dropout`."""
+    """Apply `functional.alpha_dropout`, which preserves mean 0 and variance 1, for SELU networks.
+
+    >>> AlphaDropout(0.5).apply({}, jnp.ones((2, 3)), train=True, rngs={"dropout": jax.random.key(0)}).shape
+    (2, 3)
+    """
 
     rate: float
 
@@ -57,9 +67,9 @@ class AlphaDropout(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch with probability 1 - `survival`; see `functional.drop_path`.
+    """Apply `functional.drop_path`: drop a residual branch with probability 1 - `survival`.
 
-    Units of a scan share one module, so a survival of their own is an argument of the call:
+    The units of a scan share one module. Pass a survival per unit as an argument of the call:
 
     >>> x, survival = jnp.ones((4, 2)), functional.linear_survival(jnp.arange(1, 4), 3)
     >>> class Net(nn.Module):
@@ -77,16 +87,21 @@ class DropPath(nn.Module):
 
     @nn.compact
     def __call__(self, branch, *, train: bool, survival: float | jax.Array | None = None):
-        """Branch [batch, ...] -> the same shape and dtype. `survival` goes before the module's own."""
+        """Branch [batch, ...] -> the same shape and dtype. `survival` overrides the module's."""
         survival = self.survival if survival is None else survival
         if survival is None:
-            raise InputError("DropPath: survival is None; give it to the module or to the call")
+            raise InputError("DropPath: survival None must be a number; pass it to the module or to the call")
         key = self.make_rng("dropout") if train and _may_drop(1 - survival) else None
         return functional.drop_path(key, branch, survival, train=train, scaling=self.scaling, per=self.per)
 
 
 class ShakeShake(nn.Module):
-    """Mixes two residual branches by random shares; see `functional.shake_shake`."""
+    """Apply `functional.shake_shake`: mix two residual branches in a random ratio.
+
+    >>> a, b = jnp.ones((4, 2)), jnp.zeros((4, 2))
+    >>> print(ShakeShake().apply({}, a, b, train=False)[0])
+    [0.5 0.5]
+    """
 
     forward: str = "shake"
     backward: str = "shake"
@@ -108,11 +123,11 @@ class ShakeShake(nn.Module):
 
 
 class DropConnectDense(nn.Module):
-    """A dense layer that drops connections with probability `rate`; see `functional.drop_connect`.
+    """Apply `functional.drop_connect`: a dense layer that drops connections with probability `rate`.
 
-    Its samples at test come from the stream `dropout` where one is given. Where none is, as in evaluation, they come
-    from `seed` and the layer's name, the same for every example: a prediction depends on its example alone, neither on
-    the batch around it nor on the run.
+    Parameters: `kernel` [features_in, features] and `bias` [features]. In evaluation the layer draws its samples from
+    the PRNG stream `dropout` if there is one. Otherwise it draws them from `seed` and its path in the model, the same
+    for every example, so that a prediction depends only on its example and not on the rest of the batch or on the run.
 
     >>> layer, x = DropConnectDense(4), jnp.ones((2, 3))
     >>> variables = layer.init(jax.random.key(0), x, train=False)
@@ -130,7 +145,7 @@ class DropConnectDense(nn.Module):
     use_bias: bool = True
     kernel_init: Callable = initializers.he_normal()
     bias_init: Callable = initializers.zeros
-    dtype: jnp.dtype | None = None  # of the computation; None: as the input's and the parameters'
+    dtype: jnp.dtype | None = None  # of the computation; None: the dtype that x and the parameters promote to
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -161,5 +176,5 @@ class DropConnectDense(nn.Module):
 
 
 def _may_drop(rate):
-    """Whether a key is needed; of an array nobody may know, as it may be traced."""
+    """Return whether a PRNG key may be needed. An array may be traced, so its value is not read."""
     return isinstance(rate, jax.Array) or rate > 0

@@ -1,5 +1,6 @@
 """Normalization as Linen modules. Running moments live in `batch_stats` as `mean` and `var`, as in Flax."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -28,10 +29,18 @@ class _Affine(nn.Module, kw_only=True):
         return scale, bias
 
 
-class _BatchNorm(_Affine, kw_only=True):
+# Variables of a batch normalization in `batch_stats`, beside `mean` and `var`, where someone asks for the moments of a
+# batch: their sums over calls, and the number of calls. See `trace.batch_norm.batch_moments`, which creates them.
+SUMS = ("sum_mean", "sum_var", "calls")
+
+
+class BatchNormBase(_Affine, kw_only=True):
     """Parameters and running moments for the function that `_normalize` gives."""
 
     momentum: float = 0.9  # share of the old running moments that is kept
+
+    axis_name = None  # where a subclass has no such field
+    unbiased = False
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
@@ -49,8 +58,18 @@ class _BatchNorm(_Affine, kw_only=True):
             epsilon=self.epsilon,
         )
         if train and not self.is_initializing():
+            self._publish(x, mask, functional.Moments(mean.value, var.value))
             mean.value, var.value = moments
         return y
+
+    def _publish(self, x, mask, running):
+        """Add the moments of this batch to the sums, where there are any."""
+        if not self.has_variable("batch_stats", SUMS[-1]):
+            return
+        how = {"train": True, "mask": mask, "momentum": 0.0, "unbiased": self.unbiased, "axis_name": self.axis_name}
+        _, batch = functional.batch_norm(x, None, None, jax.tree.map(jnp.zeros_like, running), **how)
+        for name, value in zip(SUMS, (*batch, 1.0), strict=True):
+            self.put_variable("batch_stats", name, self.get_variable("batch_stats", name) + value)
 
     @abstractmethod
     def _normalize(self) -> Callable:
@@ -61,7 +80,7 @@ class _BatchNorm(_Affine, kw_only=True):
         return None if self.is_initializing() else value
 
 
-class BatchNorm(_BatchNorm):
+class BatchNorm(BatchNormBase):
     """Batch normalization, `functional.batch_norm`.
 
     >>> norm = BatchNorm(unbiased=True)  # running moments like PyTorch's
@@ -81,7 +100,7 @@ class BatchNorm(_BatchNorm):
         )
 
 
-class BatchRenorm(_BatchNorm):
+class BatchRenorm(BatchNormBase):
     """Batch renormalization, `functional.batch_renorm`. A schedule of r_max and d_max: clone with other numbers.
 
     >>> norm = BatchRenorm(r_max=1.0, d_max=0.0)  # batch norm
@@ -106,7 +125,7 @@ class BatchRenorm(_BatchNorm):
         )
 
 
-class MovingAverageBatchNorm(_BatchNorm):
+class MovingAverageBatchNorm(BatchNormBase):
     """Batch norm by moments averaged over recent batches, `functional.moving_average_batch_norm`.
 
     >>> norm = MovingAverageBatchNorm(momentum=0.5)
@@ -122,7 +141,7 @@ class MovingAverageBatchNorm(_BatchNorm):
         return partial(functional.moving_average_batch_norm, axis_name=self._later(self.axis_name))
 
 
-class GhostBatchNorm(_BatchNorm):
+class GhostBatchNorm(BatchNormBase):
     """Batch norm over groups of a batch, `functional.ghost_batch_norm`.
 
     >>> norm = GhostBatchNorm(group_size=2)
@@ -166,12 +185,14 @@ class GroupNorm(_Affine):
     """
 
     groups: int = 32
+    fit_groups: bool = False  # use the greatest common divisor of `groups` and the number of features
 
     @nn.compact
     def __call__(self, x):
         """x [batch, *spatial, features] -> the same shape and dtype."""
         scale, bias = self._scale_and_bias(jnp.shape(x)[-1:])
-        return functional.group_norm(x, scale, bias, groups=self.groups, epsilon=self.epsilon)
+        groups = math.gcd(self.groups, jnp.shape(x)[-1]) if self.fit_groups else self.groups
+        return functional.group_norm(x, scale, bias, groups=groups, epsilon=self.epsilon)
 
 
 class InstanceNorm(_Affine):

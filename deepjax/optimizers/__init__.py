@@ -1,11 +1,22 @@
 """The Optax chain and the schedule that a config describes.
 
-Configs speak of epochs, schedules and transformations of updates: `schedules.update_count` is the one place that
-converts.
+Times are epochs in a config, and updates in schedules and in Optax. `schedules.update_count` is the only conversion.
 """
 
-from deepjax.optimizers.chain import kernels, make_optimizer
-from deepjax.optimizers.schedules import make_schedule, observe, rate_scale
+from deepjax.optimizers.catalogue import OPTIMIZERS
+from deepjax.optimizers.chain import check_optimizer, kernels, make_optimizer
+from deepjax.optimizers.schedules import SCHEDULES, check_schedule, make_schedule, observe, rate_scale
 from deepjax.optimizers.transforms import slow_params
 
-__all__ = ["kernels", "make_optimizer", "make_schedule", "observe", "rate_scale", "slow_params"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "check_optimizer",
+    "check_schedule",
+    "kernels",
+    "make_optimizer",
+    "make_schedule",
+    "observe",
+    "rate_scale",
+    "slow_params",
+]

@@ -8,64 +8,36 @@ import optax
 from deepjax import config
 from deepjax.errors import InputError, choices
 from deepjax.optimizers import transforms
+from deepjax.optimizers.catalogue import NUMBERS, OPTIMIZERS, with_usual
 from deepjax.optimizers.groups import check_matches, freeze, per_group, read_groups
 from deepjax.optimizers.schedules import make_momentum, scale_by_plateau, update_count
 
-ADAM = {"momentum": 0.9, "second_moment": 0.999, "epsilon": 1e-8}
-
-# What each optimizer takes besides a learning rate, with the usual numbers: PyTorch's defaults.
-USUAL = {
-    "sgd": {},
-    "momentum": {"momentum": 0.9},
-    "nesterov": {"momentum": 0.9},
-    "adagrad": {"epsilon": 1e-10},
-    "rmsprop": {"momentum": 0.0, "second_moment": 0.99, "epsilon": 1e-8},
-    "adadelta": {"second_moment": 0.9, "epsilon": 1e-6},
-    "adam": ADAM,
-    "adamw": ADAM,
-    "adamax": ADAM,
-    "nadam": ADAM | {"momentum_decay": 0.004},
-    "rprop": {},
-    "lbfgs": {"history": 10},
-    "lion": {"momentum": 0.9, "second_moment": 0.99},
-}
-DECOUPLED = ("adamw", "lion")
-
 
 def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epochs=None, steps_per_epoch=None):  # noqa: B008
-    """The gradient transformation that `config.Optimizer` describes.
+    """Make the gradient transformation that `config.Optimizer` describes.
 
-    In order: clip (adaptively, by value, by norm), add decayed kernels, find a direction, scale it by the learning
-    rate, by the plateau's factor, search along it, look ahead; all of it on the mean gradient of `accumulate` batches.
-    Each group has its own numbers; the norm is that of all gradients but frozen ones.
+    Its links, in order: clip (adaptively, by value, by norm), add decayed kernels, find the direction
+    (`catalogue.OPTIMIZERS`), scale by the learning rate, scale by the plateau's factor, search along the line, look
+    ahead. All links work on the mean gradient of `accumulate` batches. Each group of parameters has its own numbers.
+    clip_norm applies to the norm of all gradients except frozen ones.
+
+    Weight decay is added to the gradient, before momentum. Decoupled weight decay (adamw, lion) is added to the
+    direction, and so multiplied by the learning rate.
 
     Args:
       optimizer: `config.Optimizer`.
-      learning_rate: a function of the number of updates, as `make_schedule` gives, or a number. A group's own
-        learning_rate scales it by group.learning_rate / optimizer.learning_rate.
-      schedule: `config.Schedule`: one_cycle moves momentum too (rmsprop's, which is usually 0, as well, as in PyTorch),
-        plateau has a state here (see `observe`).
+      learning_rate: a function of the number of updates, as `make_schedule` returns, or a number. The learning rate of
+        a group scales it by group.learning_rate / optimizer.learning_rate.
+      schedule: `config.Schedule`. one_cycle also moves momentum (that of rmsprop too, as in PyTorch, although it is
+        usually 0); plateau has a state in the chain (see `observe`).
       epochs: length of the run; needed for one_cycle's momentum and for `frozen_until`.
-      steps_per_epoch: batches in an epoch; as epochs.
+      steps_per_epoch: batches in an epoch; needed for the same.
 
-    Twenty steps of each equal PyTorch's, except lion's, which PyTorch has not (Chen et al. 2023, algorithm 2).
-    Definitions are PyTorch's where others differ:
-
-      momentum, nesterov: the buffer is g + momentum * buffer (dampening 0), and nesterov steps by g + momentum * buffer
-        with the new buffer. Sutskever et al. 2013 have the learning rate inside the buffer; a changing rate tells.
-      weight decay joins the gradient before momentum; adamw's and lion's is decoupled, times the learning rate.
-      rmsprop: epsilon outside the root, no correction of bias, momentum before the learning rate.
-      adagrad: the sum starts at 0 (Optax: 0.1), epsilon outside the root (Optax: inside).
-      adadelta: epsilon inside both roots; adamax: epsilon joins |g| under the maximum; both as in Optax.
-      nadam: momentum grows by Dozat's schedule with PyTorch's decay of 0.004 (Optax: constant).
-      rprop: factors 0.5 and 1.2, steps from 1e-6 to 50; the learning rate is the first step's size alone.
-      lbfgs: one iteration per update (PyTorch: max_iter=1, history_size=history) of length learning_rate, the first
-        one shortened by 1 / |g|_1; with line_search Optax's zoom in place of PyTorch's strong_wolfe, which needs the
-        arguments `value`, `grad` and `value_fn` of `update`. It takes all parameters for one vector.
+    With line_search, `update` needs the arguments `value`, `grad` and `value_fn`.
 
     Raises:
-      InputError: a number out of its range or that does nothing, an unknown name; when the state is made, a group's
-        pattern that matches no parameter.
+      InputError: a number that is out of range or has no effect, an unknown name; from `init`, a group's pattern that
+        matches no parameter.
 
     >>> import jax.numpy as jnp
     >>> transform = make_optimizer(config.Optimizer("sgd", groups={"head/*": {"learning_rate": 0.5}}), 0.1)
@@ -74,10 +46,8 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
     >>> [round(float(updates[part]["bias"][0]), 3) for part in ("head", "stem")]
     [-0.5, -0.1]
     """
-    o, groups = optimizer, read_groups(optimizer)
-    for pattern, group in groups.items():
-        _check(group.optimizer, schedule, f"optimizer.groups {pattern!r}: " if pattern else "")
-    _check_together(o, groups, epochs)
+    o = optimizer
+    groups = check_optimizer(o, schedule, epochs)
     momentum, thaws = _in_updates(o, groups, schedule, epochs, steps_per_epoch)
 
     def first(pattern, group):
@@ -85,7 +55,7 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
 
     def then(pattern, group):
         rate = _scaled(learning_rate, group.optimizer.learning_rate / o.learning_rate)
-        # The direction's count starts when the group thaws, the rate's with the run.
+        # The count of the direction starts when the group thaws; the count of the learning rate starts with the run.
         direction = _direction(group.optimizer, rate, _from(momentum, thaws[pattern]))
         return optax.chain(_until_thawed(direction, thaws[pattern]), _by_rate(o, rate))
 
@@ -111,8 +81,8 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
 
 
 def _in_updates(o, groups, schedule, epochs, steps_per_epoch):
-    """(one-cycle's momentum or None, {pattern: updates until the group thaws})."""
-    cycles = schedule.name == "one_cycle" and "momentum" in USUAL[o.name]
+    """Return (one-cycle's momentum or None, {pattern: number of updates until the group thaws})."""
+    cycles = schedule.name == "one_cycle" and "momentum" in OPTIMIZERS[o.name].usual
     thawing = any(group.frozen_until for group in groups.values())
     if (cycles or thawing) and None in (epochs, steps_per_epoch):
         raise InputError("epochs and steps_per_epoch are needed for schedule.name one_cycle and for frozen_until")
@@ -123,19 +93,19 @@ def _in_updates(o, groups, schedule, epochs, steps_per_epoch):
 
 
 def _scaled(learning_rate, factor):
-    """A schedule times a number. A rate that is a number is a schedule too."""
+    """Multiply a schedule by a number. A learning rate that is a number becomes a constant schedule."""
     if not callable(learning_rate):
         return optax.constant_schedule(factor * learning_rate)
     return learning_rate if factor == 1 else lambda count: factor * learning_rate(count)
 
 
 def _from(schedule, start):
-    """A schedule (or None) whose count begins at `start`."""
+    """Shift a schedule (or None), so that count 0 becomes `start`."""
     return None if schedule is None else lambda count: schedule(count + start)
 
 
 def _until_thawed(transform, thaw):
-    """Zeros, and a state that stands still, for the first `thaw` updates."""
+    """Return zeros, and leave the state unchanged, for the first `thaw` updates."""
     return optax.conditionally_mask(transform, lambda step, **_: step >= thaw) if thaw else transform
 
 
@@ -149,64 +119,58 @@ def _clip_leaves(o):
 
 
 def _direction(o, rate, moving):
-    """Weight decay and the direction of ascent as the optimizer has it; `moving` is momentum's schedule, or None."""
-    usual = {field: value for field, value in USUAL[o.name].items() if getattr(o, field) is None}
-    o = dataclasses.replace(o, **usual)
+    """Chain the optimizer's direction with its weight decay; `moving` is the schedule of momentum, or None."""
+    entry, o = OPTIMIZERS[o.name], with_usual(o)
+    if entry.finds_step_sizes:
+        o = dataclasses.replace(o, learning_rate=rate(0))
 
     def make(momentum):
-        adam = {"b1": momentum, "b2": o.second_moment, "eps": o.epsilon}
-        return {
-            "sgd": lambda: optax.identity(),
-            "momentum": lambda: optax.trace(momentum),
-            "nesterov": lambda: optax.trace(momentum, nesterov=True),
-            "adagrad": lambda: transforms.scale_by_adagrad(o.epsilon),
-            # optax.rmsprop takes the learning rate before momentum, which then remembers the schedule.
-            "rmsprop": lambda: optax.chain(
-                optax.scale_by_rms(o.second_moment, o.epsilon, eps_in_sqrt=False),
-                optax.trace(momentum) if moving or o.momentum else optax.identity(),
-            ),
-            "adadelta": lambda: optax.scale_by_adadelta(o.second_moment, o.epsilon),
-            "adam": lambda: optax.scale_by_adam(**adam),
-            "adamw": lambda: optax.scale_by_adam(**adam),
-            "adamax": lambda: optax.scale_by_adamax(**adam),
-            "nadam": lambda: transforms.scale_by_nadam(momentum, o.second_moment, o.epsilon, o.momentum_decay),
-            "rprop": lambda: transforms.scale_by_rprop(rate(0)),
-            "lbfgs": lambda: transforms.scale_by_lbfgs(o.history),
-            "lion": lambda: optax.scale_by_lion(momentum, o.second_moment),
-        }[o.name]()
+        return entry.direction(dataclasses.replace(o, momentum=momentum))
 
-    steps = [optax.inject_hyperparams(make)(moving) if moving else make(o.momentum)]
+    steps = [optax.inject_hyperparams(make)(moving) if moving else entry.direction(o)]
     if o.weight_decay:
-        steps.insert(len(steps) if o.name in DECOUPLED else 0, optax.add_decayed_weights(o.weight_decay, mask=kernels))
+        steps.insert(len(steps) if entry.decoupled else 0, optax.add_decayed_weights(o.weight_decay, mask=kernels))
     return optax.chain(*steps)
 
 
 def _by_rate(o, rate):
-    # Rprop's direction has its length already.
-    return optax.scale(-1.0) if o.name == "rprop" else optax.scale_by_learning_rate(rate)
+    return optax.scale(-1.0) if OPTIMIZERS[o.name].finds_step_sizes else optax.scale_by_learning_rate(rate)
 
 
 def kernels(params):
-    """A tree like params, True at the kernels: what weight decay applies to."""
+    """Return a tree like params that is True at the kernels: the parameters to which weight decay applies."""
     return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
 
 
+def check_optimizer(optimizer, schedule, epochs=None):
+    """Return the groups of `groups.read_groups`.
+
+    Raises InputError as `make_optimizer` does, except for patterns that match no parameter.
+    """
+    if optimizer.name not in OPTIMIZERS:
+        name, known = optimizer.name, OPTIMIZERS
+        raise InputError(f"optimizer.name {name!r} is not one of {', '.join(known)}; {choices(name, known)}")
+    groups = read_groups(optimizer)
+    for pattern, group in groups.items():
+        _check(group.optimizer, schedule, f"optimizer.groups {pattern!r}: " if pattern else "")
+    _check_together(optimizer, groups, epochs)
+    return groups
+
+
 def _check(o, schedule, where):
-    if o.name not in USUAL:
-        raise InputError(f"optimizer.name {o.name!r} is not one of {', '.join(USUAL)}; {choices(o.name, USUAL)}")
-    for field in ("momentum", "second_moment", "epsilon", "momentum_decay", "history"):
-        if getattr(o, field) is not None and field not in USUAL[o.name]:
+    for field in NUMBERS:
+        if getattr(o, field) is not None and field not in OPTIMIZERS[o.name].usual:
             raise InputError(f"{where}optimizer.{field} {getattr(o, field)} does nothing for {o.name}; leave it out")
     if schedule.name == "one_cycle" and o.momentum is not None:
         raise InputError(
             f"{where}optimizer.momentum {o.momentum} does nothing with schedule.name one_cycle; set schedule.momentum "
-            f"in its place, to {o.momentum} {o.momentum} for one that stands still"
+            f"instead, to {o.momentum} {o.momentum} for a constant one"
         )
     config.check(o, f"{where}optimizer.")
 
 
 def _check_together(o, groups, epochs):
-    """What each group may set, but not with the rest."""
+    """Raise InputError for settings that exclude each other."""
     if o.slow_rate != config.Optimizer().slow_rate and not o.lookahead:
         raise InputError(f"optimizer.slow_rate {o.slow_rate} does nothing without optimizer.lookahead; set that too")
     for pattern, group in groups.items():
@@ -217,16 +181,19 @@ def _check_together(o, groups, epochs):
             )
         if o.name == "lbfgs" and pattern and not group.frozen:
             raise InputError(
-                f"optimizer.groups {pattern!r}: lbfgs takes all parameters for one vector; a group can only be frozen"
+                f"optimizer.groups {pattern!r}: lbfgs treats all parameters as one vector; a group can only be frozen"
             )
-    if not o.line_search:
-        return
+    if o.line_search:
+        _check_line_search(o)
+
+
+def _check_line_search(o):
     if o.name != "lbfgs":
         raise InputError(f"optimizer.line_search does nothing for {o.name}; leave it out")
     for field in ("weight_decay", "clip_adaptive", "clip_value", "clip_norm", "groups"):
         if getattr(o, field):
             raise InputError(
-                f"optimizer.line_search needs the gradient of the loss as it is, which optimizer.{field} "
+                f"optimizer.line_search needs the unchanged gradient of the loss, which optimizer.{field} "
                 f"{getattr(o, field)} changes; leave one of them out"
             )
     if o.accumulate > 1:

@@ -1,4 +1,4 @@
-"""Parameters in groups by path pattern: settings of their own, frozen, or frozen until an epoch."""
+"""Groups of parameters by path pattern: with different settings, frozen, or frozen until an epoch."""
 
 import dataclasses
 import difflib
@@ -11,9 +11,9 @@ import optax
 from deepjax import config
 from deepjax.errors import InputError, choices
 
-REST = ""  # the label of what no pattern matches
+REST = ""  # the label of parameters that no pattern matches
 
-# What a group may set besides frozen and frozen_until.
+# Fields of config.Optimizer that a group may set, besides frozen and frozen_until.
 FIELDS = (
     "learning_rate", "momentum", "second_moment", "epsilon", "momentum_decay", "weight_decay", "clip_adaptive",
     "clip_value",
@@ -21,7 +21,7 @@ FIELDS = (
 
 
 class Group(NamedTuple):
-    """The optimizer's settings with those of a group in their place."""
+    """The settings of the optimizer, with those that a group changes."""
 
     optimizer: config.Optimizer
     frozen: bool = False
@@ -29,9 +29,9 @@ class Group(NamedTuple):
 
 
 def read_groups(optimizer):
-    """{pattern: Group} of `optimizer.groups` in order, then {REST: the optimizer as it is}.
+    """Return {pattern: Group} of `optimizer.groups` in order, followed by {REST: Group(optimizer)}.
 
-    Raises InputError for an unknown field, a value of another type, and fields that exclude each other.
+    Raises InputError for an unknown field, a value of the wrong type, and fields that exclude each other.
     """
     groups = {}
     for pattern, fields in optimizer.groups.items():
@@ -41,16 +41,14 @@ def read_groups(optimizer):
         for name, value in fields.items():
             if name not in (*FIELDS, "frozen", "frozen_until"):
                 valid = choices(name, (*FIELDS, "frozen", "frozen_until"))
-                raise InputError(f"{where}: {name!r} is no setting of a group; {valid}")
+                raise InputError(f"{where}: {name!r} is not a setting of a group; {valid}")
             _check_type(where, name, value)
         if not pattern or not fields:
-            raise InputError(f"{where}: {fields!r}: a group needs a pattern and a setting")
+            raise InputError(f"{where}: {fields!r}: a group needs a pattern and at least one setting")
         fields = dict(fields)
         frozen, until = fields.pop("frozen", False), fields.pop("frozen_until", 0)
         if frozen and (fields or until):
-            raise InputError(
-                f"{where}: what is frozen takes no other setting; leave out {sorted(fields) or 'the rest'}"
-            )
+            raise InputError(f"{where}: a frozen group has no other settings; leave out {sorted(fields) or 'the rest'}")
         if until < 0:
             raise InputError(f"{where}: frozen_until {until} must be an epoch, at least 0")
         groups[pattern] = Group(dataclasses.replace(optimizer, **fields), frozen, until)
@@ -69,10 +67,10 @@ def _check_type(where, name, value):
 
 
 def labels(groups, tree):
-    """A tree like `tree` of the pattern that each leaf's path matches first, or REST.
+    """Return a tree like `tree` with the first pattern that each leaf's path matches, or REST.
 
-    A path is the names from the root joined by "/"; `*` matches any part of it, "/" included, as in the shell's
-    patterns (fnmatch).
+    A path is the names from the root, joined by "/". Patterns are those of `fnmatch`: `*` matches any string, also one
+    that contains "/".
 
     >>> labels({"head/*": None, "*/bias": None}, {"head": {"bias": 0}, "stem": {"bias": 0, "kernel": 0}})
     {'head': {'bias': 'head/*'}, 'stem': {'bias': '*/bias', 'kernel': ''}}
@@ -86,15 +84,15 @@ def labels(groups, tree):
 
 
 def path_name(path):
-    """(DictKey("head"), DictKey("kernel")) -> "head/kernel"."""
+    """Return "head/kernel" for the path (DictKey("head"), DictKey("kernel"))."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def per_group(groups, make):
-    """`make(pattern, group)` for the parameters of each group; one transformation of all where there is one group."""
+    """Transform the parameters of each group by `make(pattern, group)`. A single group is not partitioned."""
     if len(groups) == 1:
         return make(*next(iter(groups.items())))
-    names = {pattern: f"group{i}" for i, pattern in enumerate(groups)}  # no "/" and "*" in a checkpoint's keys
+    names = {pattern: f"group{i}" for i, pattern in enumerate(groups)}  # names of checkpoint items have no "/" and "*"
 
     def name(tree):
         return jax.tree.map(names.get, labels(groups, tree))
@@ -103,9 +101,9 @@ def per_group(groups, make):
 
 
 def freeze(transform, groups):
-    """`transform` of the parameters that are not frozen; it neither sees the others nor keeps a state for them.
+    """Apply `transform` to the parameters that are not frozen. Frozen ones have no state, and their updates are zero.
 
-    Moments of batch norms are no parameters: as in PyTorch, they go on.
+    Moments of batch norms are not parameters. They continue to change, as in PyTorch.
     """
     if not any(group.frozen for group in groups.values()):
         return transform
@@ -117,7 +115,7 @@ def freeze(transform, groups):
 
 
 def check_matches(groups, params):
-    """Raises InputError for a pattern without parameters, for weight decay without kernels, and if all are frozen."""
+    """Raise InputError if a pattern matches no parameter, weight decay no kernel, or if all parameters are frozen."""
     found = {pattern: [] for pattern in groups}
     for path, label in jax.tree.leaves_with_path(labels(groups, params)):
         found[label].append(path_name(path))
@@ -125,16 +123,16 @@ def check_matches(groups, params):
     for pattern, paths in found.items():
         if pattern == REST:
             continue
-        # A run's `freeze` becomes groups that are frozen.
+        # The patterns of Config.freeze are frozen groups, too.
         frozen = groups[pattern].frozen or groups[pattern].frozen_until
         where = f"{'freeze (optimizer.groups)' if frozen else 'optimizer.groups'} {pattern!r}"
         if not paths and any(fnmatchcase(path, pattern) for path in everything):
-            raise InputError(f"{where}: earlier patterns have taken all that it matches; put it before them")
+            raise InputError(f"{where}: earlier patterns match all of its parameters; put it before them")
         if not paths:
             raise InputError(f"{where} matches no parameter; {_nearest(pattern, everything)}")
-        own = groups[pattern].optimizer.weight_decay
-        if own > 0 and own != groups[REST].optimizer.weight_decay and not any(map(_is_kernel, paths)):
-            raise InputError(f"{where}: weight_decay {own} does nothing, as it is of kernels, and there is none")
+        decay = groups[pattern].optimizer.weight_decay
+        if decay > 0 and decay != groups[REST].optimizer.weight_decay and not any(map(_is_kernel, paths)):
+            raise InputError(f"{where}: weight_decay {decay} does nothing, because no kernel matches")
     if all(groups[pattern].frozen for pattern, paths in found.items() if paths):
         raise InputError(
             f"freeze (optimizer.groups) {' '.join(list(found)[:-1])} leaves nothing to train; leave out a pattern"
@@ -146,7 +144,7 @@ def _is_kernel(path):
 
 
 def _nearest(pattern, paths):
-    """'did you mean X?', X a path or all below a part of one; else the patterns of the top level."""
+    """Return the hint 'did you mean X?' with a similar path or pattern, or else the patterns of the top level."""
     parts = [path.split("/") for path in paths]
     below = {"/".join(names[:i]) + "/*" for names in parts for i in range(1, len(names))}
     close = difflib.get_close_matches(pattern, sorted(below.union(paths)), n=1, cutoff=0.5)

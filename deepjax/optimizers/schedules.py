@@ -1,4 +1,10 @@
-"""The learning rate as a function of the number of updates done, one-cycle's momentum, and the plateau's memory."""
+"""The learning rate as a function of the number of updates, one_cycle's momentum, and the state of plateau.
+
+A new schedule is one entry of SCHEDULES.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,111 +14,79 @@ from optax.contrib import ReduceLROnPlateauState
 from deepjax import config
 from deepjax.errors import InputError, choices
 
-# The schedules that each field belongs to; warmup belongs to all.
-BELONGS = {
-    "milestones": ("step",),
-    "period": ("step", "warm_restarts"),
-    "multiplier": ("warm_restarts",),
-    "factor": ("exponential", "step", "plateau"),
-    "final": ("linear", "polynomial", "cosine", "warm_restarts", "plateau"),
-    "power": ("polynomial",),
-    "momentum": ("one_cycle",),
-    "patience": ("plateau",),
-    "threshold": ("plateau",),
-    "cooldown": ("plateau",),
-}
-NAMES = (
-    "constant", "exponential", "step", "linear", "polynomial", "cosine", "warm_restarts", "one_cycle", "plateau",
-)  # fmt: skip
-
 
 def update_count(length_in_epochs, optimizer, steps_per_epoch):
-    """How many updates a time in epochs is: round(epochs * steps_per_epoch / optimizer.accumulate)."""
+    """Convert epochs to updates: round(epochs * steps_per_epoch / optimizer.accumulate)."""
     return round(length_in_epochs * steps_per_epoch / optimizer.accumulate)
 
 
-def make_schedule(optimizer, schedule, *, epochs, steps_per_epoch):
-    """Learning rate as a function of the number of updates done.
+class Run(NamedTuple):
+    """What a schedule depends on besides its own fields."""
 
-    Args:
-      optimizer: `config.Optimizer`: the highest rate, and batches per update.
-      schedule: `config.Schedule`, whose times are epochs.
-      epochs: length of the run.
-      steps_per_epoch: batches in an epoch.
+    peak: float
+    """The highest learning rate."""
+    epochs: float
+    updates: Callable[[float], int]
+    """Convert a time in epochs to a number of updates."""
+    updates_per_epoch: float
 
-    With n updates in the run (those of the warm-up left out) the rates are PyTorch's:
+    @property
+    def total(self):
+        """Updates in the run, at least 1."""
+        return max(self.updates(self.epochs), 1)
 
-      exponential: ExponentialLR, gamma = factor ** (updates per epoch)^-1, stepped at every update.
-      step: MultiStepLR, or StepLR where there is a period.
-      linear, polynomial, cosine: LinearLR from 1 to final, PolynomialLR (to final in place of 0), CosineAnnealingLR,
-        over n updates.
-      warm_restarts: CosineAnnealingWarmRestarts (Loshchilov & Hutter 2017, eq. 5).
-      one_cycle: OneCycleLR of n steps (Smith & Topin 2017 in the form of fastai: two half cosines, from peak / 25, to
-        peak / 250,000). The peak comes at update pct_start * n - 1, the lowest rate at update n - 1.
-      plateau: constant here; `observe` keeps the factor, `rate_scale` tells it.
-
-    Raises:
-      InputError: a warmup that does not end within the run, milestones out of order, a number out of its range, or a
-        field that does not belong to the schedule; a schedule for rprop. Milestones after the run's end are fine.
-
-    >>> halved = config.Schedule("step", period=2, factor=0.5)
-    >>> rate = make_schedule(config.Optimizer(learning_rate=0.8), halved, epochs=6, steps_per_epoch=10)
-    >>> [round(float(rate(update)), 3) for update in (0, 19, 20, 40)]
-    [0.8, 0.8, 0.4, 0.2]
-    """
-    _check(optimizer, schedule, epochs)
-    peak, final = optimizer.learning_rate, schedule.final
-
-    def updates(length_in_epochs):
-        return update_count(length_in_epochs, optimizer, steps_per_epoch)
-
-    total, warmup = max(updates(epochs), 1), updates(schedule.warmup)
-    if schedule.name == "one_cycle":
-        return _one_cycle(schedule, epochs, total, peak / 25, peak, peak / 25e4)
-    left = max(total - warmup, 1)
-    after_warmup = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "plateau": lambda: optax.constant_schedule(peak),
-        "exponential": lambda: optax.exponential_decay(peak, steps_per_epoch / optimizer.accumulate, schedule.factor),
-        "step": lambda: _steps(
-            peak, [updates(time) - warmup for time in _milestones(schedule, epochs)], schedule.factor
-        ),
-        "linear": lambda: optax.linear_schedule(peak, peak * final, left),
-        "polynomial": lambda: optax.polynomial_schedule(peak, peak * final, schedule.power, left),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, left, alpha=final),
-        "warm_restarts": lambda: _restarts(schedule, epochs, peak, updates),
-    }[schedule.name]()
-    if not warmup:
-        return after_warmup
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after_warmup], [warmup])
+    def after(self, warmup):
+        """Return the number of updates after `warmup` epochs, at least 1."""
+        return max(self.total - self.updates(warmup), 1)
 
 
-def make_momentum(optimizer, schedule, *, epochs, steps_per_epoch):
-    """One-cycle's momentum as a function of the number of updates done: high, low at the peak of the rate, high."""
-    low, high = schedule.momentum
-    return _one_cycle(schedule, epochs, max(update_count(epochs, optimizer, steps_per_epoch), 1), high, low, high)
+class Entry(NamedTuple):
+    """What distinguishes one schedule from the others."""
+
+    make: Callable[[config.Schedule, Run], optax.Schedule]
+    """Make the learning rate as a function of the number of updates after the warm-up."""
+    fields: tuple[str, ...] = ()
+    """Fields of config.Schedule that belong to it, besides warmup."""
+    warms_up: bool = False
+    """Whether `make` includes the warm-up itself."""
 
 
-def _milestones(schedule, epochs):
-    if not schedule.period:
-        return schedule.milestones
-    return [i * schedule.period for i in range(1, int(epochs / schedule.period) + 1)]
+def _constant(s, run):
+    return optax.constant_schedule(run.peak)
 
 
-def _steps(peak, boundaries, factor):
-    # Milestones closer than one update fall on one boundary, and multiply there.
-    return optax.piecewise_constant_schedule(peak, {b: factor ** boundaries.count(b) for b in boundaries})
+def _exponential(s, run):
+    return optax.exponential_decay(run.peak, run.updates_per_epoch, s.factor)
 
 
-def _restarts(schedule, epochs, peak, updates):
-    times, length = [schedule.warmup], schedule.period
-    while times[-1] < epochs:
+def _step(s, run):
+    times = [i * s.period for i in range(1, int(run.epochs / s.period) + 1)] if s.period else s.milestones
+    boundaries = [run.updates(time) - run.updates(s.warmup) for time in times]
+    # Milestones that are closer than one update have one boundary, at which their factors are multiplied.
+    return optax.piecewise_constant_schedule(run.peak, {b: s.factor ** boundaries.count(b) for b in boundaries})
+
+
+def _linear(s, run):
+    return optax.linear_schedule(run.peak, run.peak * s.final, run.after(s.warmup))
+
+
+def _polynomial(s, run):
+    return optax.polynomial_schedule(run.peak, run.peak * s.final, s.power, run.after(s.warmup))
+
+
+def _cosine(s, run):
+    return optax.cosine_decay_schedule(run.peak, run.after(s.warmup), alpha=s.final)
+
+
+def _warm_restarts(s, run):
+    times, length = [s.warmup], s.period
+    while times[-1] < run.epochs:
         times.append(times[-1] + length)
-        length *= schedule.multiplier
-    bounds = [updates(time) - updates(schedule.warmup) for time in times]
+        length *= s.multiplier
+    bounds = [run.updates(time) - run.updates(s.warmup) for time in times]
     if len(set(bounds)) < len(bounds):
-        raise InputError(f"schedule.period {schedule.period} makes a cycle shorter than an update; make it longer")
-    cosine = optax.cosine_decay_schedule(peak, 1, alpha=schedule.final)
+        raise InputError(f"schedule.period {s.period} makes a cycle shorter than an update; make it longer")
+    cosine = optax.cosine_decay_schedule(run.peak, 1, alpha=s.final)
 
     def rate(count):
         starts = jnp.asarray(bounds[:-1])
@@ -122,10 +96,14 @@ def _restarts(schedule, epochs, peak, updates):
     return rate
 
 
-def _one_cycle(schedule, epochs, total, first, middle, last):
-    """Two half cosines, from `first` to `middle` and on to `last`, which the last of `total` updates has."""
-    share = schedule.warmup / epochs if schedule.warmup else 0.3
-    top, end = share * total - 1, total - 1  # PyTorch's, where the first phase is one update shorter than its share
+def _one_cycle(s, run):
+    return _half_cosines(s, run.epochs, run.total, run.peak / 25, run.peak, run.peak / 25e4)
+
+
+def _half_cosines(s, epochs, total, first, middle, last):
+    """Join two half cosines, from `first` to `middle` and on to `last`, which the last of `total` updates has."""
+    share = s.warmup / epochs if s.warmup else 0.3
+    top, end = share * total - 1, total - 1  # in PyTorch, the first phase is one update shorter than its share
     half = optax.cosine_decay_schedule(1.0, 1)
 
     def value(count):
@@ -136,18 +114,81 @@ def _one_cycle(schedule, epochs, total, first, middle, last):
     return value
 
 
-def _check(optimizer, schedule, epochs):
+# The learning rates are those of PyTorch's schedulers, with n updates in the run after the warm-up.
+SCHEDULES = {
+    "constant": Entry(_constant),
+    # ExponentialLR with gamma = factor ** (1 / updates per epoch), stepped at every update.
+    "exponential": Entry(_exponential, ("factor",)),
+    # MultiStepLR, or StepLR if there is a period.
+    "step": Entry(_step, ("factor", "milestones", "period")),
+    # LinearLR from 1 to final over n updates.
+    "linear": Entry(_linear, ("final",)),
+    # PolynomialLR over n updates, to final instead of 0.
+    "polynomial": Entry(_polynomial, ("final", "power")),
+    # CosineAnnealingLR over n updates.
+    "cosine": Entry(_cosine, ("final",)),
+    # CosineAnnealingWarmRestarts (Loshchilov & Hutter 2017, eq. 5).
+    "warm_restarts": Entry(_warm_restarts, ("final", "period", "multiplier")),
+    # OneCycleLR of n steps (Smith & Topin 2017 in the form of fastai: two half cosines, from peak / 25, to
+    # peak / 250,000). The peak is at update pct_start * n - 1, the lowest rate at update n - 1.
+    "one_cycle": Entry(_one_cycle, ("momentum",), warms_up=True),
+    # ReduceLROnPlateau: constant here; `observe` reduces the factor in the optimizer's state.
+    "plateau": Entry(_constant, ("factor", "final", "patience", "threshold", "cooldown")),
+}
+
+
+def make_schedule(optimizer, schedule, *, epochs, steps_per_epoch):
+    """Make the learning rate as a function of the number of updates: an entry of SCHEDULES after a linear warm-up.
+
+    Args:
+      optimizer: `config.Optimizer`: the highest learning rate, and batches per update.
+      schedule: `config.Schedule`; its times are in epochs.
+      epochs: length of the run.
+      steps_per_epoch: batches in an epoch.
+
+    Raises:
+      InputError: a warm-up that does not end within the run, milestones out of order, a number out of range, a field
+        that does not belong to the schedule, a schedule for rprop. Milestones after the run's end are allowed.
+
+    >>> halved = config.Schedule("step", period=2, factor=0.5)
+    >>> rate = make_schedule(config.Optimizer(learning_rate=0.8), halved, epochs=6, steps_per_epoch=10)
+    >>> [round(float(rate(update)), 3) for update in (0, 19, 20, 40)]
+    [0.8, 0.8, 0.4, 0.2]
+    """
+    check_schedule(optimizer, schedule, epochs)
+    run = Run(
+        optimizer.learning_rate,
+        epochs,
+        lambda time: update_count(time, optimizer, steps_per_epoch),
+        steps_per_epoch / optimizer.accumulate,
+    )
+    entry, warmup = SCHEDULES[schedule.name], run.updates(schedule.warmup)
+    rate = entry.make(schedule, run)
+    if entry.warms_up or not warmup:
+        return rate
+    return optax.join_schedules([optax.linear_schedule(0.0, run.peak, warmup), rate], [warmup])
+
+
+def make_momentum(optimizer, schedule, *, epochs, steps_per_epoch):
+    """Make one_cycle's momentum as a function of the number of updates: high, low at the peak of the rate, high."""
+    low, high = schedule.momentum
+    return _half_cosines(schedule, epochs, max(update_count(epochs, optimizer, steps_per_epoch), 1), high, low, high)
+
+
+def check_schedule(optimizer, schedule, epochs):
+    """Raise InputError as `make_schedule` does, as far as it does not depend on the number of batches."""
     s = schedule
-    if s.name not in NAMES:
-        raise InputError(f"schedule.name {s.name!r} is unknown; {choices(s.name, NAMES)}")
+    if s.name not in SCHEDULES:
+        raise InputError(f"schedule.name {s.name!r} is unknown; {choices(s.name, SCHEDULES)}")
     if not 0 <= s.warmup < epochs:
         raise InputError(f"schedule.warmup {s.warmup} must be at least 0 and less than epochs {epochs}")
     if optimizer.name == "rprop" and (s.name != "constant" or s.warmup):
         raise InputError(
-            f"schedule.name {s.name} with warmup {s.warmup} does nothing for rprop, whose steps find their own sizes; "
-            f"set schedule.name constant and schedule.warmup 0"
+            f"schedule.name {s.name} with warmup {s.warmup} does nothing for rprop, which adapts its step sizes; set "
+            f"schedule.name constant and schedule.warmup 0"
         )
-    for field, owners in BELONGS.items():
+    for field in sorted({field for entry in SCHEDULES.values() for field in entry.fields}):
+        owners = [name for name, entry in SCHEDULES.items() if field in entry.fields]
         if getattr(s, field) != getattr(config.Schedule(), field) and s.name not in owners:
             raise InputError(
                 f"schedule.{field} {getattr(s, field)} belongs to the schedule {' or '.join(owners)}, not {s.name}; "
@@ -181,7 +222,7 @@ def _check_milestones(s):
 
 
 def scale_by_plateau():
-    """The link of the chain that keeps the plateau's memory, and multiplies updates by its factor."""
+    """Make the link of the chain that holds the state of plateau, and multiplies updates by its factor."""
 
     def update(updates, state, params=None):
         del params
@@ -191,19 +232,20 @@ def scale_by_plateau():
 
 
 def observe(opt_state, loss, schedule):
-    """The optimizer's state after it has seen an epoch's loss: where that is a plateau, rates shrink from now on.
+    """Return the optimizer's state after an epoch with this loss. On a plateau, the learning rate is reduced.
 
-    PyTorch's ReduceLROnPlateau (relative threshold, mode "min"), with `factor`, `patience`, `threshold` and `cooldown`
-    of its own; its min_lr is final * optimizer.learning_rate. Any other schedule leaves the state as it is.
+    This is PyTorch's ReduceLROnPlateau (relative threshold, mode "min") with `factor`, `patience`, `threshold` and
+    `cooldown` of the schedule, and min_lr = final * optimizer.learning_rate. With any other schedule, the state is
+    returned unchanged.
 
     Args:
       opt_state: of an optimizer that `make_optimizer` made for this schedule.
-      loss: the lower the better: on the validation set, say.
+      loss: the lower the better, for example on the validation set.
       schedule: `config.Schedule`.
 
     >>> schedule = config.Schedule("plateau", factor=0.5, patience=1)
     >>> state = scale_by_plateau().init({"kernel": jnp.ones(3)})
-    >>> for loss in (1.0, 1.0, 1.0):  # the best, one that is put up with, one too many
+    >>> for loss in (1.0, 1.0, 1.0):  # the second is within the patience, the third is not
     ...     state = observe(state, loss, schedule)
     >>> float(rate_scale(state))
     0.5
@@ -212,20 +254,20 @@ def observe(opt_state, loss, schedule):
         return opt_state
     plateau = optax.contrib.reduce_on_plateau(
         schedule.factor,
-        schedule.patience + 1,  # Optax reduces with this one, PyTorch after it
+        schedule.patience + 1,  # Optax reduces at the last epoch of the patience, PyTorch at the next one
         rtol=max(schedule.threshold, 1e-12),  # Optax refuses 0; 1 - 1e-12 is 1 in float32
         cooldown=schedule.cooldown,
         min_scale=schedule.final,
     )
 
-    def see(node):
+    def step(node):
         return plateau.update({}, node, value=jnp.asarray(loss))[1] if _is_plateau(node) else node
 
-    return jax.tree.map(see, opt_state, is_leaf=_is_plateau)
+    return jax.tree.map(step, opt_state, is_leaf=_is_plateau)
 
 
 def rate_scale(opt_state):
-    """What the plateaus seen so far have multiplied the schedule's rate by; 1 with any other schedule."""
+    """Return the factor by which plateaus have reduced the learning rate so far; 1 with any other schedule."""
     found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_plateau) if _is_plateau(node)]
     return found[0].scale if found else 1.0
 

@@ -1,4 +1,4 @@
-"""Transformations that Optax has not, or defines otherwise than PyTorch does."""
+"""Transformations that Optax lacks, or that it defines differently from PyTorch."""
 
 from typing import Any, NamedTuple
 
@@ -9,9 +9,9 @@ from jax.flatten_util import ravel_pytree
 
 
 def scale_by_adagrad(epsilon=1e-10):
-    """g / (sqrt(sum of g^2) + epsilon): Duchi et al. 2011, as PyTorch has it.
+    """Make Adagrad's direction g / (sqrt(sum of g^2) + epsilon): Duchi et al. 2011, as in PyTorch.
 
-    Optax puts epsilon under the root, and starts the sum at 0.1 where PyTorch starts at 0.
+    Optax adds epsilon under the root, and starts the sum at 0.1 instead of 0.
     """
 
     def init(params):
@@ -26,7 +26,7 @@ def scale_by_adagrad(epsilon=1e-10):
 
 
 class NadamState(NamedTuple):
-    """Adam's moments, and the product of all momenta so far, which corrects the first moment's bias."""
+    """Adam's moments, and the product of all momenta so far, which corrects the bias of the first moment."""
 
     count: jax.Array
     mu: Any
@@ -35,9 +35,9 @@ class NadamState(NamedTuple):
 
 
 def scale_by_nadam(b1=0.9, b2=0.999, epsilon=1e-8, decay=4e-3):
-    """Dozat 2016, algorithm 2, with its schedule of momentum, mu_t = b1 (1 - 0.96^(t decay) / 2), as PyTorch has it.
+    """Make NAdam's direction: Dozat 2016, algorithm 2, as in PyTorch, with momentum mu_t = b1 (1 - 0.96^(t decay) / 2).
 
-    Optax's nadam keeps mu_t at b1, which is the limit of a large decay.
+    In Optax's nadam, mu_t = b1, which is the limit of a large decay.
     """
 
     def init(params):
@@ -63,9 +63,10 @@ def scale_by_nadam(b1=0.9, b2=0.999, epsilon=1e-8, decay=4e-3):
 
 
 def scale_by_rprop(first_step):
-    """Riedmiller & Braun 1993 without backtracking, as PyTorch has it: factors 0.5 and 1.2, steps from 1e-6 to 50.
+    """Make Rprop's steps: Riedmiller & Braun 1993 without backtracking, as in PyTorch.
 
-    Optax's returns the step before this one (0.2.8); this step is what its state remembers.
+    Factors are 0.5 and 1.2, step sizes 1e-6 to 50. Optax (0.2.8) returns the previous step; the current one is in its
+    state.
     """
     inner = optax.scale_by_rprop(first_step)
 
@@ -77,30 +78,30 @@ def scale_by_rprop(first_step):
 
 
 class LbfgsState(NamedTuple):
-    """The last point and gradient, and the pairs of differences that describe the curvature, oldest first."""
+    """The previous point and gradient, and the pairs of differences that describe the curvature, oldest first."""
 
     count: jax.Array
     params: jax.Array  # [parameters]
     gradient: jax.Array
     steps: jax.Array  # [history, parameters]
     changes: jax.Array  # [history, parameters] of the gradient
-    weights: jax.Array  # [history]: 1 / (step . change); 0: an empty place
-    scale: jax.Array  # of the inverse Hessian before those pairs
+    weights: jax.Array  # [history]: 1 / (step . change); 0 for a pair that does not exist yet
+    scale: jax.Array  # of the initial inverse Hessian, to which the pairs are applied
 
 
 def scale_by_lbfgs(history=10):
-    """Gradient times L-BFGS's inverse Hessian: Nocedal & Wright, algorithm 7.4, with PyTorch's safeguards.
+    """Make L-BFGS's direction, inverse Hessian times gradient: Nocedal & Wright, algorithm 7.4, as in PyTorch.
 
-    A pair whose step . change is at most 1e-10 is left out, so that the direction always descends, on mini-batches
-    too; Optax takes every pair, and counts on its line search for good ones. The first direction is the gradient times
-    min(1, 1 / |g|_1), as in PyTorch; Optax divides by the 2-norm.
+    A pair with step . change <= 1e-10 is left out, so that the direction is always one of descent, on mini-batches too.
+    Optax uses every pair, and relies on its line search. The first direction is the gradient times min(1, 1 / |g|_1),
+    as in PyTorch; Optax divides by the 2-norm.
     """
 
     def init(params):
         flat = jnp.zeros_like(ravel_pytree(params)[0])
         memory = jnp.zeros((history, flat.size), flat.dtype)
         zero = jnp.zeros((), flat.dtype)
-        # Copies: the state is donated, and one buffer cannot be donated twice.
+        # The arrays are copies, because the state is donated, and one buffer cannot be donated twice.
         return LbfgsState(
             jnp.zeros((), jnp.int32), flat, flat.copy(), memory, memory.copy(), memory[:, 0].copy(), zero + 1
         )
@@ -135,12 +136,13 @@ def scale_by_lbfgs(history=10):
 
 
 def clip_adaptively(clipping, epsilon=1e-3):
-    """Scale the gradient of each unit down to clipping * max(|w|, epsilon): Brock et al. 2021, eq. 3.
+    """Scale the gradient of each unit down to the norm clipping * max(|w|, epsilon): Brock et al. 2021, eq. 3.
 
-    A unit is all that leads to one output feature, [*window, in] of a kernel [*window, in, out]; a vector (bias, scale)
-    is one unit, as in Optax, which takes 3 dimensions for a dense layer's and 5 for 3-d windows. In a `deepjax` stack
-    (paths with a part `unit`) the leading axis counts units of the network, which are clipped each by itself. Every
-    parameter is clipped, as in Optax; Brock et al. leave the last layer out, as a group with clip_adaptive null does.
+    A unit is the weights of one output feature: [*window, in] of a kernel [*window, in, out]. A vector (bias, scale) is
+    one unit. Optax defines units in the same way, except for 3-d and 5-d kernels. In a stack of units (paths with a
+    part `unit`), the leading axis is the number of the unit in the stack, and each is clipped separately. Every
+    parameter is clipped, as in Optax. Brock et al. do not clip the last layer; a group with clip_adaptive null does the
+    same.
     """
 
     def clip(path, g, w):
@@ -156,17 +158,17 @@ def clip_adaptively(clipping, epsilon=1e-3):
 
 
 class LookaheadState(NamedTuple):
-    """Updates done, and the slow weights."""
+    """The number of updates so far, and the slow weights."""
 
     count: jax.Array
     slow: Any
 
 
 def lookahead(period, rate):
-    """Every `period` updates: slow weights go `rate` of the way to the weights, which go to the slow weights.
+    """Every `period` updates, move the slow weights `rate` of the way to the weights, and set the weights to them.
 
-    Zhang et al. 2019, algorithm 1. To be the last link of a chain, as it speaks of the weights that the updates before
-    it would make. `optax.lookahead` does the same with parameters that are pairs; here they stay what they were.
+    Zhang et al. 2019, algorithm 1. It must be the last link of a chain, because it uses the weights that the preceding
+    updates would give. `optax.lookahead` does the same, but represents the parameters as pairs.
     """
 
     def init(params):
@@ -174,26 +176,26 @@ def lookahead(period, rate):
 
     def update(updates, state, params=None):
         count = state.count + 1
-        meet = count % period == 0
+        synchronize = count % period == 0
 
-        def turn(u, slow, w):
-            # Of equal weights, such as frozen ones, the difference is 0, and nothing moves.
-            return jnp.where(meet, slow - w + rate * (w - slow + u), u)
+        def change(u, slow, w):
+            # For equal weights, such as frozen ones, slow - w is 0, so that they do not move.
+            return jnp.where(synchronize, slow - w + rate * (w - slow + u), u)
 
-        updates = jax.tree.map(turn, updates, state.slow, params)
-        # What applying the updates will make of the weights, to the bit.
-        slow = jax.tree.map(lambda u, slow, w: jnp.where(meet, w + u, slow), updates, state.slow, params)
+        updates = jax.tree.map(change, updates, state.slow, params)
+        # Computed as the updates will be applied, so that slow weights and weights are equal to the bit.
+        slow = jax.tree.map(lambda u, slow, w: jnp.where(synchronize, w + u, slow), updates, state.slow, params)
         return updates, LookaheadState(count, slow)
 
     return optax.GradientTransformation(init, update)
 
 
 def slow_params(opt_state, params):
-    """Lookahead's slow weights, which Zhang et al. evaluate; `params` themselves where there are none.
+    """Return the slow weights of `lookahead`, which Zhang et al. evaluate, or `params` if there are none.
 
     Args:
       opt_state: of any optimizer.
-      params: the parameters that it goes with. Frozen ones have no slow weights, and stay.
+      params: the parameters of this state. Frozen ones have no slow weights, and are returned unchanged.
     """
 
     def is_lookahead(node):

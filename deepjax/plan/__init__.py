@@ -16,6 +16,7 @@ from deepjax.errors import InputError
 from deepjax.plan import inputs, step
 from deepjax.plan.compiling import measure
 from deepjax.summary import summarize
+from deepjax.summary.costs import multiply_adds
 from deepjax.training.run import make_model
 from deepjax.training.state import parameter_count
 
@@ -140,7 +141,7 @@ def _with_remat(config, classes, remat):
 
 
 def _flops(planned, abstract, plain):
-    recomputed = step.macs(abstract.traced.jaxpr.jaxpr) - step.macs(plain.traced.jaxpr.jaxpr)  # on one device
+    recomputed = multiply_adds(abstract.traced.jaxpr.jaxpr) - multiply_adds(plain.traced.jaxpr.jaxpr)  # on one device
     return 2 * (3 * planned.macs * planned.batch_size + recomputed * planned.devices)
 
 

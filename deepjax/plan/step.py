@@ -11,7 +11,6 @@ import numpy as np
 from deepjax import data
 from deepjax.errors import InputError
 from deepjax.runs.workdir import Statistics
-from deepjax.summary.walk import Walk
 from deepjax.training import experiment, sharding
 
 
@@ -94,10 +93,3 @@ def size(tree):
         math.prod(leaf.shape) * (8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize)
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def macs(jaxpr):
-    """Return the multiply-adds of the convolutions and matrix products of a jaxpr."""
-    walk = Walk()
-    walk.run(jaxpr, [None] * len(jaxpr.invars), cost=walk.cost)
-    return walk.cost.macs.total()

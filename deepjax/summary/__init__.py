@@ -1,30 +1,32 @@
-"""The layers of any Linen model: output shapes, parameters, multiply-adds, receptive fields. Nothing is computed.
+"""Summarize the layers of any Linen model: output shapes, parameters, multiply-adds, receptive fields.
 
-One forward pass is traced with shapes alone (`trace`); its equations are read one by one (`walk`), which gives
-multiply-adds, and what each output sees of the input (`rules`, `spans`).
+Nothing is computed. One forward pass is traced with shapes alone, and its equations are read one by one (`costs`),
+which gives the multiply-adds, and the pixels that each output depends on (`rules`, `spans`).
 """
 
 from collections import Counter
 from math import prod
 from typing import NamedTuple
 
+import flax.linen as nn
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 
 from deepjax.errors import InputError, choices
+from deepjax.summary.costs import Reader, Seen
 from deepjax.summary.spans import Span
-from deepjax.summary.trace import Call, trace
-from deepjax.summary.walk import Walk
+from deepjax.trace import call_arguments, call_jaxpr, input_errors
 
 COUNTS = ("macs", "conv-bias")
 
 
 class ReceptiveField(NamedTuple):
-    """Output position o sees the `size` pixels of the input from offset + o * stride on; one entry per spatial axis.
+    """The pixels that a map depends on: position o on the `size` pixels from offset + o * stride on.
 
-    Padding is seen too, so an offset may be negative. A stride of 0: all positions see the same pixels, as behind a
-    global pooling. Behind a transposed convolution the numbers are fractions: the pixels p seen are those with
-    offset + o * stride <= p <= offset + o * stride + size - 1.
+    Each field has one entry per spatial axis. Padding is included, so an offset may be negative. A stride of 0 means
+    that all positions depend on the same pixels, as after a global pooling. After a transposed convolution the numbers
+    are fractions: the pixels p are those with offset + o * stride <= p <= offset + o * stride + size - 1.
     """
 
     size: tuple[int | float, ...]
@@ -32,39 +34,39 @@ class ReceptiveField(NamedTuple):
     offset: tuple[int | float, ...]
 
 
-class Layer(NamedTuple):
+class Row(NamedTuple):
     """One row of the table: a module that owns parameters or multiplies, or calls no other module; or a pooling."""
 
     path: str  # "stage1_rest/unit/branch/conv1"
-    kind: str  # the class's name; of a function its own
-    output: tuple[int, ...]  # shape of one example's output (of the last array, where there are several)
+    kind: str  # name of the class, or of the function
+    output: tuple[int, ...]  # shape of one example's output (of the last array, if there are several)
     repeats: int  # how often a scan runs it
     parameters: int  # over all repeats
-    macs: int  # over all calls and repeats; with count "conv-bias" its operations
-    field: ReceptiveField | None  # of the last call; None: the output does not depend on the input
+    macs: int  # over all calls and repeats; its operations if count is "conv-bias"
+    field: ReceptiveField | None  # of the last call; None if the output does not depend on the input
 
 
 def summarize(model, input_shape, *, count="macs", level=None, **call):
-    """The layers of a model, in the order in which they are first called.
+    """List the layers of a model, in the order in which they are first called.
 
-    Multiply-adds are those of convolutions and matrix products, one each, for one example, from shapes: a tap on
-    padding counts; a scan's count every time, those of a `while` once, of a `cond`'s branches the dearest. Equal
-    modules of one `nn.jit` class are traced once: the first one's rows have the costs of all.
+    Multiply-adds are those of convolutions and matrix products, for one example, computed from shapes. A kernel's tap
+    on padding counts. A scan counts every step, a `while` one, a `cond` its most expensive branch. A product with a
+    fixed matrix along the pixels is not one: it is a resampling, such as an adaptive pooling.
 
     `count="conv-bias"` counts as lectures do by hand. Every convolution has a bias, nothing else but matrix products
-    has parameters, and operations are parameters x output positions; a pooling has one operation per output value. A
+    has parameters, and operations are parameters x output positions. A pooling has one operation per output value. A
     1x1 convolution with a stride is a pooling, which takes those pixels, and a 1x1 convolution without.
 
     Args:
       model: any Linen module whose first argument is a batch of examples.
-      input_shape: of one example, such as (32, 32, 3): spatial axes and features. A `jax.ShapeDtypeStruct` where the
+      input_shape: of one example, such as (32, 32, 3): spatial axes and features. Pass a `jax.ShapeDtypeStruct` if the
         input is not float32.
       count: "macs" or "conv-bias".
-      level: gather the layers below the first `level` names of their paths; None: no gathering.
-      **call: further arguments of the model; a model that takes `train` gets `train=False` unless told otherwise.
+      level: merge the rows whose paths share their first `level` names; None: do not merge.
+      **call: further arguments of the model. A model that takes `train` gets `train=False` by default.
 
     Returns:
-      list of `Layer`. The model's parameters and multiply-adds are the sums of theirs.
+      list of `Row`. The parameters and multiply-adds of the model are the sums of theirs.
 
     Raises:
       InputError: an axis or level below 1, an unknown count, or an input that the model does not take.
@@ -83,80 +85,88 @@ def summarize(model, input_shape, *, count="macs", level=None, **call):
         raise InputError(f"count {count!r} is unknown; {choices(str(count), COUNTS)}")
     if level is not None and level < 1:
         raise InputError(f"level {level} must be at least 1")
-    jaxpr, variables = trace(model, shape, dtype, call)
+    jaxpr, variables = _trace(model, shape, dtype, call_arguments(model, train=False) | call)
     image = tuple(Span(axis + 1, 1, 1, 0, pixels) for axis, pixels in enumerate(shape[:-1]))
-    walk = Walk()
-    walk.run(jaxpr, [*[None] * (len(jaxpr.invars) - 1), image], cost=walk.cost)
-    if () not in walk.calls:  # an `nn.jit` around all, traced before as a part of another model
-        walk.calls[()], walk.fields[()] = (Call(type(model).__name__, (), {}), 1), None
+    reader = Reader()
+    reader.run(jaxpr, [*[Seen(fixed=False)] * (len(jaxpr.invars) - 1), Seen(image, fixed=False)])
     leaves = flax.traverse_util.flatten_dict(variables.get("params", {}))
-    return _rows(walk, leaves, count, level)
+    return _rows(reader, leaves, count, level)
 
 
-def _rows(walk, leaves, count, level):
-    sizes = _parameters(walk, leaves)
-    macs = walk.cost.macs if count == "macs" else _operations(walk)
-    kept = {path: size if count == "macs" else _with_biases(walk, path, size) for path, size in sizes.items()}
-    layers = {
-        path: Layer("/".join(path), c.kind, c.output, times, kept[path], macs[path], _field(walk.fields[path]))
-        for path, (c, times) in walk.calls.items()
+def _trace(model, shape, dtype, call):
+    """Return (jaxpr of an inference call on one example, shapes of the variables)."""
+    x = jax.ShapeDtypeStruct((1, *shape), dtype)
+    keys = {"params": jax.random.key(0)}  # the stream that Flax uses in place of all others
+    with input_errors(shape):
+        variables = nn.meta.unbox(jax.eval_shape(lambda x: model.init(keys, x, **call), x))
+    mutable = nn.DenyList("intermediates")
+    return call_jaxpr(model, variables, x, call, rngs=keys, mutable=mutable), variables
+
+
+def _rows(reader, leaves, count, level):
+    sizes = _parameters(reader, leaves)
+    macs = reader.cost.macs if count == "macs" else _operations(reader)
+    counted = {path: size if count == "macs" else _with_biases(reader, path, size) for path, size in sizes.items()}
+    rows = {
+        path: Row("/".join(path), c.kind, c.shape, times, counted[path], macs[path], _field(reader.fields[path]))
+        for path, (c, times) in reader.calls.items()
     }
-    callers = _callers(walk)
-    poolings = {path for path in walk.pools if path[:-1] in callers}  # others are part of their module
-    rows = [
+    callers = _callers(reader)
+    poolings = {path for path in reader.pools if path[:-1] in callers}  # others are part of their module
+    shown = [
         path
-        for path in _in_order(walk.calls)
-        if path in poolings or (path not in walk.pools and (sizes[path] or macs[path] or path not in callers))
+        for path in _in_order(reader.calls)
+        if path in poolings or (path not in reader.pools and (sizes[path] or macs[path] or path not in callers))
     ]
-    gathered = {}
-    for path in rows:
+    merged = {}
+    for path in shown:
         group = path[:level]
-        below = layers[path]
-        row = gathered.get(group) or layers.get(group, below)._replace(path="/".join(group), parameters=0, macs=0)
-        gathered[group] = row._replace(parameters=row.parameters + below.parameters, macs=row.macs + below.macs)
-    return list(gathered.values())
+        below = rows[path]
+        row = merged.get(group) or rows.get(group, below)._replace(path="/".join(group), parameters=0, macs=0)
+        merged[group] = row._replace(parameters=row.parameters + below.parameters, macs=row.macs + below.macs)
+    return list(merged.values())
 
 
-def _parameters(walk, leaves):
-    """Path of a call -> parameters that the module itself owns, over all repeats."""
-    sizes = dict.fromkeys(walk.calls, 0)
+def _parameters(reader, leaves):
+    """Return {path of a call: number of parameters that the module itself owns, over all repeats}."""
+    sizes = dict.fromkeys(reader.calls, 0)
     for path, leaf in leaves.items():
-        while path not in sizes:  # the leaf's name, and those of dicts that a module keeps parameters in
+        while path not in sizes:  # drop the leaf's name, and the names of dicts that a module keeps parameters in
             path = path[:-1]
         sizes[path] += leaf.size
     return sizes
 
 
-def _with_biases(walk, path, size):
-    """Parameters of a module of `size` parameters by the count "conv-bias"."""
-    own = walk.calls[path][0].own.values()
-    if path in walk.cost.convs:
+def _with_biases(reader, path, size):
+    """Return the count "conv-bias" of the parameters of a module that owns `size` of them."""
+    own = reader.calls[path][0].parameters.values()
+    if path in reader.cost.convs:
         kernels = sum(prod(shape) + (shape[-1] if len(shape) > 2 else 0) for shape in own if len(shape) > 1)
         return kernels * size // max(sum(map(prod, own)), 1)
-    return size if walk.cost.macs[path] else 0
+    return size if reader.cost.macs[path] else 0
 
 
-def _operations(walk):
-    """Path of a call -> operations by the count "conv-bias"."""
-    cost, callers = walk.cost, _callers(walk)
+def _operations(reader):
+    """Return {path of a call: operations by the count "conv-bias"}."""
+    cost, callers = reader.cost, _callers(reader)
     operations = Counter(cost.macs)
     for path, values in cost.biases.items():
-        if path in cost.convs or "bias" in walk.calls[path][0].own:
+        if path in cost.convs or "bias" in reader.calls[path][0].parameters:
             operations[path] += values
     for path, values in cost.pooled.items():
-        part = path in walk.pools and path[:-1] not in callers
+        part = path in reader.pools and path[:-1] not in callers
         module = path[:-1] if part else path
-        if not (part and "Norm" in walk.calls[module][0].kind):  # a norm's mean over pixels is no pooling
+        if not (part and "Norm" in reader.calls[module][0].kind):  # a norm's mean over pixels is not a pooling
             operations[module] += values
     return operations
 
 
-def _callers(walk):
-    return {path[:i] for path in walk.calls if path not in walk.pools for i in range(len(path))}
+def _callers(reader):
+    return {path[:i] for path in reader.calls if path not in reader.pools for i in range(len(path))}
 
 
 def _in_order(calls):
-    """Paths in the order in which their calls begin: `calls` has them in the order of their ends."""
+    """Sort paths by when their first call begins; `calls` has them in the order in which their calls end."""
     first = {}
     for i, path in enumerate(calls):
         for n in range(len(path) + 1):

@@ -1,12 +1,12 @@
-"""What an equation of a jaxpr does to what its operands see.
+"""Compute the receptive fields of an equation's results from those of its operands.
 
-A window of k taps with dilation r, stride s and low padding p, over an array whose entries see `size` pixels, moving by
-`stride` from `offset` on, gives entries that see
+Take an array whose entries depend on `size` pixels each, which move by `stride` from `offset` on. A window of k taps
+with dilation r, stride s and low padding p over it gives entries that depend on
 
-    size + (k - 1) r stride,  moving by  s stride,  from  offset - p stride  on
+    size + (k - 1) r stride  pixels, moving by  s stride,  from  offset - p stride  on
 
-(Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural networks", section 2). An equation that
-no rule here knows gives entries that see all that its operands see.
+(Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural networks", section 2). An equation
+without a rule here gives entries that depend on everything that any entry of its operands depends on.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from math import prod
 
 from jax.extend.core import Literal
 
-from deepjax.summary.spans import Window, crop, each, everything, moved, slide, union, whole
+from deepjax.summary.spans import Window, crop, each, moved, of_all_entries, of_all_positions, slide, union
 
-# One array in, or several of one shape: entries of the result see what the same entries of the operands see.
+# The operands have one shape; an entry of the result depends on what the same entries of the operands depend on.
 ELEMENTWISE = frozenset(
     (
         "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt",
@@ -33,10 +33,10 @@ CUMULATIVE = frozenset(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 
 
 def outputs(eqn, fields):
-    """The fields of an equation's results from those of its operands.
+    """Return the fields of an equation's results.
 
     Args:
-      eqn: an equation of a jaxpr that is not a call of another jaxpr.
+      eqn: an equation of a jaxpr that does not call another jaxpr.
       fields: list of `Fields`, one per operand.
 
     Returns:
@@ -67,7 +67,7 @@ def _shape(atom) -> tuple[int, ...]:
 
 def _unknown(eqn, fields):
     shapes = map(_shape, eqn.invars)
-    seen = union([everything(f, s) for f, s in zip(fields, shapes, strict=True)], ())
+    seen = union([of_all_entries(f, s) for f, s in zip(fields, shapes, strict=True)], ())
     return [seen] * len(eqn.outvars)
 
 
@@ -90,7 +90,7 @@ def _conv(eqn, fields):
     if p["batch_group_count"] == 1:
         axes[x[0]] = y[0]
     slid = each(fields[0], lambda s: slide(s, windows[s.axis]) if s.axis in windows else s)
-    return [each(slid, lambda s: s._replace(axis=axes[s.axis]) if s.axis in axes else whole(s, shape))]
+    return [each(slid, lambda s: s._replace(axis=axes[s.axis]) if s.axis in axes else of_all_positions(s, shape))]
 
 
 def _reduce_window(eqn, fields):
@@ -133,7 +133,7 @@ def _broadcast_in_dim(eqn, fields):
 
 
 def _reshape(eqn, fields):
-    """An axis may be split, and may take up axes behind it that are neither spatial nor features."""
+    """A spatial axis may be split, and may be merged with axes after it that are neither spatial nor features."""
     old, new, field = _shape(eqn.invars[0]), _shape(eqn.outvars[0]), fields[0]
     if 0 in old:
         return _unknown(eqn, fields)
@@ -143,9 +143,9 @@ def _reshape(eqn, fields):
     def change(span):
         before, after = group_of.get(span.axis, ((), ()))  # an axis of one pixel is in no group
         if not before or before[0] != span.axis:
-            return whole(span, old)
+            return of_all_positions(span, old)
         if len(before) > 1 and (before[-1] == len(old) - 1 or spatial & set(before[1:])):
-            return whole(span, old)
+            return of_all_positions(span, old)
         merged = prod(old[axis] for axis in before[1:])
         if merged > 1:  # position o of the merged axis is position o // merged of this one
             step = Fraction(span.stride) / merged
@@ -158,7 +158,7 @@ def _reshape(eqn, fields):
 
 
 def _groups(old, new):
-    """[(axes of old, axes of new)] that hold the same entries in the same order; axes of one entry are left out."""
+    """Return [(axes of old, axes of new)] with the same entries in the same order; axes of length 1 are left out."""
     a = [axis for axis, n in enumerate(old) if n > 1]
     b = [axis for axis, n in enumerate(new) if n > 1]
     groups = []
@@ -180,7 +180,7 @@ def _dynamic_slice(eqn, fields):
     shape, sizes = _shape(eqn.invars[0]), eqn.params["slice_sizes"]
     starts = [int(v.val) if isinstance(v, Literal) else None for v in eqn.invars[1 : 1 + len(shape)]]
     starts = [0 if size == n else start for start, size, n in zip(starts, sizes, shape, strict=True)]
-    axes = {axis: axis for axis, start in enumerate(starts) if start is not None}  # a start that is known
+    axes = {axis: axis for axis, start in enumerate(starts) if start is not None}  # those with a constant start
     image = crop(moved(fields[0], shape, axes), starts, (1,) * len(shape))
     return [union([image, *fields[1:]], _shape(eqn.outvars[0]))]
 
@@ -219,12 +219,12 @@ def _dot_general(eqn, fields):
 
 
 def _gather(eqn, fields):
-    """Axes that are taken whole stay; along the others, an entry may come from anywhere."""
+    """Axes that are taken as a whole stay. Along the others, an entry may come from anywhere."""
     numbers, sizes, shape = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], _shape(eqn.invars[0])
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     kept = zip([axis for axis in range(len(shape)) if axis not in dropped], numbers.offset_dims, strict=True)
     image = moved(fields[0], shape, {axis: to for axis, to in kept if sizes[axis] == shape[axis]})
-    return [union([image, everything(fields[1], _shape(eqn.invars[1]))], _shape(eqn.outvars[0]))]
+    return [union([image, of_all_entries(fields[1], _shape(eqn.invars[1]))], _shape(eqn.outvars[0]))]
 
 
 RULES: dict[str, Callable] = {

@@ -1,8 +1,8 @@
-"""Which pixels of the input the entries of an array see.
+"""Describe which pixels of the input the entries of an array depend on.
 
-For each spatial axis of the input it is an interval that moves along with one axis of the array. Where arrays meet, the
-interval that covers all of theirs counts. What moves at two rates is covered by all that any entry sees: an interval
-may come out too large, never too small.
+For each spatial axis of the input it is an interval that moves along with one axis of the array. If an entry depends on
+several arrays, its interval covers those of all of them. Intervals that move at different rates are covered by all that
+any entry depends on. So an interval may be too large, but is never too small.
 """
 
 from fractions import Fraction
@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """Along one spatial axis of the input: position o of `axis` sees `size` pixels from offset + o * stride on.
+    """Along one spatial axis of the input: position o of `axis` depends on `size` pixels from offset + o * stride on.
 
-    Numbers are fractions behind a transposed convolution: pixel p is seen where
+    Numbers are fractions after a transposed convolution: the pixels p are those with
     offset + o * stride <= p <= offset + o * stride + size - 1.
     """
 
-    axis: int | None  # of the array; None: every entry sees the same pixels, and stride is 0
+    axis: int | None  # of the array; None: every entry depends on the same pixels, and stride is 0
     size: int | Fraction
     stride: int | Fraction
     offset: int | Fraction
@@ -39,7 +39,7 @@ Fields = tuple[Span, ...] | None  # one span per spatial axis of the input; None
 
 
 def union(fields, shape):
-    """The fields of an array of this shape whose entries see what the same entries of several arrays see."""
+    """Return the fields of an array of this shape whose entries depend on the same entries of several arrays."""
     known = [field for field in fields if field is not None]
     if not known:
         return None
@@ -47,23 +47,23 @@ def union(fields, shape):
 
 
 def moved(field, shape, axes):
-    """The same fields after an array's axes became others; what moved along a lost axis is seen as a whole.
+    """Return the fields of an array after its axes were moved. Entries depend on all positions of an axis that is lost.
 
     Args:
       field: `Fields`.
       shape: of the array before.
       axes: dict, axis before -> axis after.
     """
-    return each(field, lambda s: s._replace(axis=axes[s.axis]) if s.axis in axes else whole(s, shape))
+    return each(field, lambda s: s._replace(axis=axes[s.axis]) if s.axis in axes else of_all_positions(s, shape))
 
 
-def everything(field, shape):
-    """The fields of an array every entry of which sees what any entry of an array of this shape sees."""
+def of_all_entries(field, shape):
+    """Return the fields of an array each of whose entries depends on all entries of an array of this shape."""
     return moved(field, shape, {})
 
 
-def whole(span, shape):
-    """What all positions see together, cut to the input."""
+def of_all_positions(span, shape):
+    """Return the span of an entry that depends on all positions of an array of this shape, cut to the input."""
     if span.axis is None:
         return span
     last = span.offset + (shape[span.axis] - 1) * span.stride + span.size - 1
@@ -73,18 +73,18 @@ def whole(span, shape):
 
 def _cover(a, b, shape):
     if (a.axis, a.stride) != (b.axis, b.stride):
-        a, b = whole(a, shape), whole(b, shape)
+        a, b = of_all_positions(a, shape), of_all_positions(b, shape)
     start = min(a.offset, b.offset)
     return a._replace(offset=start, size=max(a.offset + a.size, b.offset + b.size) - start)
 
 
 def each(field, change):
-    """The fields with every span that moves changed by a function."""
+    """Return the fields with a function applied to every span that moves."""
     return None if field is None else tuple(span if span.axis is None else change(span) for span in field)
 
 
 def slide(span, window):
-    """What the entries of a result see when a `Window` moves over an array whose entries see the span."""
+    """Return the span after a `Window` moved over an array with this span."""
     step = span.stride if window.base == 1 else Fraction(span.stride) / window.base
     return span._replace(
         size=span.size + (window.taps - 1) * window.dilation * step,
@@ -94,7 +94,7 @@ def slide(span, window):
 
 
 def crop(field, starts, strides):
-    """Entries from `starts` on, every `strides`-th one; starts may be negative: entries before the first."""
+    """Return the fields of every `strides`-th entry from `starts` on. Negative starts are entries before the first."""
     return each(
         field,
         lambda s: s._replace(offset=s.offset + starts[s.axis] * s.stride, stride=s.stride * strides[s.axis]),

@@ -1,6 +1,30 @@
-"""Observe any Linen model: its module calls, its jaxpr, the arguments it takes."""
+"""Observe any Linen model: its module calls, its layers, its jaxpr, its batch norms, the arguments it takes."""
 
-from deepjax.trace.arguments import accepts, call_arguments
-from deepjax.trace.calls import around_calls
+from deepjax.trace.arguments import accepts, call_arguments, input_errors
+from deepjax.trace.batch_norm import batch_moments, frozen_batch_norms, is_batch_norm, normalizes_by_batch
+from deepjax.trace.calls import around_calls, around_methods
+from deepjax.trace.jaxpr import TOP, Interpreter, Mark, Where, call_jaxpr, read_mark
+from deepjax.trace.layers import Layer, find_layers, find_shared
+from deepjax.trace.observe import observer
 
-__all__ = ["accepts", "around_calls", "call_arguments"]
+__all__ = [
+    "TOP",
+    "Interpreter",
+    "Layer",
+    "Mark",
+    "Where",
+    "accepts",
+    "around_calls",
+    "around_methods",
+    "batch_moments",
+    "call_arguments",
+    "call_jaxpr",
+    "find_layers",
+    "find_shared",
+    "frozen_batch_norms",
+    "input_errors",
+    "is_batch_norm",
+    "normalizes_by_batch",
+    "observer",
+    "read_mark",
+]

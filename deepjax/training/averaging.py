@@ -1,18 +1,16 @@
 """Averages of weights: stochastic weight averaging, batch norm's moments for averaged weights, snapshots of a run."""
 
-import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
 
 from deepjax.errors import InputError
 from deepjax.runs.checkpoint import Checkpoints
-from deepjax.training.step import apply_model
+from deepjax.trace.batch_norm import batch_moments
 
 
 def check(config):
@@ -112,17 +110,16 @@ def _shapes(tree):
 
 
 def moments_step(variables, batch, key, count, *, model, preprocess):
-    """One more batch of the training set for batch norms' moments.
+    """Average the moments of batch normalizations over one more batch of the training set.
 
     As PyTorch's `update_bn`: in training mode, all batches counting alike, the last and smaller one too. The variance
-    is what the batch norm keeps, ours the biased one if not told otherwise (PyTorch's is unbiased). A batch norm is a
-    module with a `momentum` and moments `mean` and `var` in `batch_stats`; what others keep there moves on as in
-    training.
+    is what the batch normalization keeps, ours the biased one if not told otherwise (PyTorch's is unbiased). Whatever
+    else is in `batch_stats` moves on as in training.
 
     Args:
       variables: {"params", "batch_stats"}: the moments are means over `count` batches (0: they do not count).
       batch: as in `train_step`; rows whose mask is False do not count.
-      key: for what is random in training, such as dropout.
+      key: PRNG key for what is random in training, such as dropout.
       count: batches done.
       model: a Linen module called as `model(x, train=...)`, given `mask=` too where it takes it.
       preprocess: (None, image) -> float input of the model.
@@ -130,44 +127,14 @@ def moments_step(variables, batch, key, count, *, model, preprocess):
     Returns:
       batch_stats, of count + 1 batches.
     """
-    image = preprocess(None, batch["image"])
-    with _forgetful_batch_norms() as found:
-        _, updated = apply_model(
-            model, variables, image, batch["mask"], train=True, mutable=["batch_stats"], rngs={"dropout": key}
-        )
+    image, rngs = preprocess(None, batch["image"]), {"dropout": key}
+    moments, called = batch_moments(model, variables, image, train=True, mask=batch["mask"], rngs=rngs)
 
-    def average(path, old, new):
-        if tuple(entry.key for entry in path[:-1]) not in found or path[-1].key not in ("mean", "var"):
-            return new
-        return jnp.where(count == 0, new, old + (new - old) / (count + 1))
+    def average(old, new, called):
+        mean = jnp.where(count == 0, new, old + (new - old) / (count + 1))
+        return jnp.where(called, mean, new)
 
-    return jax.tree_util.tree_map_with_path(average, variables["batch_stats"], updated["batch_stats"])
-
-
-@contextlib.contextmanager
-def _forgetful_batch_norms():
-    """In it, batch norms keep the moments of this batch alone; yields the set of their paths.
-
-    One that is called several times, its weights being shared, keeps the mean of its calls, as PyTorch's would.
-    """
-    found, calls = set(), {}  # by module, which a scan's body that is traced again has anew
-
-    def forget(call, arguments, keywords, context):
-        module = context.module
-        if context.method_name != "__call__" or not hasattr(module, "momentum"):
-            return call(*arguments, **keywords)
-        found.add(module.path)
-        _, before = calls.get(id(module), (None, 0))
-        calls[id(module)] = module, before + 1  # the module too, so that its id stays its own
-        own = module.momentum
-        object.__setattr__(module, "momentum", before / (before + 1))  # Linen's own refuses; taken back below
-        try:
-            return call(*arguments, **keywords)
-        finally:
-            object.__setattr__(module, "momentum", own)
-
-    with nn.intercept_methods(forget):
-        yield found
+    return jax.tree.map(average, variables["batch_stats"], moments, called)
 
 
 class MomentEstimator:

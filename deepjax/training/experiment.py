@@ -155,7 +155,7 @@ def build(config, dataset, model, devices, statistics, *, schedule=None, variabl
     augment, shape = config.data.augment, statistics.standardizer.output_shape(dataset.shape)
 
     def augmented(key, image):
-        image = data.change_colours(key, image, augment, statistics.lighting)
+        image = data.change_colors(key, image, augment, statistics.lighting)
         return data.augment(key, statistics.standardizer.apply(image), augment)
 
     def mix(key, image, label, mask):

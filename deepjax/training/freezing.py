@@ -2,15 +2,11 @@
 
 import contextlib
 import dataclasses
-from fnmatch import fnmatchcase
 from functools import partial
-
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from deepjax.errors import InputError
 from deepjax.optimizers.schedules import update_count
+from deepjax.trace.batch_norm import frozen_batch_norms
 
 
 def check(config):
@@ -71,9 +67,9 @@ def kept_moments(config, steps_per_epoch):
 
 
 def keep_moments(kept, updates):
-    """A function that makes a context, in which frozen batch norms normalize as in evaluation, and keep their moments.
+    """Return a function that makes a context in which frozen batch normalizations keep their moments.
 
-    That is PyTorch's `eval()` of frozen layers. A batch norm is a module with a `momentum`, called with `train=`; it is
+    That is PyTorch's `eval()` of frozen layers (see `trace.batch_norm.frozen_batch_norms`). A batch normalization is
     frozen where its scale is.
 
     Args:
@@ -82,21 +78,5 @@ def keep_moments(kept, updates):
     """
     if kept is None:
         return contextlib.nullcontext
-
-    def keep(call, arguments, keywords, context):
-        module, until = context.module, 0
-        if context.method_name == "__call__" and hasattr(module, "momentum") and keywords.get("train"):
-            scale = "/".join((*module.path, "scale"))
-            until = next((until for pattern, until in kept.items() if fnmatchcase(scale, pattern)), 0)
-        if until == 0:
-            return call(*arguments, **keywords)
-        before = jax.tree.map(lambda leaf: leaf, module.variables)  # a copy: the call changes what it has
-        frozen = True if until is None else updates < until
-        as_evaluated = module.clone(parent=None, name=None).apply(before, *arguments, **keywords | {"train": False})
-        as_trained = call(*arguments, **keywords)
-        for name, value in before["batch_stats"].items():
-            new = module.get_variable("batch_stats", name)
-            module.put_variable("batch_stats", name, jnp.where(frozen, value, new))
-        return jnp.where(frozen, as_evaluated, as_trained)
-
-    return partial(nn.intercept_methods, keep)
+    frozen = {pattern: until is None or (until > 0 and updates < until) for pattern, until in kept.items()}
+    return partial(frozen_batch_norms, frozen)

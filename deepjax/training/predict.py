@@ -10,10 +10,9 @@ import numpy as np
 
 from deepjax import data, weights, zoo
 from deepjax.errors import InputError, choices
-from deepjax.training.recipes import recipe
 from deepjax.training.step import apply_model
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+SUFFIXES = data.IMAGE_SUFFIXES
 
 
 class Classifier(NamedTuple):
@@ -42,14 +41,14 @@ def load_classifier(name, path="") -> Classifier:
     """The network called `name` with the weights in the file `path`, or, without it, with those of the hub.
 
     Class names and preprocessing are those recorded with the weights; else ImageNet's, where there are 1000 logits, and
-    torchvision's recipe for the network.
+    those of torchvision's weights of the network.
 
     Raises InputError for an unknown network, or weights that are not its own.
     """
     if path and name not in zoo.MODELS:
         raise InputError(f"model {name!r} is unknown; {choices(name, zoo.MODELS)}")
     found = weights.load_file(path, name) if path else weights.load_pretrained(name)
-    steps = found.preprocessing or recipe(found.source["network"])
+    steps = found.preprocessing or zoo.preprocessing(found.source["network"])
     moments = (np.asarray(values, np.float32) for values in (steps.mean, steps.std))
     return Classifier(
         found.network,

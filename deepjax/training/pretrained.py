@@ -10,7 +10,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax import data, weights, zoo
 from deepjax.errors import InputError
-from deepjax.training.recipes import recipe
 from deepjax.training.run import load_run
 from deepjax.weights.files import TORCH, is_ours, read_state_dict
 from deepjax.weights.hub import PRETRAINED, find
@@ -39,14 +38,15 @@ def read(where, model):
         run = load_run(path)
         return Source(where, run.config.model, run.model, run.variables, run.standardizer)
     if path.suffix in SUFFIXES and not is_ours(path):
-        return Source(where, None, None, read_state_dict(path), _standardizer(recipe(model)))
+        return Source(where, None, None, read_state_dict(path), _standardizer(zoo.preprocessing(model)))
     if path.suffix not in SUFFIXES and ("/" in where or path.exists()):
         raise InputError(f"pretrained {where}: no folder of a run, and no file that ends in {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES:  # before anything is fetched
-        _check_network(where, PRETRAINED[find(where)].network, model, zoo.create(model).borrowed)
+        _check_network(where, PRETRAINED[find(where)][0], model, zoo.create(model).borrowed)
     found = weights.load_pretrained(path if path.suffix in SUFFIXES else where)
     name = found.source["network"]
-    return Source(where, name, found.network, found.variables, _standardizer(found.preprocessing or recipe(name)))
+    preprocessing = found.preprocessing or zoo.preprocessing(name)
+    return Source(where, name, found.network, found.variables, _standardizer(preprocessing))
 
 
 def _check_network(where, name, model, borrowed):

@@ -1,88 +1,88 @@
-"""Two sets of weights, or ours and a PyTorch module, layer by layer: where do their answers part?"""
+"""Compare two networks layer by layer, to find the first layer whose outputs differ."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict
 
 from deepjax import zoo
 from deepjax.errors import InputError, first_line
+from deepjax.trace import input_errors
 from deepjax.weights.pytorch import fit, to_torch, whole_network
 
-TOLERANCE = 1e-4  # float32 rounding stays below it, a wrong epsilon does not
-OUTPUT = "output"  # the row of what the whole network gives
+TOLERANCE = 1e-4  # above the rounding of float32, below the effect of a wrong epsilon
+OUTPUT = "output"  # path of the network's output
 
 
-class Layer(NamedTuple):
-    """One layer's answers on both sides."""
+class LayerDifference(NamedTuple):
+    """How far apart the outputs of one layer are."""
 
-    path: str  # units of scans one by one: stage1_rest/unit2/branch/conv1
+    path: str  # units of a scan are separate: stage1_rest/unit2/branch/conv1
     shape: tuple[int, ...]
-    difference: float  # largest, over the largest value; inf where shapes differ or one is not finite
+    difference: float  # largest difference / largest value; inf if shapes differ or a value is not finite
 
 
 class Comparison(NamedTuple):
-    """What `compare` finds: layers in the order of the calls, the network's output last."""
+    """The result of `compare`: layers in the order of their calls, the network's output last."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerDifference, ...]
     tolerance: float
 
     @property
-    def first(self) -> Layer | None:
-        """The first layer whose difference is above the tolerance; None: they agree."""
+    def first(self) -> LayerDifference | None:
+        """The first layer whose difference is above the tolerance, or None."""
         return next((layer for layer in self.layers if not layer.difference <= self.tolerance), None)
 
 
 def compare(network, variables_a, variables_b, x, *, tolerance=TOLERANCE) -> Comparison:
-    """Run two sets of variables of a network in inference, and compare what each of its layers gives.
+    """Run a network with two sets of variables in inference mode, and compare the outputs of each layer.
 
     Args:
-      network: of the zoo, or its name; its scans are run unit by unit.
-      variables_a: {"params": ..., "batch_stats": ...}; in scans stacked or not.
+      network: a network of the zoo, or its name. Its scans are run unit by unit.
+      variables_a: {"params": ..., "batch_stats": ...}; those of scans stacked or not.
       variables_b: the same.
       x: [batch, height, width, channels].
-      tolerance: of a layer's largest difference over its largest value.
+      tolerance: for a layer's largest difference, divided by its largest value.
 
     Raises:
-      InputError: variables that are not the network's.
+      InputError: the variables or x do not fit the network.
     """
-    answers = _runner(network, x)
-    return _compared(answers(variables_a), answers(variables_b), tolerance)
+    outputs = _runner(network, x)
+    return _compared(outputs(variables_a), outputs(variables_b), tolerance)
 
 
 def compare_with_torch(network, variables, torch_module, x, *, tolerance=TOLERANCE) -> Comparison:
-    """`compare` of our network with torchvision's of the same form, by the layers' names in both.
+    """Compare a network with torchvision's network of the same architecture, layer by layer.
 
     Args:
-      network: of the zoo, or its name.
-      variables: ours.
-      torch_module: a torch.nn.Module; its mode is put back.
-      x: [batch, height, width, channels], as ours takes it.
-      tolerance: as of `compare`.
+      network: a network of the zoo, or its name.
+      variables: of this network.
+      torch_module: a torch.nn.Module. It is run in evaluation mode; its modes are restored afterwards.
+      x: [batch, height, width, channels].
+      tolerance: as in `compare`.
 
     Raises:
-      InputError: a network that torchvision does not have, or a module that has not the layers of it.
+      InputError: torchvision has no such network, or the module lacks one of its layers.
     """
     network = zoo.create(network) if isinstance(network, str) else network
     names = {ours: name if isinstance(name, str) else name[0] for ours, name in network.torch_names().items()}
     ours = _runner(network, x)(variables)
-    theirs = _torch_answers(torch_module, {name: path for path, name in names.items() if path in ours}, x)
+    theirs = _torch_outputs(torch_module, {name: path for path, name in names.items() if path in ours}, x)
     return _compared(ours, {path: _squeezed_as(ours[path], y) for path, y in theirs.items()}, tolerance)
 
 
 def torchvision_module(name, network, variables):
-    """torchvision's network of that name, a torch.nn.Module that holds our variables.
+    """Return torchvision's network of a name, with the given variables as its weights.
 
     Args:
-      name: in the zoo, and in torchvision.
-      network: ours of that name.
-      variables: of it.
+      name: of the network in the zoo and in torchvision.
+      network: the network of the zoo.
+      variables: of this network.
 
     Raises:
-      InputError: PyTorch or torchvision is not installed, or has no such network, or not with its options.
+      InputError: PyTorch or torchvision is not installed, or torchvision has no such network with these options.
     """
     state_dict = to_torch(network, variables)
     try:
@@ -95,7 +95,8 @@ def torchvision_module(name, network, variables):
         ) from None
     if name not in models.list_models():
         raise InputError(f"torchvision has no {name}; compare weights of a network that it has")
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # else it warns, and takes long
+    # With the default, these two warn and take long.
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     module = models.get_model(name, weights=None, num_classes=network.num_classes, **options)
     try:
         module.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()})
@@ -106,40 +107,35 @@ def torchvision_module(name, network, variables):
 
 
 def _runner(network, x):
-    """variables -> {path of a layer that has parameters: its output}, in the order of the calls."""
+    """Return a function: variables -> {path of a layer with parameters: its output}, in the order of the calls."""
     network = whole_network(zoo.create(network) if isinstance(network, str) else network)
     network = network.clone(scan=False) if hasattr(network, "scan") else network
-    order = {}  # jit sorts what it returns
     x = np.asarray(x, np.float32)
+    order = {}  # a jitted function sorts what it returns
 
     def keep(module, method):
-        own = any(not isinstance(value, Mapping) for value in module.variables.get("params", {}).values())
-        if own and method == "__call__":
+        owns = any(not isinstance(value, Mapping) for value in module.variables.get("params", {}).values())
+        if owns and method == "__call__":
             order["/".join(module.path)] = None
-        return own and method == "__call__"
+        return owns and method == "__call__"
 
     @jax.jit
     def run(variables, x):
         return network.apply(variables, x, train=False, capture_intermediates=keep, mutable=["intermediates"])
 
-    def answers(variables) -> dict[str, np.ndarray]:
+    def outputs(variables) -> dict[str, np.ndarray]:
         fitting = fit(network, variables)
-        try:
+        with input_errors(x.shape):
             jax.eval_shape(run, fitting, x)
-        except InputError:
-            raise
-        except (TypeError, ValueError, FlaxError) as error:
-            reason = first_line(error)
-            raise InputError(f"the network and its weights do not take x {np.shape(x)}: {reason}") from None
         y, kept = jax.device_get(run(fitting, x))
-        outputs: Any = flatten_dict(kept["intermediates"], sep="/")
-        return {path: outputs[f"{path}/__call__"][0] for path in order} | {OUTPUT: np.asarray(y)}
+        found: Any = flatten_dict(kept["intermediates"], sep="/")
+        return {path: found[f"{path}/__call__"][0] for path in order} | {OUTPUT: np.asarray(y)}
 
-    return answers
+    return outputs
 
 
-def _torch_answers(module, paths, x) -> dict[str, np.ndarray]:
-    """{our path: output of the PyTorch module that is named in paths, as we lay it out}."""
+def _torch_outputs(module, paths, x) -> dict[str, np.ndarray]:
+    """Return {our path: output, features last, of the PyTorch module whose name `paths` maps to it}."""
     import torch
 
     modules, found, hooks = dict(module.named_modules()), {}, []
@@ -149,7 +145,7 @@ def _torch_answers(module, paths, x) -> dict[str, np.ndarray]:
         )
 
     def keeper(path):
-        # A copy at once: an in-place ReLU overwrites what it is given.
+        # A copy, because an in-place ReLU overwrites its input.
         return lambda _, args, output: found.update({path: np.array(output.detach().cpu().numpy())})
 
     training = [(m, m.training) for m in module.modules()]
@@ -166,13 +162,14 @@ def _torch_answers(module, paths, x) -> dict[str, np.ndarray]:
 
 
 def _squeezed_as(ours, theirs):
-    """Theirs in the shape of ours where only axes of length 1 differ: a dense layer may be a convolution there."""
+    """Reshape `theirs` like `ours` if only axes of length 1 differ: one may have a Dense where the other convolves."""
     same = [n for n in ours.shape if n > 1] == [n for n in theirs.shape if n > 1]
     return theirs.reshape(ours.shape) if same else theirs
 
 
 def _compared(a: dict[str, Any], b: dict[str, Any], tolerance):
-    return Comparison(tuple(Layer(path, a[path].shape, _difference(a[path], b.get(path))) for path in a), tolerance)
+    layers = [LayerDifference(path, a[path].shape, _difference(a[path], b.get(path))) for path in a]
+    return Comparison(tuple(layers), tolerance)
 
 
 def _difference(a, b):

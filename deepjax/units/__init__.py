@@ -13,19 +13,34 @@ else Flax binds them to the module in whose `__call__` they are made, and their 
 
 A residual branch that starts at zero makes a deep net start as the identity, which needs no normalization. Three ways:
 
-    Branch(..., norm="zero_batch")              batch normalization, whose last scale starts at 0
-    Unit(Branch(..., norm="none"), SkipInit())  no normalization, a multiplier of the branch that starts at 0
-    Branch(..., norm="fixup", branches=54)      no normalization, the last kernel starts at 0, the others small
+    Branch(..., branch_init="zero_scale")                       the last norm's scale starts at 0
+    Unit(Branch(..., norm=None), SkipInit())                    no normalization; a learned factor of the branch is 0
+    Branch(..., norm=None, branch_init="fixup", branches=54)    no normalization; the last kernel starts at 0
+
+`norm` is a module factory, called as `norm(name=...)`, or None: `norm_factory("group")`, `layers.GhostBatchNorm`,
+`functools.partial(flax.linen.LayerNorm, epsilon=1e-3)`.
 """
 
 from deepjax.units.branch import Branch, Projection, Shake, ZeroPad
 from deepjax.units.convolution import ORDERS, ConvNorm, SqueezeExcite
 from deepjax.units.joins import Add, Concat, Drop, Gate, Plain, SkipInit
-from deepjax.units.norms import NORMS, NormActivation, Shift, check_norm, normalize
+from deepjax.units.norms import (
+    BRANCH_INITS,
+    NORMS,
+    Norm,
+    NormActivation,
+    Shift,
+    branch_and_join,
+    check_branch_init,
+    makes_batch_norm,
+    norm_factory,
+    normalize,
+)
 from deepjax.units.remat import recompute
 from deepjax.units.stack import REMATS, Reversible, Stack, Unit, stack, stack_units, unstack_units
 
 __all__ = [
+    "BRANCH_INITS",
     "NORMS",
     "ORDERS",
     "REMATS",
@@ -35,6 +50,7 @@ __all__ = [
     "ConvNorm",
     "Drop",
     "Gate",
+    "Norm",
     "NormActivation",
     "Plain",
     "Projection",
@@ -46,7 +62,10 @@ __all__ = [
     "Stack",
     "Unit",
     "ZeroPad",
-    "check_norm",
+    "branch_and_join",
+    "check_branch_init",
+    "makes_batch_norm",
+    "norm_factory",
     "normalize",
     "recompute",
     "stack",

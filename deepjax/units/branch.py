@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from deepjax import functional, initializers
 from deepjax.errors import InputError, choices
 from deepjax.layers import Conv, Dropout, ShakeShake
-from deepjax.units.norms import Shift, check_norm, normalize
+from deepjax.units.norms import NORMS, Norm, Shift, check_branch_init, normalize
 
 DROPS = ("inputs", "outputs", "last")
 
@@ -22,17 +22,20 @@ class Branch(nn.Module):
     order "pre": norm, activation, conv, ..., norm, activation, conv (He et al. 2016, figure 1b). With
     `activated=True` the input has been through norm and activation already, so the first pair is left out.
 
-    norm "batch": batch normalization. "zero_batch": and the scale of the last one starts at 0 (Goyal et al. 2017,
-    section 5.1); for order "post". "none": none, and the convolutions have biases. "fixup" (Zhang et al. 2019, section
-    3): none, and each convolution has a learned number before it (`shift1`, ...) and another in the place of its norm
-    (`norm1`, ...); the last kernel starts at 0 and a learned factor follows it (`scale`); the other kernels start as
-    `kernel_init` says, times branches^(-1 / (2m - 2)), with m convolutions in the branch.
+    `branch_init` says how the branch starts. "default": as `kernel_init` and the norm's factory say. "zero_scale": the
+    last norm's scale starts at 0 (Goyal et al. 2017, section 5.1); for order "post". "fixup" (Zhang et al. 2019,
+    section 3), for norm None: one learned number is added before each convolution (`shift1`, ...) and another one in
+    the place of its norm (`norm1`, ...); the last kernel starts at 0 and is followed by a learned factor (`scale`); the
+    other kernels start as `kernel_init` says, times branches^(-1 / (2m - 2)), with m convolutions in the branch.
+    "skip_init" is the join `SkipInit`, not a form of the branch.
+
+    Convolutions have biases if `norm` is None and `branch_init` is not "fixup".
 
     `dropout` is the probability to drop, by `drops`: what enters each convolution but the first ("inputs", Zagoruyko &
     Komodakis 2016, section 2.4), what leaves each convolution ("outputs", Huang et al. 2017, section 4.2), or what
     leaves the last one ("last").
 
-    >>> branch = Branch((8, 8), (3, 3), (1, 1), norm="fixup", branches=54)
+    >>> branch = Branch((8, 8), (3, 3), (1, 1), norm=None, branch_init="fixup", branches=54)
     >>> x = jnp.ones((1, 4, 4, 8))
     >>> sorted(jax.eval_shape(lambda: branch.init(jax.random.key(0), x, train=True))["params"])
     ['conv1', 'conv2', 'norm1', 'norm2', 'scale', 'shift1', 'shift2']
@@ -46,8 +49,9 @@ class Branch(nn.Module):
     activation: Callable = functional.relu
     kernel_init: Callable = initializers.he_normal(mode="fan_out")
     dtype: jnp.dtype | None = None
-    norm: str = "batch"  # one of NORMS
-    branches: int = 0  # residual branches in the whole network, which norm "fixup" must know
+    norm: Norm | None = NORMS["batch"]  # factory of each convolution's normalization
+    branch_init: str = "default"  # "default", "zero_scale" or "fixup"
+    branches: int = 0  # residual branches in the whole network; used by branch_init "fixup"
     groups: Sequence[int] | None = None  # of each convolution; None: 1
     dropout: float = 0.0
     drops: str = "inputs"  # one of DROPS
@@ -56,23 +60,23 @@ class Branch(nn.Module):
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features_in] -> [batch, H / strides, W / strides, features[-1]]."""
         self._check()
-        last, drop = len(self.features) - 1, Dropout(self.dropout, name="dropout")
+        last, drop, fixup = len(self.features) - 1, Dropout(self.dropout, name="dropout"), self.branch_init == "fixup"
         for i in range(last + 1):
-            norm = partial(normalize, norm=self.norm, train=train, mask=mask, name=f"norm{i + 1}")
+            norm = partial(normalize, norm=Shift if fixup else self.norm, train=train, mask=mask, name=f"norm{i + 1}")
             if self.order == "pre" and (i > 0 or not self.activated):
                 x = self.activation(norm(x))
             if self.drops == "inputs" and i > 0:
                 x = drop(x, train=train)
-            if self.norm == "fixup":
+            if fixup:
                 x = Shift(name=f"shift{i + 1}")(x)
             x = self._conv(i)(x)
             if self.drops == "outputs" or (self.drops == "last" and i == last):
                 x = drop(x, train=train)
-            if self.norm == "fixup" and i == last:
+            if fixup and i == last:
                 x = x * self.param("scale", initializers.ones, (), jnp.float32).astype(x.dtype)
             if self.order == "post":
-                zero = self.norm == "zero_batch" and i == last
-                x = norm(x, scale_init=initializers.zeros if zero else initializers.ones)
+                zero = self.branch_init == "zero_scale" and i == last
+                x = norm(x, scale_init=initializers.zeros if zero else None)
                 x = self.activation(x) if i < last else x
         return x
 
@@ -84,18 +88,20 @@ class Branch(nn.Module):
             self.strides[i],
             window // 2,
             groups=self.groups[i] if self.groups else 1,
-            use_bias=self.norm == "none",
+            use_bias=self.norm is None and self.branch_init != "fixup",
             kernel_init=self._kernel_init(i),
             dtype=self.dtype,
             name=f"conv{i + 1}",
         )
 
     def _check(self):
-        check_norm(self.norm, order=self.order)
+        check_branch_init(self.branch_init, norm=self.norm, order=self.order)
+        if self.branch_init == "skip_init":
+            raise InputError("Branch: branch_init skip_init is the join SkipInit; use Unit(branch, SkipInit())")
         if self.drops not in DROPS:
             raise InputError(f"Branch: drops {self.drops!r} is unknown; {choices(str(self.drops), DROPS)}")
-        if self.norm == "fixup" and self.branches < 1:
-            raise InputError(f"Branch: branches {self.branches} must be how many the network has, for norm fixup")
+        if self.branch_init == "fixup" and self.branches < 1:
+            raise InputError(f"Branch: branches {self.branches} must be the network's number of branches for fixup")
         if self.order not in ("post", "pre"):
             raise InputError(f"Branch: order {self.order!r} is not post or pre")
         lengths = {len(each) for each in (self.features, self.windows, self.strides, self.groups or self.features)}
@@ -106,7 +112,7 @@ class Branch(nn.Module):
             )
 
     def _kernel_init(self, i):
-        if self.norm != "fixup":
+        if self.branch_init != "fixup":
             return self.kernel_init
         m = len(self.features)
         if i == m - 1:
@@ -143,22 +149,22 @@ class Shake(nn.Module):
 class Projection(nn.Module):
     """A shortcut that changes shape by a 1x1 convolution (options B and C of He et al. 2015, section 4.1).
 
-    norm "fixup" puts a learned number before the convolution, and nothing after it.
+    `branch_init` "fixup" adds a learned number before the convolution, and nothing after it.
     """
 
     features: int
     stride: int = 1
-    norm: str = "batch"  # as of the branches
+    norm: Norm | None = NORMS["batch"]  # factory, as of the branches
+    branch_init: str = "default"  # "default" or "fixup", as of the branches
     kernel_init: Callable = initializers.he_normal(mode="fan_out")
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features_in] -> [batch, H / stride, W / stride, features]."""
-        check_norm(self.norm)
-        x = Shift(name="shift")(x) if self.norm == "fixup" else x
+        x = Shift(name="shift")(x) if self.branch_init == "fixup" else x
         x = Conv(self.features, (1, 1), self.stride, 0, kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)
-        return x if self.norm == "fixup" else normalize(x, self.norm, train=train, mask=mask, name="norm")
+        return normalize(x, self.norm, train=train, mask=mask, name="norm")
 
 
 class ZeroPad(nn.Module):

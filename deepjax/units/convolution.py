@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from deepjax import functional, initializers
 from deepjax.errors import InputError, choices
 from deepjax.layers import Conv
-from deepjax.units.norms import NORMS, check_norm, normalize
+from deepjax.units.norms import NORMS, Norm, normalize
 
 ORDERS = ("post", "last", "pre")
 
@@ -32,29 +32,22 @@ class ConvNorm(nn.Module):
     padding: str | int | Sequence | None = None  # as of `functional.conv`; None: half the window on each side
     dilation: int = 1
     groups: int = 1
-    norm: str = "batch"  # one of `NORMS`, but not zero_batch or fixup
+    norm: Norm | None = NORMS["batch"]  # factory of the normalization
     activation: Callable | None = functional.relu  # None: the identity
     order: str = "post"  # one of `ORDERS`
-    use_bias: bool | None = None  # None: where norm is "none"
-    epsilon: float = 1e-5  # of the norm
-    momentum: float = 0.9  # of the norm: share of the old running moments that is kept
-    kernel_init: Callable = initializers.he_normal(mode="fan_out")
+    use_bias: bool | None = None  # None: if norm is None
+    kernel_init: Callable | None = None  # None: that of `layers.Conv`
     bias_init: Callable = initializers.zeros
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features_in] -> [batch, H', W', features]."""
-        check_norm(self.norm)
-        if self.norm in ("zero_batch", "fixup"):
-            raise InputError(f"ConvNorm: norm {self.norm} says how a whole Branch starts; take another of {NORMS}")
         if self.order not in ORDERS:
             raise InputError(f"order {self.order!r} is unknown; {choices(str(self.order), ORDERS)}")
         steps = {
             "conv": self._conv,
-            "norm": lambda x: normalize(
-                x, self.norm, train=train, mask=mask, name="norm", epsilon=self.epsilon, momentum=self.momentum
-            ),
+            "norm": lambda x: normalize(x, self.norm, train=train, mask=mask, name="norm"),
             "activation": self.activation or (lambda x: x),
         }
         order = {
@@ -76,7 +69,7 @@ class ConvNorm(nn.Module):
             half if self.padding is None else self.padding,
             self.dilation,
             self.groups,
-            use_bias=self.norm == "none" if self.use_bias is None else self.use_bias,
+            use_bias=self.norm is None if self.use_bias is None else self.use_bias,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
             dtype=self.dtype,

@@ -29,7 +29,7 @@ class SkipInit(nn.Module):
 
     >>> import jax
     >>> from deepjax.units import Branch, Unit
-    >>> unit, x = Unit(Branch((2, 2), (3, 3), (1, 1), norm="none"), SkipInit()), jnp.ones((1, 4, 4, 2))
+    >>> unit, x = Unit(Branch((2, 2), (3, 3), (1, 1), norm=None), SkipInit()), jnp.ones((1, 4, 4, 2))
     >>> y, variables = unit.init_with_output(jax.random.key(0), x, train=True)
     >>> bool((y == x).all()), variables["params"]["join"]["alpha"].tolist()
     (True, 0.0)
@@ -55,7 +55,7 @@ class Drop(nn.Module):
     """skip + branch, where training drops the branch with probability 1 - survival.
 
     This is stochastic depth (Huang et al. 2016, eq. 2 and 5). In a stack, each unit has a survival of its own:
-    `stack(unit, 3, own={"survival": [0.9, 0.8, 0.7]})`. The paper has scaling="original" and per="batch";
+    `stack(unit, 3, per_unit={"survival": [0.9, 0.8, 0.7]})`. The paper has scaling="original" and per="batch";
     `functional.drop_path` says what the others are.
 
     >>> import jax

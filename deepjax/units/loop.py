@@ -1,8 +1,8 @@
 """The loop over a stack's units, and what its backward pass keeps of them.
 
 `nn.scan` would do for the plain loop, but not for the others: their backward passes are written out here, over
-variables that keep one layout, a leading axis of units, whatever is kept. Units are functions of (variables, keys, own
-numbers, x) in here; Flax's `lift.pack` makes them so, and puts their variables back, as it does for `nn.scan` itself.
+variables that keep one layout, a leading axis of units, whatever is kept. Units are functions of (variables, keys,
+numbers per unit, x) in here. Flax's `lift.pack` makes them so and puts their variables back, as it does for `nn.scan`.
 """
 
 import math
@@ -17,53 +17,75 @@ from flax.core import lift
 from flax.linen.transforms import lift_direct_transform
 from jax import lax
 
+from deepjax.errors import InputError
+from deepjax.trace.calls import with_current_rules
+
 
 class Each(NamedTuple):
     """What belongs to one unit; with a leading axis of units, what belongs to all."""
 
     variables: Any
     keys: Any
-    own: Any
+    per_unit: Any
 
 
-def run(unit, x, own, functions, *, depth, remat, unroll):
+def run(unit, x, per_unit, functions, *, depth, remat, unroll, forward_only):
     """x after `depth` units, whose variables are stacked. To be called in a Linen module that owns `unit`.
 
     Args:
       unit: a Linen module.
       x: what the first unit gets.
-      own: {name: values [depth]}, further arguments of each unit.
-      functions: (step,), where step is (unit, x, own) -> y; for remat "reversible" (step, f, g), where on halves
+      per_unit: {name: values [depth]}, further arguments of each unit.
+      functions: (step,), where step is (unit, x, per_unit) -> y; for remat "reversible" (step, f, g), where on halves
         x1, x2 of the features, step is y1 = x1 + f(x2), y2 = x2 + g(y1).
       depth: how many units.
       remat: "none", "unit", "sqrt" or "reversible": see `stack`.
       unroll: units per iteration, for "none" and "unit".
+      forward_only: run the plain loop, whatever the remat, and raise InputError when it is differentiated.
     """
 
     def transform(*functions_and_scopes):
-        *functions, scopes, x, own = functions_and_scopes
-        inner = partial(_inner, functions, depth, remat, unroll)
-        return lift.pack(inner, (True,), (True,), (True,), name="stack")(scopes, x, own)
+        *functions, scopes, x, per_unit = functions_and_scopes
+        inner = partial(_inner, functions, depth, remat, unroll, forward_only)
+        return lift.pack(inner, (True,), (True,), (True,), name="stack")(scopes, x, per_unit)
 
-    return lift_direct_transform(transform, functions, unit, x, own)
+    return lift_direct_transform(transform, functions, unit, x, per_unit)
 
 
-def _inner(functions, depth, remat, unroll, scope_fn, repack, variables, keys, x, own):
+def _inner(functions, depth, remat, unroll, forward_only, scope_fn, repack, variables, keys, x, per_unit):
     def pure(function, x, each):
         scopes = scope_fn(each.variables, each.keys)
         for scope in jax.tree.leaves(scopes):
             scope.rng_counters = dict(scope.rng_counters)  # a unit that is run again must draw the same
-        return function(scopes, x, each.own), repack(scopes)
+        return function(scopes, x, each.per_unit), repack(scopes)
 
     split = lift.tree_map_rngs(lambda key: jax.random.split(jax.random.clone(key), depth), keys)
-    each = Each(variables, split, own)
+    each = Each(variables, split, per_unit)
     step, *halves = [partial(pure, function) for function in functions]
+    if forward_only:
+        return _forward_only(step, depth, remat)(x, each)
     if remat == "sqrt":
         return _keeping_groups(step, depth, group_size(depth))(x, each)
     if remat == "reversible":
         return _keeping_nothing(step, *halves)(x, each)
     step = jax.checkpoint(step, prevent_cse=False) if remat == "unit" else step
     return lax.scan(step, x, each, length=depth, unroll=unroll)
+
+
+def _forward_only(step: Callable, depth: int, remat: str):
+    """(x, each) -> (y, variables), as `lax.scan(step, x, each)`; raises InputError when it is differentiated."""
+
+    def refuse(*_):
+        some = "'params', 'intermediates' or 'perturbations'"
+        what = some if remat == "sqrt" else "a collection other than 'batch_stats'"
+        raise InputError(
+            f"stack: remat {remat} cannot be differentiated while {what} is mutable, because all activations would "
+            f"be kept; take gradients with mutable=['batch_stats'], and observe the rest in a forward pass of its own"
+        )
+
+    looped = jax.custom_vjp(lambda x, each: lax.scan(step, x, each, length=depth))
+    looped.defvjp(refuse, refuse)
+    return looped
 
 
 # Groups: the input of every group of units is kept
@@ -177,7 +199,7 @@ def _keeping_nothing(step: Callable, f: Callable, g: Callable):
 
 def _custom_vjp(forward, backward):
     looped = jax.custom_vjp(lambda x, each: forward(x, each)[0])
-    looped.defvjp(forward, backward)
+    looped.defvjp(with_current_rules(forward), with_current_rules(backward))
     return looped
 
 

@@ -1,7 +1,8 @@
-"""What may stand where a normalization stands, by name."""
+"""Normalizations as module factories, and how a residual branch starts."""
 
-import math
 from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,48 +11,147 @@ import jax.numpy as jnp
 from deepjax import functional, initializers
 from deepjax.errors import InputError, choices
 from deepjax.layers import BatchNorm, GroupNorm, InstanceNorm
-from deepjax.units.joins import Plain, SkipInit
+from deepjax.trace import call_arguments
+from deepjax.trace.batch_norm import is_batch_norm
+from deepjax.units.joins import Add, Plain, SkipInit
 
-NORMS = ("batch", "zero_batch", "none", "fixup", "group", "layer", "instance")
-GROUPS = 32  # of norm "group", as far as they divide the features
+Norm = Callable[..., nn.Module]  # called as factory(name=..., scale_init=...); scale_init only for `branch_init`
+
+# Words of the command line. `batch` updates its running variance with the unbiased one, as PyTorch does. `group` uses
+# 32 groups, or as many as divide both 32 and the features; `layer` is one group and `instance` one group per feature
+# (Wu & He 2018, figure 2).
+NORMS: dict[str, Norm | None] = {
+    "batch": partial(BatchNorm, unbiased=True),
+    "group": partial(GroupNorm, fit_groups=True),
+    "layer": partial(GroupNorm, groups=1),
+    "instance": InstanceNorm,
+    "none": None,
+}
+BRANCH_INITS = ("default", "zero_scale", "fixup", "skip_init")
+USUAL = {"epsilon": 1e-5, "momentum": 0.9}
 
 
-def check_norm(norm, *, order="post", join=None):
-    """Raises InputError for a norm that is unknown, or that a branch of this order and join could not learn with."""
-    if norm not in NORMS:
-        raise InputError(f"norm {norm!r} is unknown; {choices(str(norm), NORMS)}")
-    if norm == "zero_batch" and order == "pre":
-        raise InputError(
-            "norm zero_batch needs order post: in front of a ReLU, a scale of 0 never learns; use SkipInit (skip_init)"
-        )
-    if norm in ("zero_batch", "fixup") and join in (Plain, SkipInit):
-        why = "has no skip" if join is Plain else "would start at 0 twice and never learn"
-        raise InputError(
-            f"norm {norm} starts a branch at 0, and with join {join.__name__} it {why}; use norm batch or none"
-        )
+def norm_factory(norm: Any, *, epsilon: float = USUAL["epsilon"], momentum: float = USUAL["momentum"]) -> Norm | None:
+    """Return the module factory for a word of the command line.
 
+    Equal arguments return the same object, so networks that hold it compare equal and can be hashed.
 
-def normalize(x, norm, *, train, mask, name, scale_init=initializers.ones, epsilon=1e-5, momentum=0.9):
-    """What `norm` puts in the place of a normalization. The module in whose __call__ it is called owns it as `name`.
+    Args:
+      norm: a key of `NORMS`, a factory of your own, such as `functools.partial(nn.LayerNorm)`, or None for no
+        normalization. A factory and None are returned unchanged.
+      epsilon: added to the variance, by the normalizations of `NORMS`.
+      momentum: share of the old running moments that batch normalization keeps, for the word "batch".
 
-    "batch" keeps PyTorch's unbiased running variance. "group" has 32 groups, or as many as divide both 32 and the
-    features; "layer" is one group, "instance" one for each feature (Wu & He 2018, figure 2).
+    Raises:
+      InputError: an unknown word.
+
+    >>> norm_factory("none") is None, norm_factory(nn.LayerNorm) is nn.LayerNorm
+    (True, True)
+    >>> norm_factory("batch", epsilon=1e-3)(name="norm").epsilon
+    0.001
     """
-    if norm == "none":
+    if norm is None or (not isinstance(norm, str) and callable(norm)):
+        return norm
+    if not isinstance(norm, str) or norm not in NORMS:
+        raise InputError(f"norm {norm!r} is unknown; {choices(str(norm), NORMS)}")
+    return _with_numbers(norm, float(epsilon), float(momentum))
+
+
+@cache
+def _with_numbers(word, epsilon, momentum):
+    factory = NORMS[word]
+    numbers = {"epsilon": epsilon} | ({"momentum": momentum} if word == "batch" else {})
+    if factory is None or all(USUAL[name] == value for name, value in numbers.items()):
+        return factory
+    return partial(factory, **numbers)
+
+
+def makes_batch_norm(norm: Norm | None) -> bool:
+    """Return whether a factory makes batch normalizations.
+
+    >>> makes_batch_norm(nn.BatchNorm), makes_batch_norm(nn.LayerNorm), makes_batch_norm(None)
+    (True, False, False)
+    """
+    return norm is not None and is_batch_norm(norm(name="norm", parent=None))
+
+
+def normalize(x, norm: Norm | None, *, train, mask, name, scale_init=None):
+    """Normalize x by a module that `norm` makes; return x where `norm` is None.
+
+    Call it inside the `__call__` of the module that shall own the normalization as submodule `name`.
+
+    Args:
+      x: [batch, ..., features].
+      norm: a module factory (see `norm_factory`), or None.
+      train: whether batch normalization uses the statistics of this batch.
+      mask: bool [batch], False for rows that are padding; or None. Batch normalizations leave these rows out.
+      name: of the submodule.
+      scale_init: initializer of the scale; None: that of the factory.
+
+    Raises:
+      InputError: `norm` is neither a factory nor None, but a word for example.
+    """
+    if norm is None:
         return x
-    if norm == "fixup":
-        return Shift(name=name)(x)
-    if norm == "instance":
-        return InstanceNorm(epsilon=epsilon, scale_init=scale_init, name=name)(x)
-    if norm in ("group", "layer"):
-        groups = math.gcd(GROUPS, x.shape[-1]) if norm == "group" else 1
-        return GroupNorm(groups=groups, epsilon=epsilon, scale_init=scale_init, name=name)(x)
-    batch_norm = BatchNorm(unbiased=True, epsilon=epsilon, momentum=momentum, scale_init=scale_init, name=name)
-    return batch_norm(x, train=train, mask=mask)
+    if not callable(norm):
+        raise InputError(f"norm {norm!r} must be a module factory or None; for a word, pass norm_factory({norm!r})")
+    module = norm(name=name) if scale_init is None else norm(name=name, scale_init=scale_init)
+    if isinstance(module, nn.BatchNorm):  # Flax's mask has the shape of x
+        rows = None if mask is None else mask.reshape(-1, *[1] * (x.ndim - 1))
+        return module(x, use_running_average=not train, mask=rows)
+    if isinstance(module, PER_EXAMPLE):
+        return module(x)
+    return module(x, **call_arguments(module, train=train, mask=mask))
+
+
+PER_EXAMPLE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm)  # their `mask` is one of positions, not rows
+
+
+def check_branch_init(branch_init: str, *, norm: Norm | None, order: str = "post", join: type | None = None) -> None:
+    """Raise InputError for a start of residual branches that is unknown, or with which a branch could not learn.
+
+    Args:
+      branch_init: a word of `BRANCH_INITS`; see `Branch` and `SkipInit`.
+      norm: factory of the branch's normalizations, or None.
+      order: of the branch, "post" or "pre".
+      join: class of the unit's join, or None where it is not known yet.
+    """
+    if branch_init not in BRANCH_INITS:
+        raise InputError(f"branch_init {branch_init!r} is unknown; {choices(str(branch_init), BRANCH_INITS)}")
+    remedy = _remedy(branch_init, norm, order, join)
+    if remedy:
+        raise InputError(f"branch_init {branch_init} {remedy}")
+
+
+def _remedy(branch_init, norm, order, join):
+    """Why this start cannot work, and what to use; None where it can."""
+    zero = branch_init in ("zero_scale", "fixup")
+    if branch_init == "fixup" and norm is not None:
+        return "takes the place of normalization; set norm none, or use branch_init zero_scale"
+    if branch_init == "zero_scale" and norm is None:
+        return "needs a normalization, whose scale starts at 0; set norm batch, or use branch_init skip_init"
+    if branch_init == "zero_scale" and order == "pre":
+        return "needs order post: a scale of 0 before a ReLU never learns; use branch_init skip_init"
+    if zero and join is SkipInit:
+        return "and the join SkipInit start the branch at 0 twice, so it never learns; use one of them"
+    if branch_init != "default" and join is Plain:
+        return "needs a skip, and the join Plain has none; use branch_init default"
+    if branch_init == "skip_init" and join not in (None, Add, SkipInit):
+        return f"is a join of its own and cannot replace {getattr(join, '__name__', join)}; use branch_init zero_scale"
+    return None
+
+
+def branch_and_join(branch_init: str, join: Any) -> tuple[str, Any]:
+    """Return the `branch_init` of the branches and the join that stand for a network's `branch_init`.
+
+    >>> branch_and_join("skip_init", Add), branch_and_join("fixup", Add)
+    (('default', <class 'deepjax.units.joins.SkipInit'>), ('fixup', <class 'deepjax.units.joins.Add'>))
+    """
+    return ("default", SkipInit) if branch_init == "skip_init" else (branch_init, join)
 
 
 class Shift(nn.Module):
-    """x plus one learned number, which starts at 0 (Zhang et al. 2019, Fixup, section 3)."""
+    """Add one learned number to x, which starts at 0 (Zhang et al. 2019, "Fixup initialization", section 3.2)."""
 
     @nn.compact
     def __call__(self, x):
@@ -63,10 +163,9 @@ class NormActivation(nn.Module):
     """Normalization, then the activation."""
 
     activation: Callable = functional.relu
-    norm: str = "batch"  # as of the branches
+    norm: Norm | None = NORMS["batch"]
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, ..., features] -> the same shape."""
-        check_norm(self.norm)
         return self.activation(normalize(x, self.norm, train=train, mask=mask, name="norm"))

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax.core import lift
 from flax.linen.transforms import lift_direct_transform
 
+from deepjax.trace.calls import with_current_rules
+
 
 def recompute(function, module, *inputs):
     """function(module, *inputs), of which only the inputs and the module's variables are kept for the backward pass.
@@ -58,5 +60,5 @@ def _recomputed(pure, args):
         return jax.lax.cond(nan, lost, again, cotangents, floats, others), None
 
     function = jax.custom_vjp(run)
-    function.defvjp(lambda *args: (run(*args), args), backward)
+    function.defvjp(with_current_rules(lambda *args: (run(*args), args)), with_current_rules(backward))
     return function(*([leaf for leaf, v in zip(leaves, varies, strict=True) if v == kind] for kind in (True, False)))

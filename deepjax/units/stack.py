@@ -1,6 +1,5 @@
 """Units, and many of them as one scan."""
 
-import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,10 +11,11 @@ import numpy as np
 from flax.core import FrozenDict
 
 from deepjax.errors import InputError, choices
+from deepjax.trace import accepts, call_arguments
 from deepjax.units import loop
 from deepjax.units.branch import Branch
 from deepjax.units.joins import Drop
-from deepjax.units.norms import check_norm
+from deepjax.units.norms import check_branch_init
 
 REMATS = ("none", "unit", "sqrt", "reversible")
 
@@ -30,22 +30,24 @@ class Unit(nn.Module):
     activation: Callable | None = None  # None: the identity
 
     @nn.compact
-    def __call__(self, x, *, train: bool, mask: jax.Array | None = None, **own):
-        """x [batch, ...] -> [batch, ...]. `own`: numbers of this unit alone, for its join, such as survival=0.9."""
+    def __call__(self, x, *, train: bool, mask: jax.Array | None = None, **per_unit):
+        """x [batch, ...] -> [batch, ...]. `per_unit`: this unit's numbers for its join, such as survival=0.9."""
         if isinstance(self.branch, Branch):
-            check_norm(self.branch.norm, join=type(self.join))
+            check_branch_init(self.branch.branch_init, norm=self.branch.norm, join=type(self.join))
         if self.before is not None:
             x = self.before(x, train=train, mask=mask)
         skip = x if self.shortcut is None else self.shortcut(x, train=train, mask=mask)
-        if train and isinstance(self.join, Drop) and self.join.per == "batch" and not self.is_initializing():
-            y = self._drop(x, skip, {"train": train, "mask": mask}, own)
+        # Where parameters may be written (in `init`, and when layers are observed), both paths must write the same.
+        writing = self.is_mutable_collection("params")
+        if train and isinstance(self.join, Drop) and self.join.per == "batch" and not writing:
+            y = self._drop(x, skip, {"train": train, "mask": mask}, per_unit)
         else:
-            y = self.join(skip, self.branch(x, train=train, mask=mask), train=train, **own)
+            y = self.join(skip, self.branch(x, train=train, mask=mask), train=train, **per_unit)
         return y if self.activation is None else self.activation(y)
 
-    def _drop(self, x, skip, call, own):
+    def _drop(self, x, skip, call, per_unit):
         """What the join would give; a branch that the whole batch drops is not computed, forward or backward."""
-        factor = self.join(jnp.zeros(1), jnp.ones(1), train=True, **own)[0].astype(skip.dtype)
+        factor = self.join(jnp.zeros(1), jnp.ones(1), train=True, **per_unit)[0].astype(skip.dtype)
 
         def compute(unit, x):
             return unit.branch(x, **call).astype(skip.dtype)
@@ -87,16 +89,15 @@ class Stack(nn.Module):
     scan: bool = True
     remat: str = "none"
     unroll: int = 1
-    own: Mapping[str, tuple[float, ...]] = FrozenDict()  # numbers for each unit
+    per_unit: Mapping[str, tuple[float, ...]] = FrozenDict()  # numbers for each unit
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """x [batch, ...] -> the same shape."""
-        takes = accepted(self.unit)
-        call = {name: value for name, value in {"train": train, "mask": mask}.items() if takes(name)}
+        call = call_arguments(self.unit, train=train, mask=mask)
 
-        def step(unit, x, own):
-            y = unit(x, **call, **own)
+        def step(unit, x, per_unit):
+            y = unit(x, **call, **per_unit)
             if (y.shape, y.dtype) != (x.shape, x.dtype):
                 raise InputError(
                     f"stack: the unit turns {x.dtype}{x.shape} into {y.dtype}{y.shape}; a unit of a stack must keep "
@@ -106,34 +107,29 @@ class Stack(nn.Module):
 
         if not self.scan:
             for i in range(self.depth):
-                x = step(self.unit.copy(name=f"unit{i + 1}"), x, {name: own[i] for name, own in self.own.items()})
+                x = step(
+                    self.unit.copy(name=f"unit{i + 1}"), x, {name: each[i] for name, each in self.per_unit.items()}
+                )
             return x
-        functions, remat = (step,), self.remat
-        if remat == "reversible":
+        functions = (step,)
+        if self.remat == "reversible":
             functions = (step, *(lambda unit, x, _, half=half: getattr(unit, half)(x, **call) for half in "fg"))
-        if remat in ("sqrt", "reversible") and self._is_watched(remat):
-            functions, remat = (step,), "none"
-        own = {name: jnp.asarray(values) for name, values in self.own.items()}
-        return loop.run(self.unit, x, own, functions, depth=self.depth, remat=remat, unroll=self.unroll)
+        per_unit = {name: jnp.asarray(values) for name, values in self.per_unit.items()}
+        options = {"remat": self.remat, "unroll": self.unroll, "forward_only": self._is_forward_only()}
+        return loop.run(self.unit, x, per_unit, functions, depth=self.depth, **options)
 
-    def _is_watched(self, remat):
-        """Whether more than running moments comes out of the units: in init, or where intermediates are captured.
+    def _is_forward_only(self):
+        """Return whether the plain loop runs, which refuses to be differentiated.
 
-        The plain loop, whose results are the same, brings that out. So it does, in place of "reversible", for gradients
-        of anything else that units put out.
+        "reversible" has no gradient of the variables that units put out. The backward pass of "sqrt" cannot capture
+        intermediates again: Flax's context for that has been left when JAX traces the backward pass.
         """
-        if remat == "reversible":
+        if self.remat == "reversible":
             mutable: Any = self.scope and self.scope.mutable
             named = {mutable} if isinstance(mutable, str) else mutable
             return named is not False and not (isinstance(named, list | tuple | set) and set(named) <= {"batch_stats"})
-        return any(map(self.is_mutable_collection, ("params", "intermediates", "perturbations")))
-
-
-def accepted(unit):
-    """name -> whether the unit's call takes an argument of this name."""
-    parameters = inspect.signature(type(unit).__call__).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return lambda name: anything or name in parameters
+        written = ("params", "intermediates", "perturbations")
+        return self.remat == "sqrt" and any(map(self.is_mutable_collection, written))
 
 
 def stack(
@@ -143,7 +139,7 @@ def stack(
     scan=True,
     remat="none",
     unroll=1,
-    own: Mapping[str, Sequence[float]] | None = None,
+    per_unit: Mapping[str, Sequence[float]] | None = None,
     name=None,
 ):
     """`depth` units like `unit`, each with parameters of its own, as one Linen module.
@@ -157,18 +153,20 @@ def stack(
       remat: what is kept for the backward pass, which computes the rest again. Results and variables are the same.
         "none": everything, memory grows with depth. "unit": each unit's input. "sqrt": the input of every group of
         units, of which there are about 2 sqrt(depth). "reversible": nothing, whatever the depth; the unit must be a
-        `Reversible`. All need scan; the last two work where nothing but running moments changes: in `init`, and
-        where intermediate values are captured, everything is kept. What "reversible" finds again is rounded, and
-        units that amplify amplify that: normalize them, and let x be float32.
+        `Reversible`. All need scan. "reversible" recomputes inputs with a rounding error, and expansive units amplify
+        that error: normalize them, and use float32 for x. The last two refuse gradients that would need everything
+        again: "sqrt" if "params", "intermediates" or "perturbations" are mutable, "reversible" if any collection but
+        "batch_stats" is. Take gradients with mutable=["batch_stats"], and capture intermediates in a forward pass of
+        its own.
       unroll: units per iteration of the scan; for remat "none" and "unit".
-      own: numbers of each unit: {"survival": [0.9, 0.8]} calls the first with survival=0.9, the second with 0.8.
+      per_unit: numbers of each unit: {"survival": [0.9, 0.8]} calls the first with survival=0.9, the second with 0.8.
       name: of the module in its parent.
 
     Raises:
       InputError: a unit that is no Linen module, a depth that is no whole number, depth or unroll below 1, an unknown
-        remat or one that does not go with the unit, scan or unroll, an `own` that the unit's call does not take,
+        remat or one that does not go with the unit, scan or unroll, a `per_unit` that the unit's call does not take,
         or that has not one number for each unit, a survival outside [0, 1]; when called, a unit that changes shape or
-        dtype.
+        dtype; when differentiated, a mutable collection that the remat cannot differentiate.
     """
     if not isinstance(unit, nn.Module):
         raise InputError(f"stack: unit {unit!r} is no Linen module; give an instance, such as Unit(...)")
@@ -179,23 +177,23 @@ def stack(
     if depth < 1 or unroll < 1:
         raise InputError(f"stack: depth {depth} and unroll {unroll} must be at least 1")
     _check_remat(unit, remat, scan, unroll)
-    own = {key: tuple(map(float, np.ravel(values))) for key, values in (own or {}).items()}
-    _check_own(unit, own, depth)
+    per_unit = {key: tuple(map(float, np.ravel(values))) for key, values in (per_unit or {}).items()}
+    _check_per_unit(unit, per_unit, depth)
     # A unit made inside another module's __call__ is bound there; its variables belong to the stack.
-    return Stack(unit.copy(parent=None, name=None), depth, scan, remat, unroll, FrozenDict(own), name=name)
+    return Stack(unit.copy(parent=None, name=None), depth, scan, remat, unroll, FrozenDict(per_unit), name=name)
 
 
-def _check_own(unit, own, depth):
-    for key, values in own.items():
-        if not accepted(unit)(key):
+def _check_per_unit(unit, per_unit, depth):
+    for key, values in per_unit.items():
+        if not accepts(unit, key):
             raise InputError(
-                f"stack: own {key}: {type(unit).__name__} takes no such argument when called; leave it out"
+                f"stack: per_unit {key}: {type(unit).__name__} takes no such argument when called; leave it out"
             )
         if len(values) != depth:
-            raise InputError(f"stack: own {key} has {len(values)} numbers for {depth} units; give one for each")
+            raise InputError(f"stack: per_unit {key} has {len(values)} numbers for {depth} units; give one for each")
         wrong = [value for value in values if key == "survival" and not 0 <= value <= 1]
         if wrong:
-            raise InputError(f"stack: own survival has {wrong[0]:g}; survivals are probabilities, in [0, 1]")
+            raise InputError(f"stack: per_unit survival has {wrong[0]:g}; survivals are probabilities, in [0, 1]")
 
 
 def _check_remat(unit, remat, scan, unroll):

@@ -1,9 +1,10 @@
-"""Weights in files: PyTorch's layout and ours, and the Hugging Face hub."""
+"""Files of weights, in PyTorch's layout and in ours, and the Hugging Face hub."""
 
+from deepjax.weights.bundle import Pretrained, load_file, save_pretrained
 from deepjax.weights.files import load_variables, save_variables
 from deepjax.weights.hub import load_pretrained
-from deepjax.weights.pretrained import Preprocessing, Pretrained, load_file, save_pretrained
 from deepjax.weights.pytorch import from_torch, to_torch
+from deepjax.zoo.cards import Preprocessing
 
 __all__ = [
     "Preprocessing",

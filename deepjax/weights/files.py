@@ -1,7 +1,7 @@
-"""Weights in files: ours, and PyTorch's without running what may hide in a pickle.
+"""Files of weights, in our layout and in PyTorch's. Reading one never runs code that a pickle may contain.
 
-Ours are .safetensors files: each variable under its path, such as params/stem_conv/kernel, and what else one has to
-know (which network, with which options, for which classes) as JSON in the file's metadata.
+Our files are .safetensors. Each variable is stored under its path, such as params/stem_conv/kernel. The file's metadata
+holds the network's name, its options and its classes as JSON.
 """
 
 import json
@@ -21,16 +21,18 @@ from deepjax.files import replacing
 
 TORCH = (".pth", ".pt")
 MARK = "deepjax"  # the key of our JSON in a file's metadata
-ENTRIES = ("state_dict", "model")  # where a checkpoint of a training script often has its state dict
+ENTRIES = ("state_dict", "model")  # names under which training scripts often store a state dict in a checkpoint
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and AveragedModel, and torch.compile put before names
+AVERAGED = "n_averaged"  # the count that an AveragedModel adds to a state dict
 
 
 def save_variables(path, variables, metadata: Mapping[str, Any] | None = None):
-    """Write a network's variables and what belongs to them; whole, or not at all.
+    """Write a network's variables and metadata, completely or not at all.
 
     Args:
-      path: ends in .safetensors.
+      path: a path that ends in .safetensors.
       variables: {"params": ..., "batch_stats": ...}, any tree of arrays.
-      metadata: what JSON can hold; `save_pretrained` writes what `load_pretrained` needs.
+      metadata: a mapping that JSON can hold. `save_pretrained` writes the metadata that `load_pretrained` needs.
 
     Raises:
       InputError: another ending, metadata that JSON cannot hold.
@@ -45,7 +47,7 @@ def save_variables(path, variables, metadata: Mapping[str, Any] | None = None):
 
 
 def load_variables(path) -> tuple[Any, dict[str, Any]]:
-    """(variables, metadata) of a file of `save_variables`. Raises InputError for any other file."""
+    """Return (variables, metadata) of a file that `save_variables` wrote. Raises InputError for any other file."""
     leaves, metadata = _read_safetensors(path)
     if metadata is None:
         raise InputError(f"{path} is not in deepjax's layout; if it has PyTorch's names, use from_torch or convert it")
@@ -53,14 +55,14 @@ def load_variables(path) -> tuple[Any, dict[str, Any]]:
 
 
 def is_ours(path):
-    """Whether a file is one of `save_variables`. Raises InputError for one that cannot be read."""
+    """Return whether `save_variables` wrote a file. Raises InputError for a file that cannot be read."""
     return Path(path).suffix == ".safetensors" and _read_safetensors(path, names_only=True)[1] is not None
 
 
 def save_state_dict(path, state_dict):
-    """Write arrays under PyTorch's names. Raises InputError for endings other than .safetensors, .pth and .pt.
+    """Write {PyTorch's name: array} to a .safetensors, .pth or .pt file. The latter two need PyTorch.
 
-    The latter two need PyTorch.
+    Raises InputError for another ending.
     """
     path = check_suffix(path, (".safetensors", *TORCH))
     if path.suffix == ".safetensors":
@@ -72,13 +74,13 @@ def save_state_dict(path, state_dict):
 
 
 def read_state_dict(path) -> dict[str, Any]:
-    """{PyTorch's name: array or tensor} of a .safetensors, .pth or .pt file.
+    """Return {PyTorch's name: array or tensor} of a .safetensors, .pth or .pt file.
 
-    Checkpoints that hold a state dict in an entry `state_dict` or `model` are unwrapped. Of a .pth or .pt file, which
-    is a pickle, only tensors and plain containers are read, by PyTorch's own restricted reader.
+    A .pth or .pt file is a pickle. PyTorch's restricted reader loads only its tensors and plain containers. The state
+    dict is unwrapped, see `unwrap`.
 
     Raises:
-      InputError: no such file, another ending, a file that is damaged or holds something else; PyTorch is missing.
+      InputError: no such file, another ending, a file that is damaged or holds something else, PyTorch is missing.
     """
     path = check_suffix(path, (".safetensors", *TORCH))
     if path.suffix != ".safetensors":
@@ -90,7 +92,21 @@ def read_state_dict(path) -> dict[str, Any]:
 
 
 def unwrap(found, what) -> dict[str, Any]:
-    """The state dict in what a checkpoint holds, without DataParallel's `module.`. InputError where there is none."""
+    """Return the state dict in a checkpoint, under the names of the network itself.
+
+    The state dict may be the checkpoint, or its entry `state_dict` or `model`. It may come from a network that
+    DataParallel, AveragedModel or torch.compile has wrapped, or several of them.
+
+    Args:
+      found: the checkpoint.
+      what: its name, for errors.
+
+    Raises:
+      InputError: the checkpoint has no state dict.
+
+    >>> sorted(unwrap({"n_averaged": np.zeros(()), "module._orig_mod.fc.bias": np.zeros(3)}, "checkpoint"))
+    ['fc.bias']
+    """
     for entry in ENTRIES:
         if isinstance(found, Mapping) and isinstance(found.get(entry), Mapping):
             found = found[entry]
@@ -99,15 +115,23 @@ def unwrap(found, what) -> dict[str, Any]:
     odd = [str(name) for name, value in found.items() if not (isinstance(name, str) and hasattr(value, "shape"))]
     if odd:
         raise InputError(
-            f"{what} holds entries that are no tensors ({', '.join(odd[:3])}); a state dict is needed, or a dict that "
-            f"has one as its entry {' or '.join(ENTRIES)}"
+            f"{what} holds entries that are not tensors ({', '.join(odd[:3])}); give a state dict, or a dict whose "
+            f"entry {' or '.join(ENTRIES)} is one"
         )
-    prefix = "module." if found and all(name.startswith("module.") for name in found) else ""
-    return {name.removeprefix(prefix): value for name, value in found.items()}
+    return _without_wrappers(dict(found))
+
+
+def _without_wrappers(state_dict):
+    while True:
+        names = set(state_dict) - {AVERAGED}
+        prefix = next((p for p in WRAPPERS if names and all(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            return state_dict
+        state_dict = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name != AVERAGED}
 
 
 def check_suffix(path, suffixes):
-    """The Path. Raises InputError unless it ends in one of the suffixes."""
+    """Return the Path. Raises InputError unless it ends in one of the suffixes."""
     path = Path(path)
     if path.suffix not in suffixes:
         raise InputError(f"weights file {path} must end in {', '.join(suffixes)}")
@@ -115,7 +139,7 @@ def check_suffix(path, suffixes):
 
 
 def _read_safetensors(path, names_only=False) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """(arrays, our metadata or None)."""
+    """(arrays, our metadata). The metadata is None in a file that is not in our layout."""
     path = _existing(path)
     try:
         with safe_open(path, framework="np") as file:
@@ -123,7 +147,7 @@ def _read_safetensors(path, names_only=False) -> tuple[dict[str, np.ndarray], di
             arrays = {} if names_only else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return arrays, None if metadata is None else dict(json.loads(metadata))
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged, or no .safetensors file: {_line(error)}") from None
+        raise InputError(f"{path} is damaged, or not a .safetensors file: {_line(error)}") from None
 
 
 def _read_pickle(path):
@@ -131,10 +155,10 @@ def _read_pickle(path):
     torch = _torch(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever damaged bytes lead to
+    except Exception as error:  # damaged bytes may raise anything
         raise InputError(
-            f"{path} is damaged, or holds more than tensors, which is not run: {_line(error)}; save model.state_dict() "
-            f"alone, best as .safetensors"
+            f"{path} is damaged, or holds objects other than tensors, which are not loaded because they may run code: "
+            f"{_line(error)}; save model.state_dict() alone, preferably as .safetensors"
         ) from None
 
 
@@ -143,11 +167,11 @@ def _torch(path):
         import torch
     except ImportError:
         raise InputError(
-            f"{path}: {', '.join(TORCH)} files need PyTorch; install torch, or convert to .safetensors where it is"
+            f"{path}: {', '.join(TORCH)} files need PyTorch; install torch, or a .safetensors file"
         ) from None
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < (2, 6):  # CVE-2025-32434: the restricted reader could be made to run code
-        raise InputError(f"{path}: PyTorch {torch.__version__} does not read such files safely; install torch>=2.6")
+    if version < (2, 6):  # CVE-2025-32434: a file could make the restricted reader run code
+        raise InputError(f"{path}: PyTorch {torch.__version__} cannot read such files safely; install torch>=2.6")
     return torch
 
 
@@ -166,13 +190,13 @@ def _save(path, leaves, metadata):
 
 @contextmanager
 def _replacing(path):
-    """The name of a file to write, which then takes the place of `path`; removed if writing fails."""
+    """Yield the name of a temporary file, which replaces `path` at the end, or is removed if writing fails."""
     if not path.parent.is_dir():
-        raise InputError(f"weights file {path}: the folder {path.parent} does not exist; make it first")
+        raise InputError(f"weights file {path}: the folder {path.parent} does not exist; create it first")
     try:
         with replacing(path) as partial:
             yield partial
-    except (SafetensorError, RuntimeError) as error:  # a full disk, a folder that may not be written to
+    except (SafetensorError, RuntimeError) as error:  # a full disk, a folder without write permission
         raise InputError(f"weights file {path} cannot be written: {_line(error)}") from None
 
 

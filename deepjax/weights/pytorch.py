@@ -1,8 +1,8 @@
-"""PyTorch's names and layouts for the variables of a network, both ways, exactly.
+"""Convert the variables of a network to PyTorch's names and layouts and back, exactly.
 
-PyTorch stores a kernel as [features, features_in, *window], we store [*window, features_in, features]; its `weight` of
-a norm is our `scale`, its running_mean and running_var are our batch_stats `mean` and `var`. Which module is which,
-the network itself says (`zoo.network.Network.torch_names`). Scanned units are one array here, and many there.
+PyTorch stores a kernel as [features, features_in, *window]; ours is [*window, features_in, features]. Its `weight` of a
+norm is our `scale`; its running_mean and running_var are our batch_stats `mean` and `var`. The network gives the names
+of its layers in PyTorch (`zoo.network.Network.torch_names`). Scanned units are one array here and many arrays there.
 """
 
 import os
@@ -15,35 +15,36 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax import zoo
-from deepjax.errors import InputError
+from deepjax.errors import InputError, first_line
 from deepjax.units import stack_units, unstack_units
 from deepjax.weights.files import read_state_dict, unwrap
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-UNUSED = "num_batches_tracked"  # how often PyTorch has updated a norm's moments; only momentum=None would use it
-# In the DenseNets' published files, layers still have the names that they had before torchvision 0.3.
+UNUSED = "num_batches_tracked"  # number of updates of a norm's moments; PyTorch uses it only with momentum=None
+# The published files of the DenseNets have the names of torchvision before 0.3.
 OLD = re.compile(r"(.*\.denselayer\d+\.(?:norm|conv))\.([12]\..*)")
 
 
 def from_torch(network, source, *, reset_head=False, key=None, fresh=()) -> Any:
-    """The variables that hold what a PyTorch state dict holds.
+    """Return a network's variables with the values of a PyTorch state dict.
 
     Args:
-      network: the name of a network that torchvision has, or that network, made by `zoo.create` with options. One that
-        is made without its head (features_only, return_logits=False) takes whole state dicts too.
+      network: the name of a network that torchvision has, or that network, made by `zoo.create` with options. A
+        network without its head (features_only, return_logits=False) also takes the state dict of the whole network.
       source: {PyTorch's name: array or tensor}, or the path of a .safetensors, .pth or .pt file, see
         `files.read_state_dict`. Tensors of any float type become the network's float32.
-      reset_head: the layers whose size is the number of classes, auxiliary ones too, begin anew, drawn with `key`;
-        those of the source are not used. For other classes than the source's.
-      key: PRNG key for what begins anew.
-      fresh: prefixes of PyTorch's names; these layers, too, begin anew where the source has no tensor of theirs.
+      reset_head: initialize the layers whose size is the number of classes, auxiliary ones too, instead of reading
+        them. Needed for other classes than the source's.
+      key: PRNG key of the layers that are initialized. May be None if there are none.
+      fresh: prefixes of PyTorch's names. Layers with such a prefix are initialized if the source has no tensor of
+        that prefix.
 
     Returns:
       {"params": ..., "batch_stats": ...} of NumPy arrays, for `network.apply(variables, x, train=False)`.
 
     Raises:
-      InputError: a network that torchvision does not have; tensors that are missing, left over, or misshapen; a file
-        that cannot be read; no key where one is needed.
+      InputError: a network that torchvision does not have; tensors that are missing, superfluous, or of another shape;
+        a file that cannot be read; no key where one is needed.
     """
     network = _network(network)
     given = read_state_dict(source) if isinstance(source, str | os.PathLike) else unwrap(source, "state_dict")
@@ -51,32 +52,32 @@ def from_torch(network, source, *, reset_head=False, key=None, fresh=()) -> Any:
     whole = whole_network(network)
     expected = expected_variables(whole)
     places = _places(whole, expected)
-    anew = heads(whole, expected) if reset_head else set()
+    initialized = heads(whole, expected) if reset_head else set()
     for prefix in fresh:
         if not any(name.startswith(prefix) for name in given):
-            anew |= {path for path, (theirs, _) in places.items() if theirs.startswith(prefix)}
-    leaves = _initial(whole, anew, key) if anew else {}
+            initialized |= {path for path, (theirs, _) in places.items() if theirs.startswith(prefix)}
+    leaves = _initial(whole, initialized, key) if initialized else {}
     shapes = {theirs: _torch_shape(expected[path].shape, spatial) for path, (theirs, spatial) in places.items()}
-    _check_names(given, shapes, {places[path][0] for path in anew})
+    _check_names(given, shapes, {places[path][0] for path in initialized})
     for path, (theirs, spatial) in places.items():
-        if path not in anew:
+        if path not in initialized:
             leaves[path] = _leaf(whole, path, theirs, given[theirs], expected, spatial)
     return _arranged(network, leaves)
 
 
 def to_torch(network, variables) -> dict[str, np.ndarray]:
-    """The state dict that holds what the variables hold. The inverse of `from_torch`.
+    """Return a PyTorch state dict with the values of a network's variables. The inverse of `from_torch`.
 
-    Norms' num_batches_tracked, of which we keep no count, are 0.
+    num_batches_tracked of every norm is 0, because our batch norms do not count their updates.
 
-    Raises InputError where `from_torch` does, and where the variables are not the network's.
+    Raises InputError as `from_torch` does, and for variables of another network.
     """
     network = _network(network)
     leaves: Any = flatten_dict(unstack_units(jax.device_get(dict(variables))))
     places, state_dict = _places(network, expected_variables(network)), {}
     if set(leaves) != set(places):
         odd = sorted("/".join(path) for path in set(leaves) ^ set(places))
-        raise InputError(f"variables are not the network's: {_some(odd)} is in one of them only")
+        raise InputError(f"the variables are not of this network: only one of the two has {_some(odd)}")
     for path, (theirs, spatial) in places.items():
         state_dict[theirs] = _to_theirs(np.asarray(leaves[path]), spatial)
         if path[-1] == "var":
@@ -84,16 +85,23 @@ def to_torch(network, variables) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def to_numpy(value) -> np.ndarray:
-    """An array from an array or a PyTorch tensor."""
+def to_numpy(value, name="tensor") -> np.ndarray:
+    """Return the NumPy array of an array or a PyTorch tensor. bfloat16, which NumPy lacks, becomes float32.
+
+    Raises InputError, with `name`, for a tensor that is no plain array: a sparse one, or one without data ("meta").
+    """
     if not hasattr(value, "detach"):
         return np.asarray(value)
-    value = value.detach().cpu()
-    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()  # NumPy has no bfloat16
+    try:
+        value = value.detach().cpu()
+        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    except (TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+        reason = first_line(error).partition(". ")[0].rstrip(".")
+        raise InputError(f"weights {name} are not a plain array: {reason}; store dense tensors") from None
 
 
 def expected_variables(network) -> dict[tuple[str, ...], Any]:
-    """{path: shape and dtype} of all variables, unit by unit."""
+    """Return {path: shape and dtype} of all variables, with scanned units as unit1, unit2, ..."""
     image = np.zeros((1, *network.usual_input), np.float32)
 
     def init():
@@ -103,20 +111,21 @@ def expected_variables(network) -> dict[tuple[str, ...], Any]:
 
 
 def is_stacked(network):
-    """Whether equal units of a network are a scan."""
+    """Return whether the equal units of a network are a scan."""
     return getattr(network, "scan", True)
 
 
 def heads(network, expected) -> set[tuple[str, ...]]:
-    """Paths, unit by unit, of the variables that other classes would make anew: those whose shape depends on them."""
+    """Return the paths, unit by unit, of the variables whose shape depends on the number of classes."""
     other = expected_variables(network.clone(num_classes=network.num_classes + 1))
     return {path for path, leaf in expected.items() if other[path].shape != leaf.shape}
 
 
 def fit(network, variables, *, reset_head=False, key=None) -> Any:
-    """Variables of a network, stacked or not, with its head or without, as the network has them; NumPy arrays.
+    """Return a network's variables in the form that the network has, as NumPy arrays.
 
-    reset_head and key as of `from_torch`. Raises InputError, with both shapes, for variables of another network.
+    The given variables may be of scanned or unrolled units, and with or without the head. reset_head and key are those
+    of `from_torch`. Raises InputError, with both shapes, for variables of another network.
     """
     leaves: Any = flatten_dict(unstack_units(jax.device_get(dict(variables))))
     whole = whole_network(network)
@@ -124,8 +133,8 @@ def fit(network, variables, *, reset_head=False, key=None) -> Any:
     if whole is not network and not set(expected) <= set(leaves):
         whole, expected = network, expected_variables(network)
     if reset_head:
-        anew = heads(whole, expected)
-        leaves = {path: leaf for path, leaf in leaves.items() if path not in anew} | _initial(whole, anew, key)
+        head = heads(whole, expected)
+        leaves = {path: leaf for path, leaf in leaves.items() if path not in head} | _initial(whole, head, key)
     _check_leaves(whole, leaves, expected)
     return _arranged(network, leaves)
 
@@ -134,18 +143,18 @@ def _check_leaves(network, leaves, expected):
     for path in sorted(set(leaves) ^ set(expected)):
         name = f"{'/'.join(path)} {(expected | leaves)[path].shape}"
         raise InputError(
-            f"variables have {name}, which the network has not" if path in leaves else f"variables lack {name}"
+            f"the variables have {name}, which the network lacks" if path in leaves else f"the variables lack {name}"
         )
     for path, leaf in expected.items():
         if leaves[path].shape != leaf.shape:
             raise InputError(
-                f"variables {'/'.join(path)} have shape {leaves[path].shape}, but the network's have "
+                f"the variables {'/'.join(path)} have shape {leaves[path].shape}, but the network's have "
                 f"{leaf.shape}{_remedy(network, path, expected)}"
             )
 
 
 def _remedy(network, path, expected):
-    """What to add to a complaint about the shape of a leaf."""
+    """The remedy for a wrong shape: other classes need a new head."""
     classes = path in heads(network, expected)
     return "; for other classes, reset the head (reset_head=True, --reset-head)" if classes else ""
 
@@ -155,23 +164,23 @@ def _network(network):
 
 
 def whole_network(network):
-    """The network with its head."""
+    """Return the network with its head."""
     if network.return_logits and not network.features_only:
         return network
     return network.clone(return_logits=True, features_only=False)
 
 
 def _arranged(network, leaves):
-    """The tree of all variables, unit by unit, as the network has them."""
+    """The tree of the variables, given unit by unit, in the form that the network has."""
     if whole_network(network) is not network:
         leaves = {path: leaves[path] for path in expected_variables(network)}
     return stack_units(unflatten_dict(leaves)) if is_stacked(network) else unflatten_dict(leaves)
 
 
 def _initial(network, paths, key) -> dict[tuple[str, ...], np.ndarray]:
-    """What a network's init draws for some of its variables. Under jit the others cost nothing."""
+    """Initial values of some of a network's variables. Under jit, the others are not computed."""
     if key is None:
-        raise InputError("key: layers that begin anew need one, such as jax.random.key(0)")
+        raise InputError("key: the layers that are initialized need a PRNG key, such as jax.random.key(0)")
     image = np.zeros((1, *network.usual_input), np.float32)
 
     @jax.jit
@@ -189,7 +198,8 @@ def _places(network, expected) -> dict[tuple[str, ...], tuple[str, tuple[int, in
         layer = "/".join(path[1:-1])
         if layer not in names:
             raise InputError(
-                f"{type(network).__name__}.torch_names does not name {layer}; options differ from torchvision's form"
+                f"{type(network).__name__}.torch_names lacks {layer}; torchvision has no such layer, so leave out the "
+                f"option that adds it"
             )
         name = names[layer]
         theirs, spatial = (name, None) if isinstance(name, str) else name
@@ -198,18 +208,18 @@ def _places(network, expected) -> dict[tuple[str, ...], tuple[str, tuple[int, in
 
 
 def _check_names(given, wanted, unneeded):
-    """InputError for tensors that are missing or left over. wanted: {PyTorch's name: shape}."""
+    """Raises InputError for tensors that are missing or superfluous. wanted: {PyTorch's name: shape}."""
     if missing := sorted(set(wanted) - set(given) - unneeded):
         named = [f"{name} {wanted[name]}" for name in missing]
         raise InputError(f"weights lack {_some(named)}; are they of another network?")
     if extra := sorted(set(given) - set(wanted)):
         named = [f"{name} {tuple(given[name].shape)}" for name in extra]
-        raise InputError(f"weights have {_some(named)}, which the network has not")
+        raise InputError(f"weights have {_some(named)}, which the network lacks")
 
 
 def _leaf(network, path, theirs, value, expected, spatial):
-    """Our array of a tensor. Raises InputError for a shape or type that the network has not."""
-    value, wanted = to_numpy(value), expected[path]
+    """Our array of a tensor. Raises InputError for another shape than the network's, or a type other than float."""
+    value, wanted = to_numpy(value, theirs), expected[path]
     shape = _torch_shape(wanted.shape, spatial)
     if value.shape != shape:
         remedy = _remedy(network, path, expected)

@@ -1,58 +1,48 @@
-"""Networks by name. `MODELS` is a dict to read: name -> function of the network's options."""
+"""Networks by name, collected from the families' files.
+
+`MODELS` is {name: function of the network's options}; `CARDS` is {name: what is published about its trained weights}.
+A family's file has both. To add a family, write its file and add its name to `FAMILIES`.
+"""
 
 import functools
 import inspect
 import operator
+from importlib import import_module
+from typing import Any
 
 import jax.numpy as jnp
 
 from deepjax.errors import InputError, choices
-from deepjax.zoo import (
-    alexnet,
-    allconv,
-    dense,
-    efficientnet,
-    googlenet,
-    highway,
-    inception,
-    inception_v4,
-    lenet,
-    mobile,
-    monster,
-    plain,
-    residual,
-    residual_cifar,
-    reversible,
-    shake,
-    small,
-    speed,
-    vgg,
-    xception,
-)
+from deepjax.zoo.cards import Card, Preprocessing
 from deepjax.zoo.network import GENERAL, with_general_options
 
-MODELS = (
-    residual.MODELS
-    | residual_cifar.MODELS
-    | reversible.MODELS
-    | shake.MODELS
-    | highway.MODELS
-    | dense.MODELS
-    | plain.MODELS
-    | small.MODELS
-    | googlenet.MODELS
-    | inception.MODELS
-    | inception_v4.MODELS
-    | lenet.MODELS
-    | monster.MODELS
-    | alexnet.MODELS
-    | vgg.MODELS
-    | allconv.MODELS
-    | speed.MODELS
-    | mobile.MODELS
-    | xception.MODELS
-    | efficientnet.MODELS
+FAMILIES: tuple[Any, ...] = tuple(
+    import_module(f"deepjax.zoo.{family}")
+    for family in (
+        "residual",
+        "residual_cifar",
+        "reversible",
+        "shake",
+        "highway",
+        "dense",
+        "plain",
+        "small",
+        "googlenet",
+        "inception",
+        "inception_v4",
+        "lenet",
+        "monster",
+        "alexnet",
+        "vgg",
+        "allconv",
+        "speed",
+        "mobile",
+        "xception",
+        "efficientnet",
+    )
 )
+MODELS = {name: function for family in FAMILIES for name, function in family.MODELS.items()}
+CARDS: dict[str, Card] = {name: card for family in FAMILIES for name, card in getattr(family, "CARDS", {}).items()}
 
 
 def create(name, *, num_classes=None, **options):
@@ -84,6 +74,7 @@ def create(name, *, num_classes=None, **options):
             raise InputError(f"model {name} has no option {option!r}; {choices(option, valid)}")
         usual = valid[option]
         fits = type(value) is type(usual) or (type(usual) is float and type(value) is int)
+        fits = fits or (option == "norm" and (value is None or callable(value)))
         if usual is not None and not fits:
             raise InputError(
                 f"option {option} of model {name} is {value!r}; it must be {type(usual).__name__}, such as {usual!r}"
@@ -117,3 +108,17 @@ def options_of(name):
 def usual_input(name):
     """Shape of one example, (height, width, channels), that a network was designed for."""
     return create(name).usual_input
+
+
+def preprocessing(name) -> Preprocessing:
+    """Return how images are prepared for torchvision's IMAGENET1K_V1 weights of a network.
+
+    Raises:
+      InputError: a network of which torchvision has no weights.
+    """
+    if name not in CARDS:
+        raise InputError(
+            f"the image preprocessing for weights of {name} is unknown; export the weights from a run, or convert them "
+            f"with --preprocessing"
+        )
+    return CARDS[name].preprocessing

@@ -6,68 +6,71 @@ single-tower network that torchvision has. Zeiler & Fergus 2014, "Visualizing an
 (arXiv 1311.2901), figure 3.
 """
 
+from flax.core import freeze
+
 from deepjax import initializers
-from deepjax.zoo.chain import Chain, Convolve, Pool, check_chain
+from deepjax.zoo.cards import Card
 from deepjax.zoo.network import INITS
+from deepjax.zoo.steps import Convolve, LocalNorm, Pool, sequential_names
+from deepjax.zoo.table import TableNetwork, check_table
 
 GAUSSIAN = initializers.gaussian(0.01)
 GRID = 6
+LRN = LocalNorm(5, alpha=5e-4, beta=0.75, k=2.0)  # Krizhevsky et al. 2012, section 3.3: n 5, k 2, alpha 1e-4 per entry
 
-TORCHVISION = (
-    (Convolve(64, 11, 4, 2), Pool()),
-    (Convolve(192, 5), Pool()),
-    (Convolve(384, 3),),
-    (Convolve(256, 3),),
-    (Convolve(256, 3), Pool()),
+TORCHVISION = freeze(
+    {
+        "stage1": (Convolve(64, 11, 4, 2), Pool()),
+        "stage2": (Convolve(192, 5), Pool()),
+        "stage3": (Convolve(384, 3),),
+        "stage4": (Convolve(256, 3),),
+        "stage5": (Convolve(256, 3), Pool()),
+    }
 )
-PAPER = (
-    (Convolve(96, 11, 4, 0), "lrn", Pool()),
-    (Convolve(256, 5, groups=2, bias=1.0), "lrn", Pool()),
-    (Convolve(384, 3),),
-    (Convolve(384, 3, groups=2, bias=1.0),),
-    (Convolve(256, 3, groups=2, bias=1.0), Pool()),
-)
-ZEILER_FERGUS = (
-    (Convolve(96, 7, 2, 1), Pool(ceil=True), "lrn"),
-    (Convolve(256, 5, 2, 0), Pool(ceil=True), "lrn"),
-    (Convolve(384, 3),),
-    (Convolve(384, 3),),
-    (Convolve(256, 3), Pool(ceil=True)),
-)
+PAPER = {
+    "stage1": (Convolve(96, 11, 4, 0), LRN, Pool()),
+    "stage2": (Convolve(256, 5, groups=2, bias=1.0), LRN, Pool()),
+    "stage3": (Convolve(384, 3),),
+    "stage4": (Convolve(384, 3, groups=2, bias=1.0),),
+    "stage5": (Convolve(256, 3, groups=2, bias=1.0), Pool()),
+}
+ZEILER_FERGUS = {
+    "stage1": (Convolve(96, 7, 2, 1), Pool(ceil=True), LRN),
+    "stage2": (Convolve(256, 5, 2, 0), Pool(ceil=True), LRN),
+    "stage3": (Convolve(384, 3),),
+    "stage4": (Convolve(384, 3),),
+    "stage5": (Convolve(256, 3), Pool(ceil=True)),
+}
 
 
-class AlexNet(Chain):
+class AlexNet(TableNetwork):
     """Five convolutions, two hidden layers of 4,096 units, the logits."""
 
     def torch_names(self):
-        """As `Network.torch_names`, for the stages that torchvision has."""
-        if self.stages != TORCHVISION or self.norm != "none":
+        """As `Network.torch_names`, for the table that torchvision has."""
+        if self.stages != TORCHVISION or self.norm is not None:
             return super().torch_names()
-        names = {f"conv{i}/conv": f"features.{place}" for i, place in enumerate((0, 3, 6, 8, 10), 1)}
-        return names | {
-            "hidden1": ("classifier.1", (GRID, GRID)),
-            "hidden2": "classifier.4",
-            "head": "classifier.6",
-        }
+        names = sequential_names(self.stages, norm=False)
+        return names | {"hidden1": ("classifier.1", (GRID, GRID)), "hidden2": "classifier.4", "head": "classifier.6"}
 
 
 def alexnet(num_classes=1000, *, norm="none", order="post", dropout=0.5, dtype=None):
     """torchvision's AlexNet: one tower, no local response normalization, 61,100,840 parameters.
 
-    The last maps are averaged to 6x6 pixels, which is what images of 224x224 have there.
+    The last maps are averaged to 6x6 pixels, which is their size for images of 224x224.
 
     Args:
-      num_classes: logits.
-      norm: of the convolutions: "none", "batch", "group", "layer" or "instance".
+      num_classes: number of logits.
+      norm: norm of the convolutions: "none", "batch", "group", "layer" or "instance".
       order: "post": the norm before the ReLU; "last": after it.
       dropout: the probability to drop an input of the two hidden layers.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images of
-        less than 63x63 pixels.
+      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images
+        smaller than 63x63 pixels.
     """
-    check_chain("alexnet", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
+    check_table("alexnet", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
     return AlexNet(
         TORCHVISION,
         grid=GRID,
@@ -79,7 +82,7 @@ def alexnet(num_classes=1000, *, norm="none", order="post", dropout=0.5, dtype=N
         dropout=dropout,
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
-        least=63,
+        min_size=63,
     )
 
 
@@ -87,17 +90,17 @@ def alexnet_paper(num_classes=1000, *, lrn=True, norm="none", order="post", drop
     """The AlexNet of Krizhevsky et al. 2012, figure 2: two groups of features, 60,965,224 parameters.
 
     The paper's crops are of 224x224 pixels, but its maps of 55x55 come from 227x227 without padding. Kernels start
-    normal with deviation 0.01; biases at 1 in convolutions 2, 4, 5 and the hidden layers, else at 0 (section 5). For
-    images of other sizes the last maps are averaged to 6x6.
+    normal with deviation 0.01. Biases start at 1 in convolutions 2, 4, 5 and the hidden layers, else at 0 (section 5).
+    For images of other sizes the last maps are averaged to 6x6.
 
     Args:
-      num_classes: logits.
+      num_classes: number of logits.
       lrn: local response normalization after the ReLU of convolutions 1 and 2 (section 3.3).
       norm, order, dtype: as of `alexnet`.
       dropout: the probability to drop a unit of the two hidden layers (section 4.2).
 
     Raises:
-      InputError: as `alexnet`; when called, images of less than 67x67 pixels.
+      InputError: as `alexnet`; when called, images smaller than 67x67 pixels.
     """
     return _with_lrn("alexnet_paper", PAPER, lrn, 1.0, (227, 227, 3), 67, num_classes, norm, order, dropout, dtype)
 
@@ -112,21 +115,21 @@ def zfnet(num_classes=1000, *, lrn=True, norm="none", order="post", dropout=0.5,
     last maps are averaged to 6x6.
 
     Args:
-      num_classes: logits.
+      num_classes: number of logits.
       lrn: the contrast normalization.
       norm, order, dtype: as of `alexnet`.
       dropout: the probability to drop a unit of the two hidden layers.
 
     Raises:
-      InputError: as `alexnet`; when called, images of less than 47x47 pixels.
+      InputError: as `alexnet`; when called, images smaller than 47x47 pixels.
     """
     return _with_lrn("zfnet", ZEILER_FERGUS, lrn, 0.0, (224, 224, 3), 47, num_classes, norm, order, dropout, dtype)
 
 
-def _with_lrn(name, stages, lrn, bias, usual_input, least, num_classes, norm, order, dropout, dtype):
-    check_chain(name, norm=norm, order=order, num_classes=num_classes, dropout=dropout)
+def _with_lrn(name, stages, lrn, bias, usual_input, min_size, num_classes, norm, order, dropout, dtype):
+    check_table(name, norm=norm, order=order, num_classes=num_classes, dropout=dropout)
     return AlexNet(
-        stages if lrn else tuple(tuple(step for step in stage if step != "lrn") for stage in stages),
+        freeze({stage: tuple(step for step in steps if lrn or step != LRN) for stage, steps in stages.items()}),
         grid=GRID,
         hidden=(4096, 4096),
         hidden_bias=bias,
@@ -137,8 +140,9 @@ def _with_lrn(name, stages, lrn, bias, usual_input, least, num_classes, norm, or
         kernel_init=GAUSSIAN,
         dtype=dtype,
         usual_input=usual_input,
-        least=least,
+        min_size=min_size,
     )
 
 
 MODELS = {"alexnet": alexnet, "alexnet_paper": alexnet_paper, "zfnet": zfnet}
+CARDS = {"alexnet": Card()}

@@ -5,77 +5,80 @@ convolutional net" (arXiv 1412.6806), tables 1 and 2. In both, the last 1x1 conv
 a ReLU, and the logits are these maps' means.
 """
 
-from deepjax.zoo.chain import Chain, Convolve, Pool, check_chain
+from flax.core import freeze
+
 from deepjax.zoo.network import INITS, named
+from deepjax.zoo.steps import Convolve, Pool, RandomDrop
+from deepjax.zoo.table import TableNetwork, check_table
 
 POOL = Pool(ceil=True)  # 32 pixels become 16 and 8
 
 NIN = (
-    (Convolve(192, 5), Convolve(160, 1), Convolve(96, 1), POOL, "drop"),
-    (Convolve(192, 5), Convolve(192, 1), Convolve(192, 1), Pool(kind="avg", ceil=True), "drop"),
-    (Convolve(192, 3), Convolve(192, 1)),
+    (Convolve(192, 5), Convolve(160), Convolve(96), POOL, RandomDrop()),
+    (Convolve(192, 5), Convolve(192), Convolve(192), Pool("avg", ceil=True), RandomDrop()),
+    (Convolve(192, 3), Convolve(192)),
 )
 
-SIMPLE = {  # what table 2 makes of model C's stages of n features
+SIMPLE = {  # the stages of n features that table 2 derives from model C's
     "C": lambda n: (Convolve(n, 3), Convolve(n, 3), POOL),
     "Strided-CNN-C": lambda n: (Convolve(n, 3), Convolve(n, 3, 2)),
     "ConvPool-CNN-C": lambda n: (Convolve(n, 3), Convolve(n, 3), Convolve(n, 3), POOL),
     "All-CNN-C": lambda n: (Convolve(n, 3), Convolve(n, 3), Convolve(n, 3, 2)),
 }
-LEAST = {"C": 12, "Strided-CNN-C": 9, "ConvPool-CNN-C": 12, "All-CNN-C": 9}
+MIN_SIZE = {"C": 12, "Strided-CNN-C": 9, "ConvPool-CNN-C": 12, "All-CNN-C": 9}
 
 
 def nin(num_classes=10, *, norm="none", order="post", dropout=0.5, dtype=None):
     """The network in network of Lin et al. 2014 for CIFAR: three 5x5 or 3x3 convolutions, each with two 1x1 after it.
 
-    The paper tells neither widths nor pools. They are those of the authors' released definition, whose second pool
+    The paper gives neither widths nor pools. They are those of the authors' released definition, whose second pool
     takes means. 966,986 parameters for 10 classes.
 
     Args:
-      num_classes: logits.
-      norm: of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
+      num_classes: number of logits.
+      norm: norm of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
       order: "post": the norm before the ReLU; "last": after it.
       dropout: the probability to drop an activation after each pool.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images of
-        less than 4x4 pixels.
+      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images
+        smaller than 4x4 pixels.
     """
-    check_chain("nin", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
+    check_table("nin", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
     return _network(NIN, 4, order, num_classes, norm, dropout, dtype)
 
 
 def simple(model, num_classes=10, *, norm="none", order="post", input_dropout=0.2, dropout=0.5, dtype=None):
-    """Model C of Springenberg et al. 2015, or what table 2 makes of it.
+    """Model C of Springenberg et al. 2015, or one that table 2 derives from it.
 
-    Strided-CNN-C takes its pools away and gives their stride to the convolutions before them. ConvPool-CNN-C has one
-    more convolution before each pool. All-CNN-C has in the place of each pool a convolution of stride 2. The first
-    convolution of the last stage has no padding: the paper averages over 6x6 pixels, where images have 32x32. For 10
+    Strided-CNN-C has no pools; their stride goes to the convolutions before them. ConvPool-CNN-C has one more
+    convolution before each pool. All-CNN-C has a convolution of stride 2 in the place of each pool. The first
+    convolution of the last stage has no padding: the paper averages over 6x6 pixels for images of 32x32. For 10
     classes C and Strided-CNN-C have 954,730 parameters, ConvPool-CNN-C and All-CNN-C 1,369,738.
 
     Args:
       model: a key of `SIMPLE`.
-      num_classes: logits.
-      norm: of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
+      num_classes: number of logits.
+      norm: norm of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
       order: "post": the norm before the ReLU; "last": after it.
       input_dropout: the probability to drop a pixel's value (section 3.1).
       dropout: the probability to drop an activation after each pool, or the layer in its place.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm or order, an order without a norm, a rate outside [0, 1]; when called, images of
-        less than 12x12 pixels, or 9x9 where there are no pools.
+      InputError: an unknown norm or order, an order without a norm, a rate outside [0, 1]; when called, images
+        smaller than 12x12 pixels, or 9x9 without pools.
     """
-    check_chain(model, norm=norm, order=order, num_classes=num_classes, input_dropout=input_dropout, dropout=dropout)
-    last = (Convolve(192, 3, padding=0), Convolve(192, 1))
-    stages = *((*SIMPLE[model](features), "drop") for features in (96, 192)), last
-    return _network(stages, LEAST[model], order, num_classes, norm, dropout, dtype, input_dropout)
+    check_table(model, norm=norm, order=order, num_classes=num_classes, input_dropout=input_dropout, dropout=dropout)
+    last = (Convolve(192, 3, padding=0), Convolve(192))
+    stages = (*((*SIMPLE[model](features), RandomDrop()) for features in (96, 192)), last)
+    return _network(stages, MIN_SIZE[model], order, num_classes, norm, dropout, dtype, input_dropout)
 
 
-def _network(stages, least, order, num_classes, norm, dropout, dtype, input_dropout=0.0):
-    return Chain(
-        stages,
+def _network(stages, min_size, order, num_classes, norm, dropout, dtype, input_dropout=0.0):
+    return TableNetwork(
+        freeze({f"stage{i}": steps for i, steps in enumerate(stages, 1)}),
         head="conv",
         input_dropout=input_dropout,
         order=order,
@@ -85,7 +88,7 @@ def _network(stages, least, order, num_classes, norm, dropout, dtype, input_drop
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(32, 32, 3),
-        least=least,
+        min_size=min_size,
     )
 
 

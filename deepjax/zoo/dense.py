@@ -10,25 +10,25 @@ import jax.numpy as jnp
 from deepjax import functional, initializers
 from deepjax.errors import InputError
 from deepjax.layers import Dropout
-from deepjax.units import Branch, ConvNorm, NormActivation, recompute
+from deepjax.units import NORMS, Branch, ConvNorm, Norm, NormActivation, makes_batch_norm, recompute
+from deepjax.zoo.cards import timm
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
 from deepjax.zoo.residual import units_per_stage
 
-NORMS = ("batch", "group", "layer", "instance", "none")
-
 
 class DenseBlock(nn.Module):
-    """`depth` layers, each of which sees what entered the block and what all layers before it gave.
+    """`depth` layers, each of which takes the block's input and the outputs of all layers before it.
 
-    Each is a branch of order "pre"; the block is a chain of `Unit(branch, Concat())`. But layers hand on the pieces and
-    concatenate them inside: under remat every piece is then kept once, and memory grows with depth, not its square.
+    Each layer is a branch of order "pre"; the block is a chain of `Unit(branch, Concat())`. The layers pass on the
+    separate pieces and concatenate them inside. Under remat, every piece is then stored once, and memory grows with
+    depth, not with its square.
     """
 
     depth: int
     growth: int  # features of each layer
     bottleneck: bool = True  # a 1x1 to four times as many before the 3x3
-    remat: str = "none"  # "unit": the backward pass computes each layer's inside again
-    norm: str = "batch"
+    remat: str = "none"  # "unit": the backward pass recomputes the inside of each layer
+    norm: Norm | None = NORMS["batch"]
     dropout: float = 0.0
     drops: str = "outputs"  # as of `units.Branch`
     kernel_init: Callable = initializers.he_normal()
@@ -70,7 +70,7 @@ class DenseNet(Network):
     stem_features: int
     stem: str = "cifar"  # "cifar": 3x3; "imagenet": 7x7 with stride 2, norm, ReLU, 3x3 max pool with stride 2
     bottleneck: bool = True
-    compression: float = 1.0  # a transition gives that share of its features
+    compression: float = 1.0  # share of its features that a transition outputs
     drops: str = "outputs"
 
     @nn.compact
@@ -97,8 +97,8 @@ class DenseNet(Network):
         return self.classify(functional.global_avg_pool(x), train=train, dropout=0.0)
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has those with the imagenet stem and bottlenecks."""
-        if self.stem != "imagenet" or not self.bottleneck or self.norm != "batch":
+        """As `Network.torch_names`; torchvision has the networks with imagenet stem, bottlenecks and batch norm."""
+        if self.stem != "imagenet" or not self.bottleneck or not makes_batch_norm(self.norm):
             return super().torch_names()
         names = {"stem/conv": "features.conv0", "stem/norm": "features.norm0"}
         for i, depth in enumerate(self.depths, 1):
@@ -112,9 +112,9 @@ class DenseNet(Network):
     def _stem(self, brick):
         if self.stem == "imagenet":
             return ConvNorm(self.stem_features, 7, 2, name="stem", **brick)
-        # Norm and activation are left to the first layer, which starts with them.
-        bias = self.norm == "none"
-        return ConvNorm(self.stem_features, 3, use_bias=bias, activation=None, name="stem", **brick | {"norm": "none"})
+        # The first layer starts with the norm and activation of the stem.
+        bias = self.norm is None
+        return ConvNorm(self.stem_features, 3, use_bias=bias, activation=None, name="stem", **brick | {"norm": None})
 
 
 def densenet(
@@ -129,25 +129,25 @@ def densenet(
     remat="none",
     dtype=None,
 ):
-    """The ImageNet network of Huang et al. 2017, table 1, as torchvision has it.
+    """The ImageNet network of Huang et al. 2017, table 1, in torchvision's form.
 
     Args:
-      depths: layers of each block, each a 1x1 and a 3x3 convolution.
-      num_classes: logits.
-      growth: features that each layer adds.
-      stem_features: of the first convolution.
+      depths: number of layers of each block, each a 1x1 and a 3x3 convolution.
+      num_classes: number of logits.
+      growth: number of features that each layer adds.
+      stem_features: number of features of the first convolution.
       compression: the share of its features that a transition keeps, in (0, 1].
       norm: "batch", "group", "layer", "instance", or "none", with biases.
-      dropout: the probability to drop what a layer adds, as torchvision's drop_rate.
-      remat: "unit": keep for the backward pass what each layer adds, and compute the rest again. Memory then grows with
-        depth, not with its square, at the cost of another forward pass.
-      dtype: of the computation.
+      dropout: the probability to drop an output of a layer, as torchvision's drop_rate.
+      remat: "unit": store the output of each layer for the backward pass, and recompute the rest. Memory then grows
+        with depth, not with its square, at the cost of another forward pass.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: no block, a block without layers, a count below 1, a compression outside (0, 1], a dropout outside
         [0, 1], an unknown norm or remat; when called, images too small for the transitions.
     """
-    _check("densenet", depths, norm, dropout, compression, remat, num_classes, growth, stem_features=stem_features)
+    _check("densenet", depths, dropout, compression, remat, num_classes, growth, stem_features=stem_features)
     return DenseNet(
         depths=tuple(depths),
         growth=growth,
@@ -161,7 +161,7 @@ def densenet(
         remat=remat,
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
-        least=2 ** (len(depths) + 1) - 3,  # the stem rounds up, twice; each transition halves and rounds down
+        min_size=2 ** (len(depths) + 1) - 3,  # the stem rounds up, twice; each transition halves and rounds down
     )
 
 
@@ -179,21 +179,21 @@ def cifar_densenet(
     """The CIFAR network of Huang et al. 2017, section 4.2: three blocks, depth 3n + 4, or 6n + 4 with bottlenecks.
 
     Args:
-      depth: layers with kernels.
-      num_classes: logits.
-      growth: features that each layer adds: the paper's k.
+      depth: number of layers with kernels.
+      num_classes: number of logits.
+      growth: number of features that each layer adds, the paper's k.
       bottleneck: DenseNet-BC: a 1x1 to 4 x growth features before each 3x3, transitions that halve the features, 2 x
-        growth features of the first convolution; without, every transition keeps its features, and the first has 16.
+        growth features of the first convolution. False: transitions keep their features, the first convolution has 16.
       norm, remat, dtype: as of `densenet`.
       dropout: the probability to drop an output of each convolution but the first. The paper's is 0.2, where images
         are not augmented.
 
     Raises:
-      InputError: a depth that does not fit, a count below 1, a dropout outside [0, 1], an unknown norm or remat; when
-        called, images of less than 4x4 pixels.
+      InputError: a depth of another form, a count below 1, a dropout outside [0, 1], an unknown norm or remat; when
+        called, images smaller than 4x4 pixels.
     """
     layers = units_per_stage(depth, 6 if bottleneck else 3, others=4)
-    _check("cifar_densenet", (layers,) * 3, norm, dropout, 1.0, remat, num_classes, growth)
+    _check("cifar_densenet", (layers,) * 3, dropout, 1.0, remat, num_classes, growth)
     return DenseNet(
         depths=(layers,) * 3,
         growth=growth,
@@ -207,14 +207,13 @@ def cifar_densenet(
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(32, 32, 3),
-        least=4,
+        min_size=4,
     )
 
 
-def _check(network, depths, norm, dropout, compression, remat, num_classes, growth, **counts):
+def _check(network, depths, dropout, compression, remat, num_classes, growth, **counts):
     layers = min(depths, default=0)
     check_at_least_one(network, num_classes=num_classes, growth=growth, layers_per_block=layers, **counts)
-    check_option(network, "norm", norm, NORMS)
     check_option(network, "remat", remat, ("none", "unit"))
     check_rate(network, dropout=dropout)
     if not 0 < compression <= 1:
@@ -234,3 +233,4 @@ MODELS = {
     "densenet_bc_250_24": partial(cifar_densenet, 250, growth=24, bottleneck=True),
     "densenet_bc_190_40": partial(cifar_densenet, 190, growth=40, bottleneck=True),
 }
+CARDS = {name: timm(name) for name in ("densenet121", "densenet161", "densenet169", "densenet201")}

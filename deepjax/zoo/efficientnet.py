@@ -9,6 +9,8 @@ from functools import partial
 from typing import NamedTuple
 
 from deepjax.errors import InputError
+from deepjax.units import makes_batch_norm, norm_factory
+from deepjax.zoo.cards import Card, Preprocessing
 from deepjax.zoo.inverted import InvertedNetwork, Row, block_names, check, conv_names, round_to_eights
 from deepjax.zoo.network import check_option
 
@@ -28,8 +30,8 @@ class EfficientNet(InvertedNetwork):
     """An `InvertedNetwork` of seven stages with torchvision's names of EfficientNet."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has those with batch norm."""
-        if self.norm != "batch":
+        """As `Network.torch_names`; torchvision has the networks with batch norm."""
+        if not makes_batch_norm(self.norm):
             return super().torch_names()
         names = conv_names("stem", "features.0.0", "features.0.1") | {"head": "classifier.1"}
         units = iter(self.unit_paths())
@@ -41,25 +43,27 @@ class EfficientNet(InvertedNetwork):
 
 
 class Variant(NamedTuple):
-    """What the variants differ in."""
+    """The numbers in which the variants differ."""
 
     width: float  # of table 1's features
     depth: float  # of table 1's units
     pixels: int  # of the images' sides
     dropout: float
+    resize: int  # of torchvision's IMAGENET1K_V1 weights, pixels of the shorter side
+    crop: int = 0  # of these, pixels of the crop's sides; 0: `pixels`
     epsilon: float = 1e-5  # of the norms, torchvision's
     momentum: float = 0.9
 
 
 VARIANTS = {
-    "b0": Variant(1.0, 1.0, 224, 0.2),
-    "b1": Variant(1.0, 1.1, 240, 0.2),
-    "b2": Variant(1.1, 1.2, 260, 0.3),
-    "b3": Variant(1.2, 1.4, 300, 0.3),
-    "b4": Variant(1.4, 1.8, 380, 0.4),
-    "b5": Variant(1.6, 2.2, 456, 0.4, 1e-3, 0.99),
-    "b6": Variant(1.8, 2.6, 528, 0.5, 1e-3, 0.99),
-    "b7": Variant(2.0, 3.1, 600, 0.5, 1e-3, 0.99),
+    "b0": Variant(1.0, 1.0, 224, 0.2, 256),
+    "b1": Variant(1.0, 1.1, 240, 0.2, 256),
+    "b2": Variant(1.1, 1.2, 260, 0.3, 288, 288),
+    "b3": Variant(1.2, 1.4, 300, 0.3, 320),
+    "b4": Variant(1.4, 1.8, 380, 0.4, 384),
+    "b5": Variant(1.6, 2.2, 456, 0.4, 456, epsilon=1e-3, momentum=0.99),
+    "b6": Variant(1.8, 2.6, 528, 0.5, 528, epsilon=1e-3, momentum=0.99),
+    "b7": Variant(2.0, 3.1, 600, 0.5, 600, epsilon=1e-3, momentum=0.99),
 }
 
 
@@ -78,20 +82,20 @@ def efficientnet(
     """EfficientNet of Tan & Le 2019, in torchvision's form.
 
     Parameters of b0 to b7: 5,288,548; 7,794,184; 9,109,994; 12,233,232; 19,341,616; 30,389,784; 43,040,704; 66,347,960.
-    They are meant for images of 224, 240, 260, 300, 380, 456, 528 and 600 pixels a side (torchvision's weights of b2:
-    288), and take any.
+    They were designed for images of 224, 240, 260, 300, 380, 456, 528 and 600 pixels a side (torchvision's weights of
+    b2: 288), and take images of any size.
 
     Args:
       variant: "b0" to "b7".
-      num_classes: logits.
-      width: multiplies the variant's features, which are rounded to multiples of 8.
-      depth: multiplies the variant's units of each stage, rounded up.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the variant's features, which are rounded to multiples of 8.
+      depth: factor of the variant's units of each stage, rounded up.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer; None: the variant's, 0.2 to 0.5.
       survival: of stochastic depth: unit i of n, counted from 0, survives with probability 1 - i / n (1 - survival);
         1.0 drops none.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      scan: run equal units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown variant or norm, a dropout or survival outside [0, 1], a width or depth not above 0, no
@@ -100,7 +104,7 @@ def efficientnet(
     check_option("efficientnet", "variant", variant, VARIANTS)
     form = VARIANTS[variant]
     dropout = form.dropout if dropout is None else dropout
-    check(f"efficientnet_{variant}", width, norm, num_classes, dropout, survival=survival)
+    check(f"efficientnet_{variant}", width, num_classes, dropout, survival=survival)
     if depth <= 0:
         raise InputError(f"efficientnet_{variant}: depth {depth} must be above 0; it multiplies the units")
 
@@ -122,11 +126,9 @@ def efficientnet(
         final=4 * features_in,
         activation="silu",
         survival=survival,
-        epsilon=form.epsilon,
-        momentum=form.momentum,
         scan=scan,
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=form.epsilon, momentum=form.momentum),
         dropout=dropout,
         dtype=dtype,
         usual_input=(form.pixels, form.pixels, 3),
@@ -134,3 +136,7 @@ def efficientnet(
 
 
 MODELS = {f"efficientnet_{variant}": partial(efficientnet, variant) for variant in VARIANTS}
+CARDS = {
+    f"efficientnet_{variant}": Card(Preprocessing(form.resize, form.crop or form.pixels, interpolation="bicubic"))
+    for variant, form in VARIANTS.items()
+}

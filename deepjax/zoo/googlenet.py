@@ -9,28 +9,29 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.core import freeze
 
 from deepjax import functional, initializers
 from deepjax.layers import Dropout
-from deepjax.units import ConvNorm
-from deepjax.zoo.branches import Conv, Depthwise, InceptionNetwork, LocalNorm, Pool, check
+from deepjax.units import makes_batch_norm, norm_factory
+from deepjax.zoo.cards import HALF, Card, Preprocessing
 from deepjax.zoo.network import INITS
+from deepjax.zoo.steps import Auxiliary, Convolve, Depthwise, LocalNorm, Options, Parallel, Pool, make
+from deepjax.zoo.table import TableNetwork, check_table
 
 HALVE = Pool("max", 3, 2, ceil=True)
 PASS = Pool("max", 3, 2, None, ceil=True)  # to as many pixels as a convolution of stride 2, at odd sizes too
-LOCAL_NORM = LocalNorm(5, alpha=1e-4, beta=0.75, k=1.0)  # Caffe's; the paper tells only where they are
-SEPARABLE = (Depthwise(8, 7, 2), Conv(64))
+LOCAL_NORM = LocalNorm(5, alpha=1e-4, beta=0.75, k=1.0)  # Caffe's; the paper gives only their places
+SEPARABLE = (Depthwise(8, 7, 2), Convolve(64))
 
 
 def inception(one, three_in, three, five_in, five, projected, *, window=5):
-    """A module of table 1 from its row; torchvision's branch of 5x5 is 3x3, which `window` says."""
+    """Return the branches of a row of table 1. `window` is that of the third branch, which is 3 in torchvision."""
     return (
-        (Conv(one),),
-        (Conv(three_in), Conv(three, 3)),
-        (Conv(five_in), Conv(five, window)),
-        (Pool("max", 3, 1, 1), Conv(projected)),
+        (Convolve(one),),
+        (Convolve(three_in), Convolve(three, 3)),
+        (Convolve(five_in), Convolve(five, window)),
+        (Pool("max", 3, 1, 1), Convolve(projected)),
     )
 
 
@@ -47,26 +48,33 @@ MODULES = {  # table 1, as arguments of `inception`
 }
 
 
-def googlenet_stages(window, last_pool, stem):
-    """{stage: {module: its branches}}: stages 4 and 5 begin with a pool."""
-    pools = {"stage4": {"_pool": ((HALVE,),)}, "stage5": {"_pool": ((last_pool,),)}}
-    stages = {
-        stage: pools.get(stage, {}) | {letter: inception(*row, window=window) for letter, row in rows.items()}
-        for stage, rows in MODULES.items()
-    }
-    return freeze({"stem": {"": (stem,)}} | stages)
+def googlenet_stages(window, last_pool, stem, head):
+    """Return {stage: steps} of table 1. Stages 4 and 5 begin with a pool; auxiliary heads follow modules 4a and 4d."""
+    pools = {"stage4": (HALVE,), "stage5": (last_pool,)}
+    stages = {"stem": (Parallel("stem", (stem,)),)}
+    for stage, rows in MODULES.items():
+        steps = [*pools.get(stage, ())]
+        for letter, row in rows.items():
+            name = f"{stage}{letter}"
+            steps += [Parallel(name, inception(*row, window=window))]
+            steps += [Auxiliary(head)] if name in ("stage4a", "stage4d") else []
+        stages[stage] = tuple(steps)
+    return freeze(stages)
 
 
 def bn_inception_module(one, three_in, three, double_in, double, kind, projected):
-    """A module of figure 5 from its row; without a 1x1 branch it has stride 2, and its pool passes through."""
+    """Return the branches of a row of figure 5.
+
+    A module without a 1x1 branch has stride 2, and no convolution after its pool.
+    """
     stride = 1 if one else 2
-    pool = (Pool(kind, 3, 1, 1), Conv(projected)) if one else (PASS,)
+    pool = (Pool(kind, 3, 1, 1), Convolve(projected)) if one else (PASS,)
     branches = (
-        (Conv(three_in), Conv(three, 3, stride)),
-        (Conv(double_in), Conv(double, 3), Conv(double, 3, stride)),
+        (Convolve(three_in), Convolve(three, 3, stride)),
+        (Convolve(double_in), Convolve(double, 3), Convolve(double, 3, stride)),
         pool,
     )
-    return ((Conv(one),), *branches) if one else branches
+    return ((Convolve(one),), *branches) if one else branches
 
 
 BN_MODULES = {  # figure 5, as arguments of `bn_inception_module`
@@ -87,7 +95,7 @@ BN_MODULES = {  # figure 5, as arguments of `bn_inception_module`
 
 
 def grid_pool(x):
-    """Mean over 4x4 equal windows, of 5x5 pixels with stride 3 for the 14x14 map of images of 224x224 pixels."""
+    """Return the means of 4x4 equal windows. The 14x14 map of 224x224 pixels has windows of 5x5 and stride 3."""
     if min(x.shape[1:3]) < 4:
         return functional.adaptive_avg_pool(x, 4)
     stride = [side // 4 for side in x.shape[1:3]]
@@ -101,17 +109,14 @@ class GoogLeNetHead(nn.Module):
     num_classes: int
     pool: Callable
     dropout: float
-    norm: str
-    epsilon: float
-    kernel_init: Callable
-    dtype: jnp.dtype | None
+    options: Options
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features] -> [batch, num_classes]."""
-        init, dtype = self.kernel_init, self.dtype
-        conv = ConvNorm(128, 1, norm=self.norm, epsilon=self.epsilon, kernel_init=init, dtype=dtype, name="conv")
-        x = conv(self.pool(x), train=train, mask=mask).reshape(x.shape[0], -1)
+        init, dtype = self.options.kernel_init, self.options.dtype
+        x = make(Convolve(128), self.options, name="conv")(self.pool(x), train=train, mask=mask)
+        x = x.reshape(x.shape[0], -1)
         x = functional.relu(nn.Dense(1024, kernel_init=init, dtype=dtype, name="hidden")(x))
         x = Dropout(self.dropout)(x, train=train)
         return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=dtype, name="head")(x)
@@ -121,22 +126,23 @@ TORCH_HEAD = partial(GoogLeNetHead, pool=partial(functional.adaptive_avg_pool, s
 PAPER_HEAD = partial(GoogLeNetHead, pool=grid_pool)
 
 
-class GoogLeNet(InceptionNetwork):
-    """A `InceptionNetwork` whose auxiliary heads count 0.3 each (section 5)."""
+class GoogLeNet(TableNetwork):
+    """A `TableNetwork` whose auxiliary heads count 0.3 each (section 5)."""
 
     auxiliary_weight = 0.3
 
     def torch_names(self):
         """As `Network.torch_names`; torchvision has its own form with batch norm alone."""
-        if self.norm != "batch" or self.stages != TORCH_STAGES:
+        if not makes_batch_norm(self.norm) or self.stages != TORCH_STAGES:
             return super().torch_names()
-        names = {f"stem/conv{ours}": f"conv{theirs}" for ours, theirs in ((1, 1), (3, 2), (4, 3))}
+        names = {f"stem/conv{i}": f"conv{i}" for i in (1, 2, 3)}
         for stage, rows in MODULES.items():
             for letter in rows:
                 ours, theirs = f"{stage}{letter}", f"inception{stage[-1]}{letter}"
                 names[f"{ours}/branch1_conv1"] = f"{theirs}.branch1"
-                for branch, step in ((2, 1), (2, 2), (3, 1), (3, 2), (4, 2)):
-                    names[f"{ours}/branch{branch}_conv{step}"] = f"{theirs}.branch{branch}.{step - 1}"
+                for branch, conv in ((2, 1), (2, 2), (3, 1), (3, 2)):
+                    names[f"{ours}/branch{branch}_conv{conv}"] = f"{theirs}.branch{branch}.{conv - 1}"
+                names[f"{ours}/branch4_conv1"] = f"{theirs}.branch4.1"  # the pool is branch4.0
         names |= {f"auxiliary{i}/conv": f"aux{i}.conv" for i in (1, 2)}
         names = {f"{ours}/{a}": f"{names[ours]}.{b}" for ours in names for a, b in (("conv", "conv"), ("norm", "bn"))}
         for i in (1, 2):
@@ -144,8 +150,8 @@ class GoogLeNet(InceptionNetwork):
         return names | {"head": "fc"}
 
 
-STEM = (Conv(64, 7, 2), HALVE, Conv(64), Conv(192, 3), HALVE)
-TORCH_STAGES = googlenet_stages(3, Pool("max", 2, 2, ceil=True), STEM)
+STEM = (Convolve(64, 7, 2), HALVE, Convolve(64), Convolve(192, 3), HALVE)
+TORCH_STAGES = googlenet_stages(3, Pool("max", 2, 2, ceil=True), STEM, TORCH_HEAD)
 
 
 def googlenet(
@@ -153,28 +159,27 @@ def googlenet(
 ):
     """torchvision's GoogLeNet: batch norm, 3x3 in the place of 5x5, and a last max pool of 2x2.
 
-    Its heads pool adaptively, so that images of any size train. Called with train=True, it returns (logits, logits of
-    the head behind module 4d, of the head behind 4a): torchvision's order of (logits, aux2, aux1).
+    The auxiliary heads pool adaptively, so that images of any size train. With train=True, the output is (logits,
+    logits of the head after module 4d, of the head after 4a), in torchvision's order of (logits, aux2, aux1).
 
     Args:
-      num_classes: logits.
-      auxiliary: whether the network has the two auxiliary heads, used in training alone. 13,004,888 parameters with
+      num_classes: number of logits.
+      auxiliary: whether the network has the two auxiliary heads, which only training uses. 13,004,888 parameters with
         them, 6,624,904 without.
-      norm: behind every convolution: one of `branches.NORMS`; with "none", biases in its place.
+      norm: norm after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last layer.
-      auxiliary_dropout: and of each auxiliary head's last layer.
-      epsilon: of the norms.
-      dtype: of the computation.
+      auxiliary_dropout: the same for the last layer of each auxiliary head.
+      epsilon: epsilon of the norms.
+      dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm, a dropout outside [0, 1]; when called, images of less than 15x15 pixels.
+      InputError: an unknown norm, a dropout outside [0, 1]; when called, images smaller than 15x15 pixels.
     """
     return _network(
         "googlenet",
         num_classes,
         TORCH_STAGES,
-        TORCH_HEAD,
-        least=15,
+        min_size=15,
         auxiliary=auxiliary,
         norm=norm,
         dropout=dropout,
@@ -198,26 +203,25 @@ def googlenet_paper(
     """GoogLeNet as Szegedy et al. 2014 publish it: 5x5 branches, local response norms, biases in place of batch norm.
 
     The heads pool with 5x5 windows and stride 3 to 4x4; for images of other sizes than 224 the windows change, and the
-    4x4 stays. The constants of the local response norms, which the paper does not give, are Caffe's. Table 1 has
-    2.7K weights for the first convolution, which a plain 7x7 has not: see `separable`.
+    4x4 stays. The constants of the local response norms, which the paper does not give, are Caffe's. Table 1 gives the
+    first convolution 2.7K weights, fewer than a plain 7x7 has: see `separable`.
 
     Args:
       num_classes, auxiliary, dropout, auxiliary_dropout, epsilon, dtype: as of `googlenet`. 13,378,280 parameters with
         the heads, 6,998,552 without.
-      separable: the first convolution as a 7x7 of each colour alone, 8 features each, and a 1x1 of these.
-      norm: "none": convolutions have biases; or one of `branches.NORMS`.
+      separable: the first convolution as a 7x7 of each color alone, 8 features each, and a 1x1 of these.
+      norm: as of `googlenet`.
 
     Raises:
       InputError: as `googlenet`.
     """
-    first = SEPARABLE if separable else (Conv(64, 7, 2),)
-    stem = (*first, HALVE, LOCAL_NORM, Conv(64), Conv(192, 3), LOCAL_NORM, HALVE)
+    first = SEPARABLE if separable else (Convolve(64, 7, 2),)
+    stem = (*first, HALVE, LOCAL_NORM, Convolve(64), Convolve(192, 3), LOCAL_NORM, HALVE)
     return _network(
         "googlenet_paper",
         num_classes,
-        googlenet_stages(5, HALVE, stem),
-        PAPER_HEAD,
-        least=31,
+        googlenet_stages(5, HALVE, stem, PAPER_HEAD),
+        min_size=31,
         auxiliary=auxiliary,
         norm=norm,
         dropout=dropout,
@@ -234,42 +238,42 @@ def bn_inception(num_classes=1000, *, separable=True, norm="batch", dropout=0.0,
     column of sizes says 576, 576 and 1,024. It has no auxiliary heads, no dropout, no local response norms.
 
     Args:
-      num_classes: logits.
-      separable: the first convolution as a 7x7 of each colour alone, 8 features each, and a 1x1 of these, as in the
+      num_classes: number of logits.
+      separable: the first convolution as a 7x7 of each color alone, 8 features each, and a 1x1 of these, as in the
         appendix; False: a plain 7x7.
       norm, dropout, epsilon, dtype: as of `googlenet`.
 
     Raises:
       InputError: as `googlenet`.
     """
-    check("bn_inception", num_classes, norm, dropout=dropout)
-    stem = (*(SEPARABLE if separable else (Conv(64, 7, 2),)), HALVE, Conv(64), Conv(192, 3), HALVE)
-    rows = {s: {letter: bn_inception_module(*r) for letter, r in rows.items()} for s, rows in BN_MODULES.items()}
-    return InceptionNetwork(
-        freeze({"stem": {"": (stem,)}} | rows),
-        freeze({}),
+    check_table("bn_inception", num_classes=num_classes, norm=norm, dropout=dropout)
+    stem = (*(SEPARABLE if separable else (Convolve(64, 7, 2),)), HALVE, Convolve(64), Convolve(192, 3), HALVE)
+    stages = {"stem": (Parallel("stem", (stem,)),)} | {
+        stage: tuple(Parallel(f"{stage}{letter}", bn_inception_module(*row)) for letter, row in rows.items())
+        for stage, rows in BN_MODULES.items()
+    }
+    return TableNetwork(
+        freeze(stages),
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=epsilon),
         dropout=dropout,
-        epsilon=epsilon,
         dtype=dtype,
-        least=7,
+        min_size=7,
     )
 
 
-def _network(name, num_classes, stages, head, *, least, norm, dropout, auxiliary_dropout, **options):
-    check(name, num_classes, norm, dropout=dropout, auxiliary_dropout=auxiliary_dropout)
+def _network(name, num_classes, stages, *, norm, epsilon, dropout, auxiliary_dropout, **options):
+    check_table(name, num_classes=num_classes, norm=norm, dropout=dropout, auxiliary_dropout=auxiliary_dropout)
     return GoogLeNet(
         stages,
-        freeze({"stage4a": head, "stage4d": head}),
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=epsilon),
         dropout=dropout,
         auxiliary_dropout=auxiliary_dropout,
         kernel_init=INITS["he" if norm == "batch" else "he_fan_in"],
-        least=least,
         **options,
     )
 
 
 MODELS = {"googlenet": googlenet, "googlenet_paper": googlenet_paper, "bn_inception": bn_inception}
+CARDS = {"googlenet": Card(Preprocessing(256, 224, HALF, HALF))}

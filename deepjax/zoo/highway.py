@@ -14,8 +14,6 @@ from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option
 from deepjax.zoo.plain import ACTIVATIONS, DenseUnit
 from deepjax.zoo.residual import units_per_stage
 
-NORMS = ("none", "batch")
-
 
 class Highway(Network):
     """Flatten, a dense layer, `depth` - 2 highway layers of the same width, the logits."""
@@ -31,7 +29,7 @@ class Highway(Network):
         """x [batch, ...] -> see `Network`; its maps are vectors, `first` and `hidden`."""
         x, maps = x.reshape(x.shape[0], -1), {}
         dense = {"kernel_init": self.kernel_init, "dtype": self.dtype}
-        first = nn.Dense(self.width, use_bias=self.norm == "none", name="first", **dense)
+        first = nn.Dense(self.width, use_bias=self.norm is None, name="first", **dense)
         x = maps["first"] = self.activation(normalize(first(x), self.norm, train=train, mask=mask, name="first_norm"))
         if self.depth > 2:
             branch = DenseUnit(self.activation, norm=self.norm, parent=None, **dense)
@@ -140,7 +138,7 @@ def mnist_highway(
         depths=(units,) * 3,
         features=(width,) * 3,
         usual_input=(28, 28, 1),
-        least=8,
+        min_size=8,
         **_options("mnist_highway", num_classes, bias, activation, norm, dropout, scan, dtype),
     )
 
@@ -168,14 +166,13 @@ def cifar_highway(
         depths=(units,) * 3,
         features=(width, 2 * width, 4 * width),
         usual_input=(32, 32, 3),
-        least=8,
+        min_size=8,
         **_options("cifar_highway", num_classes, bias, activation, norm, dropout, scan, dtype),
     )
 
 
 def _options(network, num_classes, bias, activation, norm, dropout, scan, dtype):
     check_option(network, "activation", activation, ACTIVATIONS)
-    check_option(network, "norm", norm, NORMS)
     check_rate(network, dropout=dropout)
     return {
         "num_classes": num_classes,

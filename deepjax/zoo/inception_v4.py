@@ -6,80 +6,107 @@ Szegedy et al. 2016, "Inception-v4, Inception-ResNet and the impact of residual 
 
 from flax.core import freeze
 
-from deepjax.zoo.branches import Conv, Fork, InceptionNetwork, Pool, Repeat, check
+from deepjax.units import norm_factory
+from deepjax.zoo.inception import HALVE, START, STEM
+from deepjax.zoo.steps import Convolve, Fork, Parallel, Pool, Repeat, Residual
+from deepjax.zoo.table import TableNetwork, check_table
 
-HALVE = Pool("max", 3, 2)
 MEAN = Pool("avg", 3, 1, 1, count_padding=False)
-START = (Conv(32, 3, 2, 0), Conv(32, 3, 1, 0), Conv(64, 3))
 WIDE, TALL = (1, 7), (7, 1)
-SMALL_FORK = Fork((Conv(256, (1, 3)), Conv(256, (3, 1))))
+SMALL_FORK = Fork((Convolve(256, (1, 3)), Convolve(256, (3, 1))))
 
-STEM_V4 = {  # figure 3
-    "1": (START,),
-    "2": ((HALVE,), (Conv(96, 3, 2, 0),)),
-    "3": ((Conv(64), Conv(96, 3, 1, 0)), (Conv(64), Conv(64, WIDE), Conv(64, TALL), Conv(96, 3, 1, 0))),
-    "4": ((Conv(192, 3, 2, 0),), (HALVE,)),
-}
+STEM_V4 = (  # figure 3
+    Parallel("stem1", (START,)),
+    Parallel("stem2", ((HALVE,), (Convolve(96, 3, 2, 0),))),
+    Parallel(
+        "stem3",
+        (
+            (Convolve(64), Convolve(96, 3, 1, 0)),
+            (Convolve(64), Convolve(64, WIDE), Convolve(64, TALL), Convolve(96, 3, 1, 0)),
+        ),
+    ),
+    Parallel("stem4", ((Convolve(192, 3, 2, 0),), (HALVE,))),
+)
 A = (  # figure 4
-    (Conv(96),),
-    (Conv(64), Conv(96, 3)),
-    (Conv(64), Conv(96, 3), Conv(96, 3)),
-    (MEAN, Conv(96)),
+    (Convolve(96),),
+    (Convolve(64), Convolve(96, 3)),
+    (Convolve(64), Convolve(96, 3), Convolve(96, 3)),
+    (MEAN, Convolve(96)),
 )
 B = (  # figure 5
-    (Conv(384),),
-    (Conv(192), Conv(224, WIDE), Conv(256, TALL)),
-    (Conv(192), Conv(192, TALL), Conv(224, WIDE), Conv(224, TALL), Conv(256, WIDE)),
-    (MEAN, Conv(128)),
+    (Convolve(384),),
+    (Convolve(192), Convolve(224, WIDE), Convolve(256, TALL)),
+    (Convolve(192), Convolve(192, TALL), Convolve(224, WIDE), Convolve(224, TALL), Convolve(256, WIDE)),
+    (MEAN, Convolve(128)),
 )
 C = (  # figure 6
-    (Conv(256),),
-    (Conv(384), SMALL_FORK),
-    (Conv(384), Conv(448, (3, 1)), Conv(512, (1, 3)), SMALL_FORK),
-    (MEAN, Conv(256)),
+    (Convolve(256),),
+    (Convolve(384), SMALL_FORK),
+    (Convolve(384), Convolve(448, (3, 1)), Convolve(512, (1, 3)), SMALL_FORK),
+    (MEAN, Convolve(256)),
 )
 
 
 def to_17(k, inner, m, n):
-    """From 35x35 to 17x17 pixels: figure 7, with the features of table 1."""
-    return ((Conv(n, 3, 2, 0),), (Conv(k), Conv(inner, 3), Conv(m, 3, 2, 0)), (HALVE,))
+    """Return the branches that go from 35x35 to 17x17 pixels: figure 7, with the features of table 1."""
+    return ((Convolve(n, 3, 2, 0),), (Convolve(k), Convolve(inner, 3), Convolve(m, 3, 2, 0)), (HALVE,))
 
 
 TO_8 = (  # figure 8
-    (Conv(192), Conv(192, 3, 2, 0)),
-    (Conv(256), Conv(256, WIDE), Conv(320, TALL), Conv(320, 3, 2, 0)),
+    (Convolve(192), Convolve(192, 3, 2, 0)),
+    (Convolve(256), Convolve(256, WIDE), Convolve(320, TALL), Convolve(320, 3, 2, 0)),
     (HALVE,),
 )
+
+
+def repeat(name, branches, depth, scale=None):
+    """Return `depth` equal modules as one step. With a scale, they are residual."""
+    step = Parallel(name, branches) if scale is None else Residual(name, branches, scale)
+    return Repeat(name, step, depth)
+
+
 V4 = freeze(
     {
         "stem": STEM_V4,
-        "stage1": {"_units": Repeat(A, 4)},
-        "stage2": {"_reduce": to_17(192, 224, 256, 384), "_units": Repeat(B, 7)},
-        "stage3": {"_reduce": TO_8, "_units": Repeat(C, 3)},
+        "stage1": (repeat("stage1_units", A, 4),),
+        "stage2": (Parallel("stage2_reduce", to_17(192, 224, 256, 384)), repeat("stage2_units", B, 7)),
+        "stage3": (Parallel("stage3_reduce", TO_8), repeat("stage3_units", C, 3)),
     }
 )
 
-RESIDUAL_A = ((Conv(32),), (Conv(32), Conv(32, 3)), (Conv(32), Conv(48, 3), Conv(64, 3)))  # figure 16
-RESIDUAL_B = ((Conv(192),), (Conv(128), Conv(160, WIDE), Conv(192, TALL)))  # figure 17
-RESIDUAL_C = ((Conv(192),), (Conv(192), Conv(224, (1, 3)), Conv(256, (3, 1))))  # figure 19
+RESIDUAL_A = (  # figure 16
+    (Convolve(32),),
+    (Convolve(32), Convolve(32, 3)),
+    (Convolve(32), Convolve(48, 3), Convolve(64, 3)),
+)
+RESIDUAL_B = ((Convolve(192),), (Convolve(128), Convolve(160, WIDE), Convolve(192, TALL)))  # figure 17
+RESIDUAL_C = ((Convolve(192),), (Convolve(192), Convolve(224, (1, 3)), Convolve(256, (3, 1))))  # figure 19
 RESIDUAL_TO_8 = (  # figure 18
-    (Conv(256), Conv(384, 3, 2, 0)),
-    (Conv(256), Conv(288, 3, 2, 0)),
-    (Conv(256), Conv(288, 3), Conv(320, 3, 2, 0)),
+    (Convolve(256), Convolve(384, 3, 2, 0)),
+    (Convolve(256), Convolve(288, 3, 2, 0)),
+    (Convolve(256), Convolve(288, 3), Convolve(320, 3, 2, 0)),
     (HALVE,),
 )
-TO_320 = ((Conv(96),), (Conv(48), Conv(64, 5)), (Conv(64), Conv(96, 3), Conv(96, 3)), (MEAN, Conv(64)))
+TO_320 = (
+    (Convolve(96),),
+    (Convolve(48), Convolve(64, 5)),
+    (Convolve(64), Convolve(96, 3), Convolve(96, 3)),
+    (MEAN, Convolve(64)),
+)
 RESNET_V2 = freeze(
     {
-        "stem": {"": ((*START, HALVE, Conv(80), Conv(192, 3, 1, 0), HALVE),)},
-        "stage1": {"_first": TO_320, "_units": Repeat(RESIDUAL_A, 10, 0.17)},
-        "stage2": {"_reduce": to_17(256, 256, 384, 384), "_units": Repeat(RESIDUAL_B, 20, 0.1)},
-        "stage3": {
-            "_reduce": RESIDUAL_TO_8,
-            "_units": Repeat(RESIDUAL_C, 9, 0.2),
-            "_last": Repeat(RESIDUAL_C, 1, 1.0, activated=False),
-            "_wide": ((Conv(1536),),),
-        },
+        "stem": (Parallel("stem", (STEM,)),),
+        "stage1": (Parallel("stage1_first", TO_320), repeat("stage1_units", RESIDUAL_A, 10, 0.17)),
+        "stage2": (
+            Parallel("stage2_reduce", to_17(256, 256, 384, 384)),
+            repeat("stage2_units", RESIDUAL_B, 20, 0.1),
+        ),
+        "stage3": (
+            Parallel("stage3_reduce", RESIDUAL_TO_8),
+            repeat("stage3_units", RESIDUAL_C, 9, 0.2),
+            Residual("stage3_last", RESIDUAL_C, 1.0, activated=False),
+            Parallel("stage3_wide", ((Convolve(1536),),)),
+        ),
     }
 )
 
@@ -88,43 +115,40 @@ def inception_v4(num_classes=1000, *, norm="batch", dropout=0.2, epsilon=1e-3, s
     """Inception v4 (figure 9): 4, 7 and 3 equal modules, reductions between them; 42,679,816 parameters.
 
     Args:
-      num_classes: logits.
-      norm: behind every convolution: one of `branches.NORMS`; with "none", biases in its place.
+      num_classes: number of logits.
+      norm: norm after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last layer; the paper keeps 0.8.
-      epsilon: of the norms.
-      scan: equal modules as one scan; False unrolls them.
-      dtype: of the computation.
+      epsilon: epsilon of the norms.
+      scan: run equal modules as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm, a dropout outside [0, 1]; when called, images of less than 75x75 pixels.
+      InputError: an unknown norm, a dropout outside [0, 1]; when called, images smaller than 75x75 pixels.
     """
-    return _network("inception_v4", V4, num_classes, norm, dropout, epsilon=epsilon, scan=scan, dtype=dtype)
+    return _network("inception_v4", V4, num_classes, norm, dropout, epsilon, scan=scan, dtype=dtype)
 
 
 def inception_resnet_v2(num_classes=1000, *, norm="batch", dropout=0.2, epsilon=1e-3, scan=True, dtype=None):
     """Inception-ResNet v2 as Google published its weights: 55,843,464 parameters.
 
     Its stem is that of Inception v3 and a module which widens to 320 features; 10, 20 and 9 residual modules follow,
-    whose branches count 0.17, 0.1 and 0.2 (section 3.3), a last one that counts in full and has no ReLU, and a 1x1
+    whose branches are scaled by 0.17, 0.1 and 0.2 (section 3.3), a last one without scale and ReLU, and a 1x1
     convolution to 1,536 features. The figures of the paper have 5, 10 and 5 modules on Inception v4's stem.
 
     Arguments and errors as of `inception_v4`.
     """
-    return _network(
-        "inception_resnet_v2", RESNET_V2, num_classes, norm, dropout, epsilon=epsilon, scan=scan, dtype=dtype
-    )
+    return _network("inception_resnet_v2", RESNET_V2, num_classes, norm, dropout, epsilon, scan=scan, dtype=dtype)
 
 
-def _network(name, stages, num_classes, norm, dropout, **options):
-    check(name, num_classes, norm, dropout=dropout)
-    return InceptionNetwork(
+def _network(name, stages, num_classes, norm, dropout, epsilon, **options):
+    check_table(name, num_classes=num_classes, norm=norm, dropout=dropout)
+    return TableNetwork(
         stages,
-        freeze({}),
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=epsilon),
         dropout=dropout,
         usual_input=(299, 299, 3),
-        least=75,
+        min_size=75,
         **options,
     )
 

@@ -1,7 +1,7 @@
-"""The chain of units that MobileNets and EfficientNets are: 1x1 convolution, depthwise convolution, 1x1 convolution.
+"""The units of MobileNets and EfficientNets: 1x1 convolution, depthwise convolution, 1x1 convolution.
 
 Sandler et al. 2018, "MobileNetV2: inverted residuals and linear bottlenecks" (arXiv 1801.04381), figures 3b and 4d. A
-family gives the rows of its table.
+family gives the rows of its paper's table.
 """
 
 import itertools
@@ -16,13 +16,11 @@ import jax.numpy as jnp
 from deepjax import functional
 from deepjax.errors import InputError
 from deepjax.units import Add, ConvNorm, Drop, Plain, SqueezeExcite, Unit, stack
-from deepjax.zoo.network import Network, check_at_least_one, check_option, check_rate
-
-PLAIN_NORMS = ("batch", "none", "group", "layer", "instance")
+from deepjax.zoo.network import Network, check_at_least_one, check_rate
 
 
 def relu6(x):
-    """min(max(x, 0), 6)."""
+    """Return min(max(x, 0), 6)."""
     return jnp.minimum(functional.relu(x), 6)
 
 
@@ -30,7 +28,7 @@ ACTIVATIONS = {"relu": functional.relu, "relu6": relu6, "hard_swish": jax.nn.har
 
 
 class Row(NamedTuple):
-    """A unit, as a row of a paper's table tells it."""
+    """A unit, as a row of a paper's table describes it."""
 
     window: int  # of the depthwise convolution
     hidden: int  # its features
@@ -43,8 +41,8 @@ class Row(NamedTuple):
 class InvertedResidual(nn.Module):
     """The branch of one row. Submodules: `expand`, `depthwise`, `squeeze`, `project`.
 
-    A 1x1 convolution to `hidden` features, unless x has so many; a depthwise one; squeeze-and-excitation, where the
-    row has it; a 1x1 convolution to `features`, without activation unless `linear` is False.
+    A 1x1 convolution to `hidden` features, unless x already has as many; a depthwise convolution;
+    squeeze-and-excitation, if the row has it; a 1x1 convolution to `features`, without activation if `linear`.
     """
 
     row: Row
@@ -73,8 +71,8 @@ class InvertedResidual(nn.Module):
 class InvertedNetwork(Network):
     """3x3 convolution of stride 2, stages of units, 1x1 convolution, global average pool, dense layers.
 
-    A unit that keeps its shape has a skip. Of each stage the first unit stands apart, and equal ones that follow each
-    other are a scan: stage1_first, stage1_rest, and stage1_rest2, ... where the rest is not all equal.
+    A unit that keeps its shape has a skip. The first unit of each stage is a module of its own, and equal units that
+    follow each other are a scan: stage1_first, stage1_rest, and stage1_rest2, ... if the rest is not all equal.
     """
 
     stem: int  # features of the first convolution
@@ -85,9 +83,7 @@ class InvertedNetwork(Network):
     gate: Callable = functional.sigmoid
     skip: bool = True
     linear: bool = True
-    survival: float = 1.0  # of a unit behind the last: unit i of n, from 0 on, has 1 - i / n (1 - survival)
-    epsilon: float = 1e-5
-    momentum: float = 0.9
+    survival: float = 1.0  # unit i of n, counted from 0, survives with probability 1 - i / n (1 - survival)
     scan: bool = True
 
     @nn.compact
@@ -98,8 +94,6 @@ class InvertedNetwork(Network):
         conv = partial(
             ConvNorm,
             norm=self.norm,
-            epsilon=self.epsilon,
-            momentum=self.momentum,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
@@ -121,7 +115,7 @@ class InvertedNetwork(Network):
         return self.classify(x, train=train)
 
     def runs(self):
-        """(stage's name, run's name, rows) of the first unit of each stage, and of each run of equal ones after it."""
+        """Yield (stage's name, run's name, rows) of each stage's first unit and of each run of equal units after it."""
         for number, rows in enumerate(self.stages, 1):
             stage = f"stage{number}"
             yield stage, f"{stage}_first", rows[:1]
@@ -129,7 +123,7 @@ class InvertedNetwork(Network):
                 yield stage, f"{stage}_rest{i if i > 1 else ''}", tuple(run)
 
     def _run(self, name, rows, done, features_in, conv):
-        """The module of a run of units, of which `done` lie before it."""
+        """The module of a run of units. `done` units come before it."""
         row, total = rows[0], sum(map(len, self.stages))
         survivals = [functional.linear_survival(done + i, total, self.survival) for i in range(len(rows))]
         skip = self.skip and row.stride == 1 and features_in == row.features
@@ -141,12 +135,12 @@ class InvertedNetwork(Network):
         branch = InvertedResidual(row, conv, self.gate, self.linear, parent=None)
         if first:
             return Unit(branch, join, name=name)
-        own = {"survival": survivals} if drops else None
+        per_unit = {"survival": survivals} if drops else None
         unit = Unit(branch, join, parent=None)
-        return stack(unit, len(rows), scan=self.scan, own=own, remat=self.remat, name=name)
+        return stack(unit, len(rows), scan=self.scan, per_unit=per_unit, remat=self.remat, name=name)
 
     def unit_paths(self) -> list[tuple[str, int, Row]]:
-        """[(path, with scanned units as unit1, unit2, ...; features_in; row)] of all units, in their order."""
+        """Return [(path, with scanned units as unit1, unit2, ...; features_in; row)] of all units, in order."""
         units, features_in = [], self.stem
         for _, name, rows in self.runs():
             for i, row in enumerate(rows, 1):
@@ -156,12 +150,12 @@ class InvertedNetwork(Network):
 
 
 def conv_names(ours, conv, norm):
-    """{path of a `ConvNorm`'s parts: torchvision's names of them}."""
+    """Return {path of a part of a `ConvNorm`: torchvision's name}."""
     return {f"{ours}/conv": conv, f"{ours}/norm": norm}
 
 
 def block_names(unit, features_in, row, block):
-    """Names of a unit of MobileNet v3 and EfficientNet, whose parts torchvision counts."""
+    """Return the names of a unit of MobileNet v3 or EfficientNet, whose parts torchvision numbers."""
     parts = [] if row.hidden == features_in else ["expand"]
     parts += ["depthwise", "squeeze", "project"] if row.squeeze else ["depthwise", "project"]
     names = {}
@@ -175,15 +169,14 @@ def block_names(unit, features_in, row, block):
 
 
 def round_to_eights(features):
-    """The nearest multiple of 8, but at least 8 and at least nine tenths of `features`."""
+    """Return the nearest multiple of 8 that is at least 8 and at least nine tenths of `features`."""
     rounded = max(8, int(features + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * features else rounded + 8
 
 
-def check(name, width, norm, num_classes, dropout, **more):
-    """Raises InputError for options that no network of this file can have."""
+def check(name, width, num_classes, dropout, **more):
+    """Raise InputError for options that no `InvertedNetwork` can have."""
     if width <= 0:
         raise InputError(f"{name}: width {width} must be above 0; it multiplies the features")
     check_at_least_one(name, num_classes=num_classes)
-    check_option(name, "norm", norm, PLAIN_NORMS)
     check_rate(name, dropout=dropout, **more)

@@ -7,11 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import freeze
 
 from deepjax import functional, initializers
 from deepjax.layers import Conv
-from deepjax.zoo.chain import Chain, Convolve, Pool, check_chain
 from deepjax.zoo.network import INITS, Network, check_at_least_one
+from deepjax.zoo.steps import Convolve, Pool
+from deepjax.zoo.table import TableNetwork, check_table
 
 SIDE = 32  # pixels of the images that LeNet-5 was designed for
 UNITS = 84  # of F6: 12 rows of 7 pixels
@@ -162,11 +164,11 @@ def lenet5(num_classes=10, *, dtype=None):
     check_at_least_one("lenet5", num_classes=num_classes)
     return LeNet5(
         num_classes=num_classes,
-        norm="none",
+        norm=None,
         kernel_init=fan_in_uniform,
         dtype=dtype,
         usual_input=(SIDE, SIDE, 1),
-        least=28,
+        min_size=28,
     )
 
 
@@ -187,7 +189,7 @@ def lenet5_modern(num_classes=10, *, norm="none", order="post", dropout=0.0, dty
       InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images of
         less than 12x12 pixels.
     """
-    stages = (Convolve(6, 5), Pool(2)), (Convolve(16, 5, padding=0), Pool(2))
+    stages = {"stage1": (Convolve(6, 5), Pool("max", 2, 2)), "stage2": (Convolve(16, 5, padding=0), Pool("max", 2, 2))}
     return _modern("lenet5_modern", stages, (120, 84), 12, num_classes, norm, order, dropout, dtype)
 
 
@@ -204,14 +206,18 @@ def mnist_convnet(num_classes=10, *, norm="none", order="post", dropout=0.0, dty
     Raises:
       InputError: as `lenet5_modern`; when called, images of less than 22x22 pixels.
     """
-    stages = (Convolve(32, 5, padding=0), Pool(3, 3)), (Convolve(64, 5, padding=0), Pool(2))
+    stages = {
+        "stage1": (Convolve(32, 5, padding=0), Pool("max", 3, 3)),
+        "stage2": (Convolve(64, 5, padding=0), Pool("max", 2, 2)),
+    }
     return _modern("mnist_convnet", stages, (200,), 22, num_classes, norm, order, dropout, dtype)
 
 
-def _modern(name, stages, hidden, least, num_classes, norm, order, dropout, dtype):
-    check_chain(name, norm=norm, order=order, num_classes=num_classes, dropout=dropout)
-    return Chain(
-        stages,
+def _modern(name, stages, hidden, min_size, num_classes, norm, order, dropout, dtype):
+    check_table(name, norm=norm, order=order, num_classes=num_classes, dropout=dropout)
+    return TableNetwork(
+        freeze(stages),
+        grid=None,
         hidden=hidden,
         order=order,
         num_classes=num_classes,
@@ -220,7 +226,7 @@ def _modern(name, stages, hidden, least, num_classes, norm, order, dropout, dtyp
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(28, 28, 1),
-        least=least,
+        min_size=min_size,
     )
 
 

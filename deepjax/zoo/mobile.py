@@ -8,6 +8,8 @@ from functools import partial
 
 import jax
 
+from deepjax.units import makes_batch_norm, norm_factory
+from deepjax.zoo.cards import Card
 from deepjax.zoo.inverted import InvertedNetwork, Row, block_names, check, conv_names, round_to_eights
 from deepjax.zoo.network import check_option
 
@@ -16,8 +18,8 @@ class MobileNetV2(InvertedNetwork):
     """An `InvertedNetwork` with torchvision's names of version 2."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has those with batch norm."""
-        if self.norm != "batch":
+        """As `Network.torch_names`; torchvision has the networks with batch norm."""
+        if not makes_batch_norm(self.norm):
             return super().torch_names()
         units = self.unit_paths()
         names = conv_names("stem", "features.0.0", "features.0.1") | {"head": "classifier.1"}
@@ -36,8 +38,8 @@ class MobileNetV3(InvertedNetwork):
     """An `InvertedNetwork` with torchvision's names of version 3."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has those with batch norm."""
-        if self.norm != "batch":
+        """As `Network.torch_names`; torchvision has the networks with batch norm."""
+        if not makes_batch_norm(self.norm):
             return super().torch_names()
         units = self.unit_paths()
         names = conv_names("stem", "features.0.0", "features.0.1")
@@ -54,22 +56,22 @@ V1 = (((64, 1),), ((128, 2), (128, 1)), ((256, 2), (256, 1)), ((512, 2), *((512,
 def mobilenet_v1(num_classes=1000, *, width=1.0, norm="batch", dropout=0.0, scan=True, dtype=None):
     """MobileNet of Howard et al. 2017, table 1: 4,231,976 parameters.
 
-    The last depthwise convolution has stride 1, as its output size in the table and the sizes of layers that follow
-    say; the table's "s2" contradicts both.
+    The last depthwise convolution has stride 1. This follows from its output size in the table and from the layers
+    after it; the table's "s2" contradicts both.
 
     Args:
-      num_classes: logits.
-      width: multiplies the features (section 3.3). The paper's are 1, 0.75, 0.5, 0.25. Its resolution multiplier
-        (section 3.4) is the size of the images: any will do.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the features (section 3.3). The paper's are 1, 0.75, 0.5, 0.25. Its resolution multiplier
+        (section 3.4) is the size of the images, which may be any.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      scan: run equal units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm, a dropout outside [0, 1], a width not above 0, no class.
     """
-    check("mobilenet_v1", width, norm, num_classes, dropout)
+    check("mobilenet_v1", width, num_classes, dropout)
     stem = features_in = max(1, int(32 * width))
     stages = []
     for stage in V1:
@@ -99,18 +101,18 @@ def mobilenet_v2(num_classes=1000, *, width=1.0, norm="batch", dropout=0.2, surv
     """MobileNet v2 of Sandler et al. 2018, table 2: 3,504,872 parameters. torchvision's `mobilenet_v2`.
 
     Args:
-      num_classes: logits.
-      width: multiplies the features, which are rounded to multiples of 8; the last 1,280 do not become fewer.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the features, which are rounded to multiples of 8; the last 1,280 do not become fewer.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer.
-      survival: of stochastic depth, which neither the paper nor torchvision has here; see `InvertedNetwork`.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      survival: survival of stochastic depth, see `InvertedNetwork`. Neither the paper nor torchvision uses it here.
+      scan: run equal units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm, a dropout or survival outside [0, 1], a width not above 0, no class.
     """
-    check("mobilenet_v2", width, norm, num_classes, dropout, survival=survival)
+    check("mobilenet_v2", width, num_classes, dropout, survival=survival)
     stem = features_in = round_to_eights(32 * width)
     stages = []
     for factor, features, depth, stride in V2:  # table 2's t, c, n, s
@@ -164,25 +166,25 @@ V3 = {  # stages of (window, hidden, features, squeeze, activation, stride), and
 def mobilenet_v3(size, num_classes=1000, *, width=1.0, norm="batch", dropout=0.2, survival=1.0, scan=True, dtype=None):
     """MobileNet v3 of Howard et al. 2019, tables 1 and 2, in torchvision's form.
 
-    Parameters: 5,483,032 (large), 2,542,856 (small). As in torchvision, every layer before the logits but the first
-    dense one is normalized, with an epsilon of 0.001 and a momentum of 0.99, and squeeze-and-excitation has a quarter
-    of the features that it gates.
+    Parameters: 5,483,032 (large), 2,542,856 (small). As in torchvision, every layer but the two dense ones is
+    normalized, with an epsilon of 0.001 and a momentum of 0.99, and squeeze-and-excitation has a quarter of the
+    features that it gates.
 
     Args:
       size: "large" or "small".
-      num_classes: logits.
-      width: multiplies the features, which are rounded to multiples of 8.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the features, which are rounded to multiples of 8.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer.
-      survival: of stochastic depth, which neither the paper nor torchvision has here; see `InvertedNetwork`.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      survival: survival of stochastic depth, see `InvertedNetwork`. Neither the paper nor torchvision uses it here.
+      scan: run equal units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown size or norm, a dropout or survival outside [0, 1], a width not above 0, no class.
     """
     check_option("mobilenet_v3", "size", size, V3)
-    check(f"mobilenet_v3_{size}", width, norm, num_classes, dropout, survival=survival)
+    check(f"mobilenet_v3_{size}", width, num_classes, dropout, survival=survival)
     table, hidden = V3[size]
 
     def to_row(window, hidden, features, squeeze, activation, stride):
@@ -199,11 +201,9 @@ def mobilenet_v3(size, num_classes=1000, *, width=1.0, norm="batch", dropout=0.2
         activation="hard_swish",
         gate=jax.nn.hard_sigmoid,
         survival=survival,
-        epsilon=1e-3,
-        momentum=0.99,
         scan=scan,
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=1e-3, momentum=0.99),
         dropout=dropout,
         dtype=dtype,
     )
@@ -215,3 +215,4 @@ MODELS = {
     "mobilenet_v3_large": partial(mobilenet_v3, "large"),
     "mobilenet_v3_small": partial(mobilenet_v3, "small"),
 }
+CARDS = {name: Card() for name in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")}

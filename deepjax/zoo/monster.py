@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from deepjax import functional
 from deepjax.layers import Conv
-from deepjax.units import Add, Branch, ConvNorm, Unit, check_norm, stack
+from deepjax.units import Add, Branch, ConvNorm, Unit, branch_and_join, check_branch_init, norm_factory, stack
+from deepjax.zoo.cards import Card
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_rate
 
 
@@ -31,6 +32,7 @@ class Monster(Network):
 
     depth: int
     width: int
+    branch_init: str = "default"  # as of `units.BRANCH_INITS`
     scan: bool = True
 
     borrowed = {"features/conv": "features.0"}  # noqa: RUF012  from torchvision's alexnet
@@ -41,11 +43,20 @@ class Monster(Network):
         self.check_images(x)
         common = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         x = features = Borrowed(self.dtype, name="features")(x)
-        norm = {"zero_batch": "batch", "fixup": "none"}.get(self.norm, self.norm)  # those two are for branches
-        converter = ConvNorm(self.width, 1, norm=norm, **common, name="converter")
+        converter = ConvNorm(self.width, 1, norm=self.norm, **common, name="converter")
         x = converted = converter(x, train=train, mask=mask)
-        branch = Branch((self.width,) * 2, (3, 3), (1, 1), norm=self.norm, branches=self.depth, **common, parent=None)
-        unit = Unit(branch, Add(parent=None), activation=functional.relu, parent=None)
+        branch_init, join = branch_and_join(self.branch_init, Add)
+        branch = Branch(
+            (self.width,) * 2,
+            (3, 3),
+            (1, 1),
+            norm=self.norm,
+            branch_init=branch_init,
+            branches=self.depth,
+            **common,
+            parent=None,
+        )
+        unit = Unit(branch, join(parent=None), activation=functional.relu, parent=None)
         units = stack(unit, self.depth, scan=self.scan, remat=self.remat, name="units")
         x = units(x, train=train, mask=mask)
         if self.features_only:
@@ -53,7 +64,9 @@ class Monster(Network):
         return self.classify(functional.global_avg_pool(x), train=train)
 
 
-def monster(num_classes=10, *, depth=16, width=64, norm="batch", dropout=0.0, scan=True, dtype=None):
+def monster(
+    num_classes=10, *, depth=16, width=64, norm="batch", branch_init="default", dropout=0.0, scan=True, dtype=None
+):
     """The lecture's network: AlexNet's first layer, a 1x1 convolution to `width`, `depth` residual units, the logits.
 
     `deepjax train monster --pretrained FILE` takes the first layer from torchvision's AlexNet, and freezes it for half
@@ -63,7 +76,8 @@ def monster(num_classes=10, *, depth=16, width=64, norm="batch", dropout=0.0, sc
       num_classes: logits.
       depth: residual units, of two 3x3 convolutions each.
       width: features of the units.
-      norm: after every convolution but the first, one of `units.NORMS`.
+      norm: after every convolution but the first, a word of `units.NORMS` or a factory.
+      branch_init: how residual branches start, as of `residual.imagenet`.
       dropout: the probability to drop what the last layer sees.
       scan: equal units as one scan; False unrolls them.
       dtype: of the computation.
@@ -73,19 +87,21 @@ def monster(num_classes=10, *, depth=16, width=64, norm="batch", dropout=0.0, sc
         15x15 pixels.
     """
     check_at_least_one("monster", num_classes=num_classes, depth=depth, width=width)
-    check_norm(norm, join=Add)
+    check_branch_init(branch_init, norm=norm_factory(norm), join=Add)
     check_rate("monster", dropout=dropout)
     return Monster(
         depth,
         width,
         num_classes=num_classes,
         norm=norm,
+        branch_init=branch_init,
         dropout=dropout,
         scan=scan,
         dtype=dtype,
         usual_input=(64, 64, 3),
-        least=15,
+        min_size=15,
     )
 
 
 MODELS = {"monster": monster}
+CARDS = {"monster": Card()}  # of torchvision's AlexNet, from which it borrows

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from deepjax import initializers
 from deepjax.errors import InputError, choices
 from deepjax.layers import Dropout
+from deepjax.units import norm_factory
 
 INITS = {  # option `init` of every network: how its convolutions' (and hidden layers') kernels start
     "he": initializers.he_normal(mode="fan_out"),
@@ -34,26 +35,30 @@ class Network(nn.Module, kw_only=True):
     num_classes: int = 1000
     return_logits: bool = True
     features_only: bool = False
-    norm: str = "batch"  # one of `units.NORMS`
+    norm: Any = "batch"  # a word of `units.NORMS`, a factory of your own, or None; kept as a factory or None
     dropout: float = 0.0  # see each family
     kernel_init: Callable = INITS["he"]
     dtype: jnp.dtype | None = None  # of the computation; parameters are float32
     usual_input: tuple[int, ...] = (224, 224, 3)  # one example's shape, as the network was designed for
-    least: int = 1  # pixels: the smallest height and width that it takes
+    min_size: int = 1  # pixels: the smallest height and width that it takes
     remat: str = "none"  # what the backward pass keeps of its stacks: see `units.stack`
 
     reversible = False  # whether its stacks are of reversible units, for remat "reversible"
     auxiliary_weight = 0.0  # of each auxiliary head's loss, for networks that have such heads
     borrowed = {}  # noqa: RUF012  {path of a layer: torchvision's module of another network, from which it comes}
 
+    def __post_init__(self):
+        self.norm = norm_factory(self.norm)
+        super().__post_init__()
+
     def check_images(self, x):
         """InputError unless x is [batch, height, width, channels] with at least `least` pixels a side."""
         if x.ndim != 4:
             raise InputError(f"images must be [batch, height, width, channels]; x has shape {x.shape}")
-        if min(x.shape[1:3]) < self.least:
+        if min(x.shape[1:3]) < self.min_size:
             raise InputError(
-                f"images of {x.shape[1]}x{x.shape[2]} pixels are too small for this network; its least is "
-                f"{self.least}x{self.least}"
+                f"image size {x.shape[1]}x{x.shape[2]} is below this network's minimum of "
+                f"{self.min_size}x{self.min_size}"
             )
 
     def classify(self, x, *, train, name="head", kernel_init=None, dropout=None):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from deepjax import functional, initializers
 from deepjax.errors import InputError
 from deepjax.layers import Conv, Dropout
-from deepjax.units import Plain, normalize, stack
+from deepjax.units import Norm, Plain, norm_factory, normalize, stack
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
-from deepjax.zoo.residual import cifar, imagenet
+from deepjax.zoo.residual import imagenet
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "softplus", "sigmoid", "tanh", "lecun_tanh")
 STARTS = ("he", "xavier", "lecun", "gaussian")
@@ -24,14 +24,14 @@ class DenseUnit(nn.Module):
 
     activation: Callable = functional.relu
     kernel_init: Callable = initializers.he_normal()
-    norm: str = "none"  # "none": Dense has a bias; "batch"
+    norm: Norm | None = None  # factory; None: Dense has a bias
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, features] -> [batch, features]."""
-        bias = self.norm == "none"
+        bias = self.norm is None
         dense = nn.Dense(x.shape[-1], use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name="dense")
         x = self.activation(normalize(dense(x), self.norm, train=train, mask=mask, name="norm"))
         return Dropout(self.dropout)(x, train=train)
@@ -51,7 +51,7 @@ class MLP(Network):
         """x [batch, ...] -> see `Network`; its maps are vectors, `first` and `hidden`."""
         x, maps = x.reshape(x.shape[0], -1), {}
         if self.depth > 1:
-            bias = self.norm == "none"
+            bias = self.norm is None
             first = nn.Dense(self.width, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name="first")
             x = self.activation(normalize(first(x), self.norm, train=train, mask=mask, name="first_norm"))
             x = maps["first"] = Dropout(self.dropout)(x, train=train)
@@ -102,12 +102,11 @@ def mlp(
     if depth < 1 or width < 1 or num_classes < 1:
         raise InputError(f"mlp: depth {depth}, width {width} and num_classes {num_classes} must be at least 1")
     check_option("mlp", "init", init, STARTS)
-    check_option("mlp", "norm", norm, ("none", "batch"))
     check_option("mlp", "activation", activation, ACTIVATIONS)
     check_rate("mlp", dropout=dropout)
     if scale != SCALE and init != "gaussian":
         raise InputError(f"mlp: scale {scale} belongs to init gaussian, not {init}; leave it out")
-    if depth == 1 and (norm, activation, dropout) != ("none", "relu", 0):
+    if depth == 1 and (norm_factory(norm), activation, dropout) != (None, "relu", 0):
         raise InputError(
             f"mlp: depth 1 has no hidden layer for norm {norm}, activation {activation} and dropout {dropout}; leave "
             f"them out, or make depth at least 2"
@@ -202,7 +201,7 @@ def plain_cnn(
         kernel_init=INITS[init],
         dtype=dtype,
         usual_input=(28, 28, 1),
-        least=stem_stride,
+        min_size=stem_stride,
     )
 
 
@@ -221,14 +220,11 @@ def _kernel_init(init, scale):
     }[init]()
 
 
-cifar_plain = partial(cifar, join=Plain, skip_init=False)
-plain = partial(imagenet, join=Plain, skip_init=False, bottleneck=False, paper_stride=False, widen=1, groups=1)
+plain = partial(imagenet, join=Plain, branch_init="default", bottleneck=False, paper_stride=False, widen=1, groups=1)
 
 MODELS = {
     "mlp": mlp,
     "plain_cnn": plain_cnn,
-    "cifar_plain": cifar_plain,
-    **{f"cifar_plain{depth}": partial(cifar_plain, depth) for depth in (20, 32, 44, 56, 110, 1202)},
     "plain18": partial(plain, (2, 2, 2, 2)),
     "plain34": partial(plain, (3, 4, 6, 3)),
 }

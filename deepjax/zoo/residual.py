@@ -1,11 +1,12 @@
 """Residual networks, and the plain networks that they are compared with.
 
-He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385): table 1 for ImageNet, section 4.2 for
-CIFAR. Zagoruyko & Komodakis 2016 make the units wider (`widen`), Xie et al. 2017 cut them into groups (`groups`). What
-else they and others have for CIFAR is in `residual_cifar`.
+He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385), table 1. Zagoruyko & Komodakis 2016,
+"Wide residual networks" (arXiv 1605.07146), make the units wider (`widen`). Xie et al. 2017, "Aggregated residual
+transformations for deep neural networks" (arXiv 1611.05431), divide their convolutions into groups (`groups`). The
+networks for CIFAR are in `residual_cifar`.
 
-Two options of the residual networks say how their branches start: `norm` (see `units.Branch`) and `skip_init`
-(`units.SkipInit`). Without normalization, norm="none", skip_init=True and norm="fixup" train at any depth.
+Option `branch_init` of the residual networks says how their branches start (see `units.Branch` and `units.SkipInit`).
+With norm="none", branch_init="skip_init" and branch_init="fixup" train at any depth.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +25,16 @@ from deepjax.units import (
     Plain,
     Projection,
     Shift,
-    SkipInit,
     Unit,
     ZeroPad,
-    check_norm,
+    branch_and_join,
+    check_branch_init,
+    makes_batch_norm,
+    norm_factory,
     normalize,
     stack,
 )
+from deepjax.zoo.cards import IMAGENET_V2, timm
 from deepjax.zoo.network import Network, check_rate
 
 BASIC = (3, 3)
@@ -53,6 +57,7 @@ class ResNet(Network):
     order: str = "post"  # "post" or "pre" activation
     shortcut: str = "A"  # where the shape changes; "A": zeros, "B": projection, "C": projection in every unit
     join: Callable = Add
+    branch_init: str = "default"  # a word of `units.BRANCH_INITS`
     scan: bool = True
     strided: int = 0  # which convolution of a unit takes the stage's stride; torchvision's bottlenecks: the 3x3, 1
     groups: int = 1  # of the 3x3 convolutions in the units
@@ -65,16 +70,16 @@ class ResNet(Network):
         maps = {"stem": self._stem(x, train, mask)}
         x = maps["stem"]
         for i, depth in enumerate(self.depths):
-            own = self._own(i)
+            per_unit = self._per_unit(i)
             unit = self._unit(i, x.shape[-1], 1 if i == 0 else 2, name=f"stage{i + 1}_first")
-            x = unit(x, train=train, mask=mask, **{name: each[0] for name, each in own.items()})
+            x = unit(x, train=train, mask=mask, **{name: each[0] for name, each in per_unit.items()})
             if depth > 1:
                 units = stack(
                     self._unit(i, x.shape[-1], 1, name=None),
                     depth - 1,
                     scan=self.scan,
                     remat=self.remat,
-                    own={name: each[1:] for name, each in own.items()},
+                    per_unit={name: each[1:] for name, each in per_unit.items()},
                     name=f"stage{i + 1}_rest",
                 )
                 x = units(x, train=train, mask=mask)
@@ -82,16 +87,16 @@ class ResNet(Network):
         if self.features_only:
             return maps
         if self.order == "pre":
-            x = NormActivation(norm=self.norm, name="final")(x, train=train, mask=mask)
+            x = NormActivation(norm=self._norm(), name="final")(x, train=train, mask=mask)
         x = functional.global_avg_pool(x)
-        if self.norm != "fixup" or not self.return_logits:
+        if self.branch_init != "fixup" or not self.return_logits:
             return self.classify(x, train=train, dropout=0.0)
         return self.classify(Shift(name="head_shift")(x), train=train, kernel_init=initializers.zeros, dropout=0.0)
 
     def torch_names(self):
         """As `Network.torch_names`; torchvision has those with the imagenet stem and projections."""
         theirs = self.order == "post" and self.strided == self.windows.index(3)
-        if self.stem != "imagenet" or not theirs or self.norm not in ("batch", "zero_batch"):
+        if self.stem != "imagenet" or not theirs or not makes_batch_norm(self.norm):
             return super().torch_names()
         names = {"stem_conv": "conv1", "stem_norm": "bn1", "head": "fc"}
         for stage, depth in enumerate(self.depths, 1):
@@ -107,13 +112,12 @@ class ResNet(Network):
 
     def _stem(self, x, train, mask):
         window, stride = (7, 2) if self.stem == "imagenet" else (3, self.stem_stride)
-        bias = self.norm == "none"
         conv = Conv(
             self.stem_features,
             (window, window),
             stride,
             window // 2,
-            use_bias=bias,
+            use_bias=self._norm() is None,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="stem_conv",
@@ -121,7 +125,7 @@ class ResNet(Network):
         x = conv(x)
         # A CIFAR pre-activation net leaves this to its first unit.
         if self.order == "post" or self.stem == "imagenet":
-            x = functional.relu(normalize(x, self.norm, train=train, mask=mask, name="stem_norm"))
+            x = functional.relu(normalize(x, self._norm(), train=train, mask=mask, name="stem_norm"))
         return functional.max_pool(x, 3, stride=2, padding=1) if self.stem == "imagenet" else x
 
     def _unit(self, stage, features_in, stride, name):
@@ -137,10 +141,16 @@ class ResNet(Network):
             if self.shortcut == "A":
                 shortcut = ZeroPad(features[-1], stride, parent=None)
             else:
-                norm = "none" if pre and self.norm != "fixup" else self.norm
                 shortcut = Projection(
-                    features[-1], stride, norm=norm, kernel_init=self.kernel_init, dtype=self.dtype, parent=None
+                    features[-1],
+                    stride,
+                    norm=None if pre else self.norm,
+                    branch_init="fixup" if self.branch_init == "fixup" else "default",
+                    kernel_init=self.kernel_init,
+                    dtype=self.dtype,
+                    parent=None,
                 )
+        branch_init, join = branch_and_join(self.branch_init, self.join)
         branch = Branch(
             features,
             self.windows,
@@ -150,6 +160,7 @@ class ResNet(Network):
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             norm=self.norm,
+            branch_init=branch_init,
             branches=sum(self.depths),
             groups=[self.groups if window == 3 else 1 for window in self.windows],
             dropout=self.dropout,
@@ -157,72 +168,25 @@ class ResNet(Network):
         )
         return Unit(
             branch,
-            self.join(parent=None),
+            join(parent=None),
             shortcut,
-            before=NormActivation(norm=self.norm, parent=None) if shared else None,
+            before=NormActivation(norm=self._norm(), parent=None) if shared else None,
             activation=None if pre else functional.relu,
             name=name,
             parent=self if name else None,
         )
 
-    def _own(self, stage):
+    def _norm(self):
+        """The factory for what stands in the place of a normalization outside of branches."""
+        return Shift if self.branch_init == "fixup" else self.norm
+
+    def _per_unit(self, stage):
         """Numbers of each unit of a stage, for its join."""
         if self.survival == 1:
             return {}
         before, units = sum(self.depths[:stage]), sum(self.depths)
         numbers = range(before + 1, before + self.depths[stage] + 1)
         return {"survival": [functional.linear_survival(i, units, self.survival) for i in numbers]}
-
-
-def cifar(
-    depth=32,
-    num_classes=10,
-    *,
-    join,
-    width=16,
-    shortcut="A",
-    stem_stride=1,
-    norm="batch",
-    skip_init=False,
-    dropout=0.0,
-    scan=True,
-    dtype=None,
-):
-    """The CIFAR network of He et al. 2015, section 4.2: depth 6n + 2, features 16, 32, 64 (times width / 16).
-
-    Args:
-      depth: convolutional and fully connected layers: 20, 32, 44, 56, 110, 1202, or any other 6n + 2.
-      num_classes: logits.
-      join: `Add` for the residual network, `Plain` for its plain twin.
-      width: features of the first stage; the second has twice, the third four times as many.
-      shortcut: "A", "B" or "C" (section 4.1).
-      stem_stride: 2 halves the resolution at once, for a quarter of the cost.
-      norm: "batch"; "zero_batch": the last scale of each branch starts at 0; "none": biases in its place; "fixup".
-      skip_init: a multiplier of each branch starts at 0.
-      dropout: the probability to drop what enters a unit's convolutions, but the first one's.
-      scan: equal units as one scan; False unrolls them.
-      dtype: of the computation.
-
-    Raises:
-      InputError: a depth that is not 6n + 2, an unknown shortcut or norm, a width below 1, a dropout outside [0, 1],
-        branches that start at 0 twice, or without a skip.
-    """
-    units = units_per_stage(depth, 6)
-    check_residual(shortcut, dropout, num_classes=num_classes, width=width, stem_stride=stem_stride)
-    return ResNet(
-        depths=(units,) * 3,
-        features=tuple((width * scale,) * 2 for scale in (1, 2, 4)),
-        num_classes=num_classes,
-        stem_features=width,
-        stem_stride=stem_stride,
-        shortcut=shortcut,
-        join=join_of(join, skip_init, norm),
-        norm=norm,
-        dropout=dropout,
-        scan=scan,
-        dtype=dtype,
-        usual_input=(32, 32, 3),
-    )
 
 
 def imagenet(
@@ -237,7 +201,7 @@ def imagenet(
     groups=1,
     shortcut="B",
     norm="batch",
-    skip_init=False,
+    branch_init="default",
     dropout=0.0,
     scan=True,
     dtype=None,
@@ -254,20 +218,23 @@ def imagenet(
       widen: that many times the features inside of units (Zagoruyko & Komodakis 2016, for bottlenecks).
       groups: of the 3x3 convolutions (Xie et al. 2017, ResNeXt).
       shortcut: "A", "B" or "C" (section 4.1).
-      norm: as of `cifar`; "zero_batch" is torchvision's zero_init_residual.
-      skip_init: a multiplier of each branch starts at 0.
+      norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
+      branch_init: "default"; "skip_init": a learned factor of each branch starts at 0; "fixup": Fixup initialization,
+        with norm "none"; "zero_scale": the last norm's scale of each branch starts at 0,
+        which is torchvision's zero_init_residual.
       dropout: the probability to drop what enters a unit's convolutions, but the first one's.
       scan: equal units as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
       InputError: an empty stage, an unknown shortcut or norm, a width below 1, a dropout outside [0, 1], groups that
-        do not divide a unit's inner features, branches that start at 0 twice, or without a skip.
+        do not divide a unit's inner features, a branch_init that does not go with the norm or the join.
     """
     units = min(depths, default=0)
     check_residual(
         shortcut, dropout, num_classes=num_classes, width=width, units_per_stage=units, widen=widen, groups=groups
     )
+    check_branch_init(branch_init, norm=norm_factory(norm), join=join)
     if widen * width % groups:
         raise InputError(f"groups {groups} must divide a unit's inner features, {widen} x {width}")
     if paper_stride and not bottleneck:
@@ -283,8 +250,9 @@ def imagenet(
         stem="imagenet",
         stem_features=width,
         shortcut=shortcut,
-        join=join_of(join, skip_init, norm),
+        join=join,
         norm=norm,
+        branch_init=branch_init,
         dropout=dropout,
         scan=scan,
         dtype=dtype,
@@ -300,15 +268,6 @@ def units_per_stage(depth, layers, others=2):
     return units
 
 
-def join_of(join, skip_init, norm, order="post"):
-    """The join, or SkipInit in its place. Raises InputError where branches could not learn."""
-    if skip_init and join is Plain:
-        raise InputError("skip_init: a plain network has no skip to start with; take the residual network")
-    join = SkipInit if skip_init else join
-    check_norm(norm, order=order, join=join)
-    return join
-
-
 def check_residual(shortcut, dropout, **at_least_one):
     """Raises InputError for an unknown shortcut, a dropout outside [0, 1], a count below 1."""
     if shortcut not in ("A", "B", "C"):
@@ -319,14 +278,11 @@ def check_residual(shortcut, dropout, **at_least_one):
             raise InputError(f"{name} {value} must be at least 1")
 
 
-cifar_resnet = partial(cifar, join=Add)
 resnet = partial(imagenet, join=Add)
 basic = partial(resnet, bottleneck=False, paper_stride=False, widen=1, groups=1)
 bottleneck = partial(resnet, bottleneck=True, paper_stride=False, widen=1, groups=1)
 
 MODELS = {
-    "cifar_resnet": cifar_resnet,
-    **{f"cifar_resnet{depth}": partial(cifar_resnet, depth) for depth in (20, 32, 44, 56, 110, 1202)},
     "resnet18": partial(basic, (2, 2, 2, 2)),
     "resnet34": partial(basic, (3, 4, 6, 3)),
     "resnet50": partial(bottleneck, (3, 4, 6, 3)),
@@ -341,3 +297,12 @@ MODELS = {
     "resnext101_32x8d": partial(bottleneck, (3, 4, 23, 3), widen=4, groups=32),
     "resnext101_64x4d": partial(bottleneck, (3, 4, 23, 3), widen=4, groups=64),
 }
+
+CARDS = {name: timm(name) for name in ("resnet18", "resnet34")} | {
+    name: timm(name, v2=IMAGENET_V2)
+    for name in (
+        *("resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
+        *("resnext50_32x4d", "resnext101_32x8d"),
+    )
+}
+CARDS["resnext101_64x4d"] = timm("resnext101_64x4d", v1=IMAGENET_V2)

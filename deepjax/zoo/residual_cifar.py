@@ -1,181 +1,118 @@
-"""Residual networks for CIFAR beyond He et al. 2015: pre-activation, wide, grouped, and with stochastic depth.
+"""Residual networks for CIFAR as a table: a network is one entry of `VARIANTS`.
 
-He et al. 2016, "Identity mappings in deep residual networks" (arXiv 1603.05027). Zagoruyko & Komodakis 2016, "Wide
-residual networks" (arXiv 1605.07146). Xie et al. 2017, "Aggregated residual transformations for deep neural networks"
-(arXiv 1611.05431). Huang et al. 2016, "Deep networks with stochastic depth" (arXiv 1603.09382).
+All have three stages of n units at 32x32, 16x16 and 8x8 pixels; the second stage has twice, the third four times the
+features of the first.
+
+He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385), section 4.2. He et al. 2016,
+"Identity mappings in deep residual networks" (arXiv 1603.05027), section 3. Zagoruyko & Komodakis 2016, "Wide residual
+networks" (arXiv 1605.07146), table 1. Xie et al. 2017, "Aggregated residual transformations for deep neural networks"
+(arXiv 1611.05431), section 5.3. Huang et al. 2016, "Deep networks with stochastic depth" (arXiv 1603.09382), section 3.
 """
 
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from typing import Any
 
-from deepjax.units import Add, Drop
+from flax.core import FrozenDict
+
+from deepjax.units import Add, Drop, Plain, check_branch_init, norm_factory
 from deepjax.zoo.network import check_option, check_rate
-from deepjax.zoo.residual import BASIC, BOTTLENECK, ResNet, check_residual, cifar, join_of, units_per_stage
+from deepjax.zoo.residual import BASIC, BOTTLENECK, ResNet, check_residual, units_per_stage
+
+COMMON = {"norm": "batch", "branch_init": "default", "dropout": 0.0, "scan": True, "dtype": None}
+COUNTS = ("width", "widen", "groups", "group_width", "stem_stride")  # options that must be at least 1
 
 
-def cifar_preact(
-    depth=164,
-    num_classes=10,
-    *,
-    width=16,
-    shortcut="B",
-    stem_stride=1,
-    norm="batch",
-    skip_init=False,
-    dropout=0.0,
-    scan=True,
-    dtype=None,
-):
-    """The pre-activation bottleneck network of He et al. 2016, section 3: depth 9n + 2.
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """An entry of the table. It is called with the options of its network, and returns the network.
 
-    Arguments as `cifar`; norm "zero_batch" does not go with pre-activation.
-    """
-    units = units_per_stage(depth, 9)
-    check_residual(shortcut, dropout, num_classes=num_classes, width=width, stem_stride=stem_stride)
-    return ResNet(
-        depths=(units,) * 3,
-        features=tuple((width * scale, width * scale, 4 * width * scale) for scale in (1, 2, 4)),
-        windows=BOTTLENECK,
-        strided=1,
-        num_classes=num_classes,
-        stem_features=width,
-        stem_stride=stem_stride,
-        order="pre",
-        shortcut=shortcut,
-        join=join_of(Add, skip_init, norm, order="pre"),
-        norm=norm,
-        dropout=dropout,
-        scan=scan,
-        dtype=dtype,
-        usual_input=(32, 32, 3),
-    )
-
-
-def wide_resnet(
-    depth=28,
-    num_classes=10,
-    *,
-    widen=10,
-    dropout=0.0,
-    shortcut="B",
-    norm="batch",
-    skip_init=False,
-    scan=True,
-    dtype=None,
-):
-    """The wide residual network of Zagoruyko & Komodakis 2016, table 1: pre-activation, depth 6n + 4.
-
-    Args:
-      depth: layers with kernels, of which three are projections: 10, 16, 22, 28, 40, or any other 6n + 4.
+    Options of all variants, which only those have that list them in `options`:
+      depth: layers with kernels along the branches, `layers` n + `others`.
       num_classes: logits.
+      width: features of the first stage (of the 3x3 convolutions, where units are bottlenecks).
       widen: the stages have 16, 32 and 64 features times this.
-      dropout: the probability to drop what enters the second convolution of a unit; the paper's, where it drops, are
-        0.3 for CIFAR and 0.4 for SVHN.
-      shortcut, norm, skip_init, scan, dtype: as of `cifar_preact`.
-
-    Raises:
-      InputError: a depth that is not 6n + 4, a widen below 1, a dropout outside [0, 1], and as `cifar_preact`.
-    """
-    units = units_per_stage(depth, 6, others=4)
-    check_residual(shortcut, dropout, num_classes=num_classes, widen=widen)
-    return ResNet(
-        depths=(units,) * 3,
-        features=tuple((width * widen,) * 2 for width in (16, 32, 64)),
-        windows=BASIC,
-        num_classes=num_classes,
-        stem_features=16,
-        order="pre",
-        shortcut=shortcut,
-        join=join_of(Add, skip_init, norm, order="pre"),
-        norm=norm,
-        dropout=dropout,
-        scan=scan,
-        dtype=dtype,
-        usual_input=(32, 32, 3),
-    )
-
-
-def cifar_resnext(
-    depth=29,
-    num_classes=10,
-    *,
-    groups=8,
-    group_width=64,
-    shortcut="B",
-    norm="batch",
-    skip_init=False,
-    dropout=0.0,
-    scan=True,
-    dtype=None,
-):
-    """The CIFAR network of Xie et al. 2017, section 5.3: bottlenecks with groups, depth 9n + 2.
-
-    Args:
-      depth: layers with kernels: 29, or any other 9n + 2.
-      num_classes: logits.
-      groups: of a unit's 3x3 convolution.
-      group_width: features of one group in the first stage; the second has twice, the third four times as many. The
-        units' outputs have 256, 512 and 1024 features, whatever the groups.
-      shortcut, norm, skip_init, dropout, scan, dtype: as of `cifar_resnet`.
-
-    Raises:
-      InputError: a depth that is not 9n + 2, groups or a group_width below 1, and as `cifar_resnet`.
-    """
-    units = units_per_stage(depth, 9)
-    check_residual(shortcut, dropout, num_classes=num_classes, groups=groups, group_width=group_width)
-    inner = groups * group_width
-    return ResNet(
-        depths=(units,) * 3,
-        features=tuple((inner * scale, inner * scale, 256 * scale) for scale in (1, 2, 4)),
-        windows=BOTTLENECK,
-        strided=1,
-        groups=groups,
-        num_classes=num_classes,
-        stem_features=64,
-        shortcut=shortcut,
-        join=join_of(Add, skip_init, norm),
-        norm=norm,
-        dropout=dropout,
-        scan=scan,
-        dtype=dtype,
-        usual_input=(32, 32, 3),
-    )
-
-
-def stochastic_depth(
-    depth=110,
-    num_classes=10,
-    *,
-    survival=0.5,
-    scaling="original",
-    per="batch",
-    width=16,
-    shortcut="A",
-    norm="batch",
-    dropout=0.0,
-    scan=True,
-    dtype=None,
-):
-    """`cifar_resnet` whose units are dropped in training, the later the oftener (Huang et al. 2016, section 3).
-
-    Dropped for the whole batch, a unit is not computed. Then option remat is "unit", unless it is given or scan is off.
-
-    Args:
-      depth, num_classes, width, shortcut, norm, dropout, scan, dtype: as of `cifar_resnet`.
-      survival: of the last unit. Unit l of L survives with probability 1 - l / L (1 - survival) (eq. 4).
+      groups, group_width: groups of a unit's 3x3 convolution, and features of one group in the first stage. The outputs
+        of the units have 256, 512 and 1024 features, whatever the groups.
+      shortcut: where the shape changes: "A" pads with zeros, "B" projects; "C" projects in every unit.
+      stem_stride: 2 halves the resolution at once, for a quarter of the cost.
+      survival: of the last unit. Unit l of L survives with probability 1 - l / L (1 - survival) (Huang et al., eq. 4).
+        A unit that is dropped for the whole batch is not computed; then `remat` is "unit", unless it is given or scan
+        is off.
       scaling: of branches: "original": at test, by their survival (eq. 5); "inverted": in training, by its inverse.
-      per: "batch": a unit is dropped for the whole batch, as in the paper; "example": for each row apart.
+      per: "batch": a unit is dropped for the whole batch, as in the paper; "example": for each row separately.
+      norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
+      branch_init: "default"; "zero_scale": the last norm's scale of each branch starts at 0, for order "post";
+        "skip_init": a learned factor of each branch starts at 0; "fixup": Fixup initialization, with norm "none".
+      dropout: the probability to drop what enters a unit's convolutions, except the first one's.
+      scan: run equal units as one scan; False unrolls them.
+      dtype: of the computation.
 
-    Raises:
-      InputError: a survival outside [0, 1], an unknown scaling or per, and as `cifar_resnet`.
+    Calling raises InputError for a depth that does not fit, an unknown word, a count below 1, a probability outside
+    [0, 1], and a branch_init that does not go with the norm, the order or the join.
     """
-    check_rate("stochastic_depth", survival=survival)
-    check_option("stochastic_depth", "scaling", scaling, ("original", "inverted"))
-    check_option("stochastic_depth", "per", per, ("batch", "example"))
-    options = {"width": width, "shortcut": shortcut, "norm": norm, "dropout": dropout, "scan": scan, "dtype": dtype}
-    network = cifar(depth, num_classes, join=Add, **options)
-    # What "none" keeps for a dropped unit costs about half of what dropping it saves (docs/design.md, Depth).
-    remat = "unit" if scan and per == "batch" else "none"
-    return network.clone(join=_drop(scaling, per), survival=survival, remat=remat)
+
+    depth: int  # the default
+    layers: int  # of the depth, for one unit in each stage
+    features: Callable[..., Sequence[int]]  # (the variant's options) -> features of a unit's convolutions, first stage
+    stem: Callable[..., int]  # (the variant's options) -> features of the first convolution
+    options: Mapping[str, Any]  # those that not all variants have, with their defaults
+    others: int = 2  # layers of the depth outside of units
+    windows: Sequence[int] = BASIC
+    order: str = "post"
+    join: Callable = Add
+
+    def __call__(self, *args, **options):
+        """The network with these options: `depth` and `num_classes` by position or name, the others by name."""
+        bound = self.__signature__.bind(*args, **options)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        own = {name: given[name] for name in self.options}
+        units = units_per_stage(given["depth"], self.layers, self.others)
+        _check(self, given)
+        first = self.features(**own)
+        return ResNet(
+            depths=(units,) * 3,
+            features=tuple(tuple(scale * each for each in first) for scale in (1, 2, 4)),
+            windows=self.windows,
+            strided=self.windows.index(3),
+            groups=own.get("groups", 1),
+            stem_features=self.stem(**own),
+            stem_stride=own.get("stem_stride", 1),
+            order=self.order,
+            shortcut=own["shortcut"],
+            join=_drop(own["scaling"], own["per"]) if self.join is Drop else self.join,
+            survival=own.get("survival", 1.0),
+            # What "none" keeps for a dropped unit costs about half of what dropping it saves (docs/design.md, Depth).
+            remat="unit" if given["scan"] and own.get("per") == "batch" else "none",
+            usual_input=(32, 32, 3),
+            **{name: given[name] for name in ("num_classes", *COMMON) if name in given},
+        )
+
+    @property
+    def __signature__(self):
+        """Depth and number of classes, then the options by name."""
+        parameter, by_name = inspect.Parameter, inspect.Parameter.KEYWORD_ONLY
+        names = [parameter("depth", parameter.POSITIONAL_OR_KEYWORD, default=self.depth)]
+        names += [parameter("num_classes", parameter.POSITIONAL_OR_KEYWORD, default=10)]
+        common = {name: usual for name, usual in COMMON.items() if self.join is not Plain or name != "branch_init"}
+        options = {**self.options, **common}
+        return inspect.Signature(
+            [*names, *(parameter(name, by_name, default=usual) for name, usual in options.items())]
+        )
+
+
+def _check(variant, given):
+    counts = {name: given[name] for name in ("num_classes", *COUNTS) if name in given}
+    check_residual(given["shortcut"], given["dropout"], **counts)
+    if variant.join is Drop:
+        check_rate("stochastic_depth", survival=given["survival"])
+        check_option("stochastic_depth", "scaling", given["scaling"], ("original", "inverted"))
+        check_option("stochastic_depth", "per", given["per"], ("batch", "example"))
+    branch_init, norm = given.get("branch_init", "default"), norm_factory(given["norm"])
+    check_branch_init(branch_init, norm=norm, order=variant.order, join=variant.join)
 
 
 @cache  # so that equal networks are equal
@@ -183,16 +120,62 @@ def _drop(scaling, per):
     return partial(Drop, 1.0, scaling, per)  # each unit's own survival goes before this one
 
 
+def _variant(depth, layers, features, stem, options, **fields):
+    return Variant(depth, layers, features, stem, FrozenDict(options), **fields)
+
+
+def _basic(width, **_):
+    return width, width
+
+
+def _bottleneck(width, **_):
+    return width, width, 4 * width
+
+
+def _width(width, **_):
+    return width
+
+
+USUAL = {"width": 16, "shortcut": "A", "stem_stride": 1}
+STOCHASTIC = {"survival": 0.5, "scaling": "original", "per": "batch", "width": 16, "shortcut": "A"}
+VARIANTS = {
+    "cifar_resnet": _variant(32, 6, _basic, _width, USUAL),
+    "cifar_plain": _variant(32, 6, _basic, _width, USUAL, join=Plain),
+    "cifar_preact": _variant(164, 9, _bottleneck, _width, USUAL | {"shortcut": "B"}, windows=BOTTLENECK, order="pre"),
+    "wide_resnet": _variant(
+        28,
+        6,
+        lambda widen, **_: (16 * widen,) * 2,
+        lambda **_: 16,
+        {"widen": 10, "shortcut": "B"},
+        others=4,
+        order="pre",
+    ),
+    "cifar_resnext": _variant(
+        29,
+        9,
+        lambda groups, group_width, **_: (groups * group_width,) * 2 + (256,),
+        lambda **_: 64,
+        {"groups": 8, "group_width": 64, "shortcut": "B"},
+        windows=BOTTLENECK,
+    ),
+    "stochastic_depth": _variant(110, 6, _basic, _width, STOCHASTIC, join=Drop),
+}
+DEPTHS = {  # {network: depths that have a name of their own}
+    "cifar_resnet": (20, 32, 44, 56, 110, 1202),
+    "cifar_plain": (20, 32, 44, 56, 110, 1202),
+    "cifar_preact": (164, 1001),
+    "stochastic_depth": (110, 1202),
+}
 MODELS = {
-    "cifar_preact": cifar_preact,
-    **{f"cifar_preact{depth}": partial(cifar_preact, depth) for depth in (164, 1001)},
-    "wide_resnet": wide_resnet,
+    **VARIANTS,
+    **{f"{name}{depth}": partial(VARIANTS[name], depth) for name, depths in DEPTHS.items() for depth in depths},
     **{
-        f"wrn_{depth}_{widen}": partial(wide_resnet, depth, widen=widen)
+        f"wrn_{depth}_{widen}": partial(VARIANTS["wide_resnet"], depth, widen=widen)
         for depth, widen in ((16, 8), (28, 10), (40, 4))
     },
-    "cifar_resnext": cifar_resnext,
-    **{f"resnext29_{groups}x64d": partial(cifar_resnext, 29, groups=groups, group_width=64) for groups in (8, 16)},
-    "stochastic_depth": stochastic_depth,
-    **{f"stochastic_depth{depth}": partial(stochastic_depth, depth) for depth in (110, 1202)},
+    **{
+        f"resnext29_{groups}x64d": partial(VARIANTS["cifar_resnext"], 29, groups=groups, group_width=64)
+        for groups in (8, 16)
+    },
 }

@@ -14,11 +14,9 @@ import jax.numpy as jnp
 from deepjax import functional
 from deepjax.errors import InputError
 from deepjax.layers import Conv
-from deepjax.units import Branch, NormActivation, Reversible, ZeroPad, stack
-from deepjax.zoo.network import Network, check_at_least_one, check_option, check_rate
+from deepjax.units import Branch, NormActivation, Reversible, ZeroPad, norm_factory, stack
+from deepjax.zoo.network import Network, check_at_least_one, check_rate
 from deepjax.zoo.residual import BASIC, units_per_stage
-
-NORMS = ("batch", "group", "layer", "instance")  # without, what is found again would be wrong
 
 
 class RevNet(Network):
@@ -80,7 +78,7 @@ def cifar_revnet(depth=110, num_classes=10, *, width=32, last=4.0, norm="batch",
       num_classes: logits.
       width: features of the first stage, a half in each stream; the second has twice as many.
       last: times `width`: features of the last stage.
-      norm: before each convolution, one of `NORMS`.
+      norm: before each convolution: a word of `units.NORMS` but "none", or a factory.
       dropout: the probability to drop what enters the head.
       scan: equal units as one scan; False unrolls them.
       dtype: of the computation.
@@ -92,7 +90,8 @@ def cifar_revnet(depth=110, num_classes=10, *, width=32, last=4.0, norm="batch",
     units = units_per_stage(depth, 12)
     check_at_least_one("cifar_revnet", num_classes=num_classes)
     check_rate("cifar_revnet", dropout=dropout)
-    check_option("cifar_revnet", "norm", norm, NORMS)
+    if norm_factory(norm) is None:
+        raise InputError("cifar_revnet: norm none lets rounding errors grow when units are inverted; set norm batch")
     if width % 2 or width < 2 or not 2 <= last < math.inf or last * width % 2:
         raise InputError(
             f"cifar_revnet: width {width} and last {last:g} make stages of {width}, {2 * width} and {last * width:g} "

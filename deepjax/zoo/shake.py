@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from deepjax import functional, initializers
 from deepjax.layers import Conv
-from deepjax.units import Add, Branch, Shake, Unit, check_norm, normalize, stack
+from deepjax.units import NORMS, Add, Branch, Norm, Shake, Unit, normalize, stack
 from deepjax.zoo.network import Network, check_at_least_one, check_option
 from deepjax.zoo.residual import units_per_stage
 
@@ -22,7 +22,7 @@ class TwoPaths(nn.Module):
 
     features: int
     stride: int = 1
-    norm: str = "batch"
+    norm: Norm | None = NORMS["batch"]
     kernel_init: Callable = initializers.he_normal(mode="fan_out")
     dtype: jnp.dtype | None = None
 
@@ -38,7 +38,7 @@ class TwoPaths(nn.Module):
                 (1, 1),
                 self.stride,
                 0,
-                use_bias=self.norm == "none",
+                use_bias=self.norm is None,
                 kernel_init=self.kernel_init,
                 dtype=self.dtype,
                 name=f"conv{i + 1}",
@@ -68,7 +68,7 @@ class ShakeShakeNet(Network):
             (3, 3),
             1,
             1,
-            use_bias=self.norm == "none",
+            use_bias=self.norm is None,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="stem_conv",
@@ -128,16 +128,13 @@ def shake_shake(
       dtype: of the computation.
 
     Raises:
-      InputError: a depth that is not 6n + 2, a width below 1, an unknown forward, backward, per or norm, a norm that
-        starts branches at 0 (both would be mixed into the same zeros).
+      InputError: a depth that is not 6n + 2, a width below 1, an unknown forward, backward, per or norm.
     """
     units = units_per_stage(depth, 6)
     check_at_least_one("shake_shake", width=width, num_classes=num_classes)
     check_option("shake_shake", "forward", forward, ("shake", "even"))
     check_option("shake_shake", "backward", backward, ("shake", "even", "keep"))
     check_option("shake_shake", "per", per, ("image", "batch"))
-    check_option("shake_shake", "norm", norm, ("batch", "group", "layer", "instance", "none"))
-    check_norm(norm)
     return ShakeShakeNet(
         depths=(units,) * 3,
         features=(width, 2 * width, 4 * width),

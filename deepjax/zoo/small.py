@@ -81,7 +81,7 @@ def mnist_cnn(num_classes=10, *, width=32, drop="none", rate=RATE, dtype=None):
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(28, 28, 1),
-        least=16,
+        min_size=16,
     )
 
 
@@ -94,7 +94,7 @@ class AsymmetricCNN(Network):
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """x [batch, H, W, channels] -> see `Network`; the stages are stage1, stage2, stage3."""
         self.check_images(x)
-        maps, bias, init = {}, self.norm == "none", self.kernel_init
+        maps, bias, init = {}, self.norm is None, self.kernel_init
         for stage in (1, 2, 3):
             features = self.width * 2 ** (stage - 1)
             for i, window in enumerate(((1, 3), (3, 1)) * 2):
@@ -132,7 +132,6 @@ def cifar_asymmetric(num_classes=100, *, width=64, norm="none", dropout=0.0, dty
         pixels.
     """
     check_at_least_one("cifar_asymmetric", width=width, num_classes=num_classes)
-    check_option("cifar_asymmetric", "norm", norm, ("none", "batch"))
     check_rate("cifar_asymmetric", dropout=dropout)
     return AsymmetricCNN(
         width,
@@ -142,7 +141,7 @@ def cifar_asymmetric(num_classes=100, *, width=64, norm="none", dropout=0.0, dty
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(32, 32, 3),
-        least=8,
+        min_size=8,
     )
 
 

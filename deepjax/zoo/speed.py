@@ -8,15 +8,19 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+from flax.core import freeze
 
 from deepjax import functional
-from deepjax.zoo.chain import Chain, Convolve, Pool, check_chain
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_rate
+from deepjax.zoo.steps import Convolve, Pool
+from deepjax.zoo.table import TableNetwork, check_table
 
-ALEXNET_R = (
-    (Convolve(32, 5), Pool()),
-    (Convolve(32, 5), Pool()),
-    (Convolve(64, 5), Pool(kind="avg")),
+ALEXNET_R = freeze(
+    {
+        "stage1": (Convolve(32, 5), Pool()),
+        "stage2": (Convolve(32, 5), Pool()),
+        "stage3": (Convolve(64, 5), Pool("avg")),
+    }
 )
 
 
@@ -90,9 +94,10 @@ def alexnet_r(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=N
       InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images of
         less than 15x15 pixels.
     """
-    check_chain("alexnet_r", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
-    return Chain(
+    check_table("alexnet_r", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
+    return TableNetwork(
         ALEXNET_R,
+        grid=None,
         order=order,
         num_classes=num_classes,
         norm=norm,
@@ -100,7 +105,7 @@ def alexnet_r(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=N
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
         usual_input=(32, 32, 3),
-        least=15,
+        min_size=15,
     )
 
 

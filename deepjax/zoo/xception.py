@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from deepjax import functional
-from deepjax.units import Add, ConvNorm, Unit, stack
+from deepjax.units import Add, ConvNorm, Unit, norm_factory, stack
 from deepjax.zoo.inverted import check
 from deepjax.zoo.network import Network, check_at_least_one
 
@@ -24,7 +24,7 @@ class Separable(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features_in] -> [batch, H, W, features]."""
-        each = {"groups": x.shape[-1], "norm": "none", "use_bias": False}
+        each = {"groups": x.shape[-1], "norm": None, "use_bias": False}
         x = self.conv(x.shape[-1], 3, activation=None, **each, name="depthwise")(x, train=train, mask=mask)
         return self.conv(self.features, 1, activation=None, name="pointwise")(x, train=train, mask=mask)
 
@@ -35,7 +35,7 @@ class SeparableBranch(nn.Module):
     features: tuple[int, ...]
     conv: Callable
     pool: bool = True
-    activated: bool = False  # x has been through a ReLU already: leave the first out
+    activated: bool = False  # x has already passed a ReLU: leave the first one out
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
@@ -48,12 +48,12 @@ class SeparableBranch(nn.Module):
 
 
 def halve(x):
-    """Max pool of 3x3 pixels with stride 2 to half the size, rounded up; an even side is padded on its high end."""
+    """Return x max-pooled (3x3, stride 2) to half the size, rounded up. An even side is padded on its high end."""
     return functional.max_pool(x, 3, stride=2, padding=tuple(side % 2 for side in x.shape[1:3]), ceil=True)
 
 
 def halving_unit(branch, name):
-    """A branch beside a 1x1 convolution of stride 2 with its norm."""
+    """Return the unit of a branch and a shortcut by a 1x1 convolution of stride 2 with its norm."""
     return Unit(
         branch, Add(parent=None), branch.conv(branch.features[-1], 1, 2, activation=None, parent=None), name=name
     )
@@ -78,8 +78,6 @@ class Xception(Network):
         conv = partial(
             ConvNorm,
             norm=self.norm,
-            epsilon=1e-3,  # these two are Keras'
-            momentum=0.99,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
@@ -104,22 +102,22 @@ class Xception(Network):
 
 
 def xception(num_classes=1000, *, width=1.0, middle=8, norm="batch", dropout=0.5, scan=True, dtype=None):
-    """Xception of Chollet 2017, figure 5: 22,855,952 parameters. It is Keras' form, epsilon and momentum included.
+    """Xception of Chollet 2017, figure 5: 22,855,952 parameters. It has Keras' form, including epsilon and momentum.
 
     Args:
-      num_classes: logits.
-      width: multiplies the features.
-      middle: units of the middle flow.
-      norm: "batch"; "none": biases in its place; "group", "layer", "instance".
+      num_classes: number of logits.
+      width: factor of the features.
+      middle: number of units of the middle flow.
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: the probability to drop an input of the last dense layer (section 4.4.3).
-      scan: the middle flow's units as one scan; False unrolls them.
-      dtype: of the computation.
+      scan: run the middle flow's units as one scan; False unrolls them.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm, a dropout outside [0, 1], a width not above 0, no unit or no class; when called,
-        images of less than 7x7 pixels.
+        images smaller than 7x7 pixels.
     """
-    check("xception", width, norm, num_classes, dropout)
+    check("xception", width, num_classes, dropout)
     check_at_least_one("xception", middle=middle)
 
     def scaled(*features):
@@ -132,11 +130,11 @@ def xception(num_classes=1000, *, width=1.0, middle=8, norm="batch", dropout=0.5
         exit=scaled(1024, 1536, 2048),
         scan=scan,
         num_classes=num_classes,
-        norm=norm,
+        norm=norm_factory(norm, epsilon=1e-3, momentum=0.99),  # Keras' numbers
         dropout=dropout,
         dtype=dtype,
         usual_input=(299, 299, 3),
-        least=7,
+        min_size=7,
     )
 
 

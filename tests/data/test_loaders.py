@@ -13,7 +13,7 @@ from PIL import Image
 from deepjax import data
 from deepjax.config import Augment, Data
 from deepjax.data import records
-from deepjax.data.files import FolderFiles
+from deepjax.data.sources.folder import FolderFiles
 from deepjax.errors import InputError
 
 

@@ -1,21 +1,16 @@
-"""Standardization: fitted statistics against float64 NumPy, whitening, inversion, and runs that use them."""
-
-import dataclasses
-import json
+"""Standardization: fitted statistics against float64 NumPy, whitening, inversion."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
-from deepjax import data, training
-from deepjax.config import Augment, Config, Data, Devices, Optimizer
-from deepjax.data.files import FolderFiles
+from deepjax import data
+from deepjax.config import Augment, Data
+from deepjax.data.sources.folder import FolderFiles
 from deepjax.data.standardize import channel_covariance, check
 from deepjax.errors import InputError
-from deepjax.training import inference
 
 Standardizer = data.Standardizer
 KINDS = ("channel", "mean_image", "mean_color", "min_max", "z_score", "pca", "zca")
@@ -95,7 +90,7 @@ def test_standardize_function():
 
 
 def reference(kind, values):
-    """What a kind that treats each number alone makes of float64 [N, H, W, C]."""
+    """A kind that transforms each number independently, of float64 [N, H, W, C]."""
     channels = values.reshape(-1, values.shape[-1])
     return {
         "channel": (values - channels.mean(0)) / channels.std(0),
@@ -208,7 +203,7 @@ def test_channel_covariance():
 # --- apply and invert
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["channel", "z_score", "pca", "zca"])
 def test_any_leading_axes_under_vmap_jit_and_grad(kind):
     x = jnp.asarray(pictures(300)[:6] / 255, jnp.float32)
     fitted = Standardizer.fit(kind, pictures(300))
@@ -224,7 +219,7 @@ def test_any_leading_axes_under_vmap_jit_and_grad(kind):
     np.testing.assert_allclose((slope * step).sum(), change, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["channel", "pca", "zca"])
 def test_dtypes(kind):
     fitted = Standardizer.fit(kind, pictures(300))
     x = pictures(3) / 255
@@ -256,15 +251,15 @@ def test_save_and_load(tmp_path, kind):
     [
         (lambda: Standardizer.fit("zcaa", np.ones((3, 2))), "data.standardize 'zcaa' is unknown; .*zca"),
         (lambda: Standardizer.fit("zca", np.ones((3, 2)), epsilon=-1), "data.epsilon -1: must be at least 0"),
-        (lambda: Standardizer.fit("zca", np.ones((3, 2))), "data.standardize zca: the training data do not vary"),
-        (lambda: Standardizer.fit("zca", np.full((9, 2), 0.1)), "data.standardize zca: the training data do not vary"),
+        (lambda: Standardizer.fit("zca", np.ones((3, 2))), "data.standardize zca: the training data are constant"),
+        (lambda: Standardizer.fit("zca", np.full((9, 2), 0.1)), "data.standardize zca: the training data are constant"),
         (lambda: Standardizer.fit("min_max", np.ones((3, 2)), limits=(1, 0)), r"data.limits \(1, 0\): must be two"),
         (lambda: Standardizer.fit("z_score", np.ones((0, 2))), "the training set is empty"),
         (lambda: Standardizer.fit("zca", np.array([[1.0], [np.nan]])), r"inputs \(2, 1\) must be finite"),
         (lambda: Standardizer.fit("channel", np.ones(3)), r"inputs \(3,\) must be finite numbers, \[N, features\]"),
         (
             lambda: Standardizer.fit("pca", np.zeros((1, 65, 64, 3), np.uint8)),
-            "data.standardize pca: inputs of 12,480 features, at most 12,288 .* smaller data.image_size",
+            "data.standardize pca: inputs have 12,480 features, at most 12,288 .* smaller data.image_size",
         ),
         (
             lambda: Standardizer.fit("z_score", pictures(9)).apply(np.zeros((2, 4, 5, 3))),
@@ -287,55 +282,18 @@ def test_what_is_refused(call, match):
         ({"standardize": "zca", "mean": (0.5,), "std": (1.0,)}, (8, 8, 1), "data.mean .* is for .* channel, not zca"),
         ({"epsilon": 0.1}, (8, 8, 1), "data.epsilon 0.1: is for data.standardize pca and zca, not channel"),
         ({"limits": (-1.0, 1.0)}, (8, 8, 1), "data.limits .* is for data.standardize min_max, not channel"),
-        ({"standardize": "pca"}, (224, 224, 3), "inputs of 150,528 features, at most 12,288"),
-        ({"standardize": "pca", "augment": Augment(crop=1)}, (8, 8, 1), "data.augment.crop: .* pca leaves no image"),
+        ({"standardize": "pca"}, (224, 224, 3), "inputs have 150,528 features, at most 12,288"),
+        ({"standardize": "pca", "augment": Augment(crop=1)}, (8, 8, 1), "data.augment.crop: .* pca makes vectors"),
         ({"standardize": "pca", "augment": Augment(cutmix=1.0)}, (8, 8, 1), "data.augment.cutmix: .* use zca"),
     ],
 )
-def test_what_a_config_is_refused_for(fields, shape, match):
+def test_configs_that_are_refused(fields, shape, match):
     with pytest.raises(InputError, match=match):
         check(Data(**fields), shape)
 
 
-def test_what_a_config_may_ask():
+def test_configs_that_are_accepted():
     for kind in KINDS:
         check(Data(standardize=kind, augment=Augment(mixup=0.2)), (8, 8, 1))
     check(Data(standardize="zca", epsilon=0.1, augment=Augment(flip=True, cutmix=1.0)), (64, 64, 3))
     check(Data(standardize="min_max", limits=(-1.0, 1.0)), (5,))
-
-
-# --- runs
-
-MLP = Config(
-    model="mlp",
-    model_options={"width": 16},
-    optimizer=Optimizer(name="adam", learning_rate=0.01),
-    devices=Devices(count=1),
-    epochs=2,
-    batch_size=100,
-)
-
-
-def run(folder, **fields):
-    return training.train(
-        dataclasses.replace(MLP, data=Data(**fields), workdir=str(folder)), console=Console(quiet=True)
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["zca", "pca", "min_max"])
-def test_a_run_keeps_its_standardizer(tmp_path, kind, monkeypatch):
-    fields = {"standardize": kind} | ({"epsilon": 0.01} if kind in WHITE else {})
-    summary = run(tmp_path / "run", **fields)
-    assert summary["test_error"] < 0.5
-    record = json.loads((tmp_path / "run" / "data.json").read_text())
-    assert "mean" not in record
-    evaluated = inference.evaluate_run(inference.load_run(tmp_path / "run"))
-    assert evaluated.error == summary["test_error"]
-    np.testing.assert_allclose(evaluated.loss, summary["test_loss"], rtol=1e-5)
-    # Resuming reads what was fitted; it does not fit again.
-    (tmp_path / "run" / "summary.json").unlink()
-    monkeypatch.setattr(Standardizer, "fit", None)
-    again = run(tmp_path / "run", **fields)
-    assert again["test_error"] == summary["test_error"]
-    assert again["test_loss"] == summary["test_loss"]

@@ -260,7 +260,7 @@ def test_batch_norm_errors(features, mask, message):
         ({"x": jnp.ones((8, 3), jnp.int32)}, "int32"),
         ({"x": jnp.ones(())}, "features last"),
         ({"x": jnp.ones((8, 0))}, "features last"),
-        ({"x": jnp.ones((1, 3)), "unbiased": True}, "at least 2 values of each feature; here is 1"),
+        ({"x": jnp.ones((1, 3)), "unbiased": True}, "at least 2 values of each feature, but x has 1"),
     ],
 )
 def test_batch_norm_names_the_argument(change, message):

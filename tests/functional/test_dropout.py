@@ -591,7 +591,7 @@ BAD = {
     "forward 'keep'": lambda: functional.shake_shake(KEY, X, X, train=True, forward="keep"),
     "backward 'shak'": lambda: functional.shake_shake(KEY, X, X, train=True, backward="shak"),
     "per 'example' is unknown": lambda: functional.shake_shake(KEY, X, X, train=True, per="example"),
-    "branches must be alike": lambda: functional.shake_shake(KEY, X, X[:1], train=True),
+    "must have one shape and dtype": lambda: functional.shake_shake(KEY, X, X[:1], train=True),
     "shake_shake: a has dtype int32": lambda: functional.shake_shake(KEY, *[jnp.arange(3)] * 2, train=True),
     "shake_shake: key None": lambda: functional.shake_shake(None, X, X, train=True),
     "drop_connect: rate 3": lambda: connect(KEY, X, KERNEL, None, 3, train=True),
@@ -603,7 +603,7 @@ BAD = {
     ),
     "samples 0": lambda: connect(KEY, X, KERNEL, None, 0.5, train=False, samples=0),
     "drop_connect: key None": lambda: connect(None, X, KERNEL, None, 0.5, train=False),
-    "DropPath: survival is None": lambda: layers.DropPath().apply({}, X, train=False),
+    "DropPath: survival None": lambda: layers.DropPath().apply({}, X, train=False),
     "dropout: rate -0.5": lambda: layers.Dropout(-0.5).apply({}, X, train=True),
 }
 

@@ -99,9 +99,9 @@ def test_global_avg_pool(shape):
         (2, {"stride": 0}, "stride 0"),
         (3, {"padding": 2}, "at most half"),
         (3, {"padding": -1}, "padding -1"),
-        ((2, 2, 2), {}, "needs 2 entries"),
-        (2, {"stride": (2,)}, "needs 2 entries"),
-        (2, {"padding": (1, 1, 1)}, "needs 2 entries"),
+        ((2, 2, 2), {}, "must have 2 entries"),
+        (2, {"stride": (2,)}, "must have 2 entries"),
+        (2, {"padding": (1, 1, 1)}, "must have 2 entries"),
     ],
 )
 def test_pooling_errors(pool, window, options, message):

@@ -277,10 +277,10 @@ def test_smooth_labels():
         (jnp.zeros(2), 0.0, "must be integers"),
         (jnp.zeros(2), 0.1, "must be integers"),
         (jnp.zeros(2, bool), 0.1, "must be integers"),
-        (jnp.zeros(2, jnp.int32), -0.1, "label smoothing"),
-        (jnp.zeros(2, jnp.int32), 1.1, "label smoothing"),
-        (jnp.zeros((2, 5)), 1.1, "label smoothing"),
-        (jnp.zeros(2, jnp.int32), float("nan"), "label smoothing"),
+        (jnp.zeros(2, jnp.int32), -0.1, "smoothing .* of labels must be in"),
+        (jnp.zeros(2, jnp.int32), 1.1, "smoothing .* of labels must be in"),
+        (jnp.zeros((2, 5)), 1.1, "smoothing .* of labels must be in"),
+        (jnp.zeros(2, jnp.int32), float("nan"), "smoothing .* of labels must be in"),
     ],
 )
 def test_cross_entropy_errors(labels, smoothing, message):

@@ -159,9 +159,9 @@ X = (2, 6, 6, 3)
         (2, {"stride": 0}, "stride 0"),
         (3, {"padding": 2}, "padding 2"),
         (3, {"padding": -1}, "padding -1"),
-        ((2, 2, 2), {}, "window .* needs 2 entries"),
-        (2, {"stride": (1,)}, "stride .* needs 2 entries"),
-        (2, {"padding": (1, 1, 1)}, "padding .* needs 2 entries"),
+        ((2, 2, 2), {}, "window .* must have 2 entries"),
+        (2, {"stride": (1,)}, "stride .* must have 2 entries"),
+        (2, {"padding": (1, 1, 1)}, "padding .* must have 2 entries"),
     ],
 )
 def test_pool_errors(pool, window, options, message):

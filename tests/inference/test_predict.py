@@ -1,6 +1,5 @@
 """Predictions by pretrained networks: preprocessing held against torchvision, crops, names, the command line."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,28 +13,12 @@ import helpers
 from deepjax import cli, data, weights, zoo
 from deepjax.errors import InputError
 from deepjax.training import predict
-from deepjax.training.recipes import recipe
 from deepjax.weights.files import save_state_dict
-
-REFERENCE = helpers.REFERENCE
 
 
 @pytest.fixture(scope="module")
 def torchvision():
-    """torchvision, whose compiled operators may be missing: only its Python is needed."""
-    pytest.importorskip("torch")
-    if not REFERENCE.exists():
-        pytest.skip(f"needs {REFERENCE}, which imports torchvision without its operators")
-    spec = importlib.util.spec_from_file_location("torchvision_reference", REFERENCE)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    try:
-        script.import_torchvision_models()
-    except ImportError as error:
-        pytest.skip(f"needs torchvision ({error})")
-    import torchvision
-
-    return torchvision
+    return helpers.import_torchvision()
 
 
 def photograph(path, width, height, seed=0):
@@ -71,30 +54,13 @@ def test_a_whole_recipe_is_torchvisions(torchvision, tmp_path):
     """Files to network input: what `resnet18`'s and `efficientnet_b0`'s own transforms give."""
     path = photograph(tmp_path / "photo.jpg", 333, 250)
     for name in ("resnet18", "efficientnet_b0"):
-        steps = recipe(name)
+        steps = zoo.preprocessing(name)
         transform = torchvision.models.get_model_weights(name).IMAGENET1K_V1.transforms()
         theirs = transform(Image.open(path)).permute(1, 2, 0).numpy()
         standardizer = data.Standardizer("channel", *(np.array(v, np.float32) for v in (steps.mean, steps.std)))
         cut = data.resizing(steps.resize, steps.interpolation)
         ours = standardizer.apply(data.read_crops(path, cut, (steps.crop, steps.crop, 3)))[0]
         np.testing.assert_allclose(ours, theirs, atol=1.01 / 255 / 0.224)
-
-
-def test_recipes_are_torchvisions(torchvision):
-    names = [name for name in torchvision.models.list_models(torchvision.models) if name in zoo.MODELS]
-    assert "resnet18" in names
-    checked = 0
-    for name in names:
-        kinds = torchvision.models.get_model_weights(name)
-        if not hasattr(kinds, "IMAGENET1K_V1"):
-            continue
-        theirs, ours = kinds.IMAGENET1K_V1.transforms(), recipe(name)
-        assert (theirs.resize_size, theirs.crop_size) == ([ours.resize], [ours.crop]), name
-        assert theirs.interpolation.value == ours.interpolation, name
-        if name not in ("googlenet", "inception_v3"):  # their networks change the moments themselves
-            assert (tuple(theirs.mean), tuple(theirs.std)) == (ours.mean, ours.std), name
-        checked += 1
-    assert checked > 20
 
 
 def test_class_names_are_torchvisions(torchvision):

@@ -1,9 +1,7 @@
-"""Schedules as PyTorch's over a run, and at points computed by hand; one-cycle's momentum; the plateau's memory."""
+"""Schedules as PyTorch's over a run, and at points computed by hand; one_cycle's momentum; the state of plateau."""
 
 import dataclasses
-import json
 import math
-import signal
 from functools import partial
 
 import chex
@@ -13,13 +11,11 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose
-from rich.console import Console
 
-from deepjax import config, data, training
-from deepjax.errors import InputError, Stopped, TrainingFailed
-from deepjax.optimizers import make_optimizer, make_schedule, observe, rate_scale
-from deepjax.optimizers.schedules import BELONGS, NAMES, make_momentum, scale_by_plateau
-from deepjax.training import Checkpoints, loop
+from deepjax import config
+from deepjax.errors import InputError
+from deepjax.optimizers import SCHEDULES, make_optimizer, make_schedule, observe, rate_scale
+from deepjax.optimizers.schedules import make_momentum, scale_by_plateau
 
 PEAK = 0.8
 
@@ -27,7 +23,7 @@ PEAK = 0.8
 def rates(schedule, steps, *, epochs=10, steps_per_epoch=4, **optimizer):
     optimizer = config.Optimizer(**{"learning_rate": PEAK} | optimizer)
     schedule = make_schedule(optimizer, schedule, epochs=epochs, steps_per_epoch=steps_per_epoch)
-    return jax.jit(lambda counts: jnp.stack([jnp.asarray(schedule(count)) for count in counts]))(list(steps))
+    return jax.jit(jax.vmap(lambda count: jnp.asarray(schedule(count))))(jnp.array(list(steps)))
 
 
 def half_cosine(share):
@@ -156,7 +152,7 @@ def test_milestones_closer_than_an_update_both_count():
     assert_allclose(rates(schedule, (3, 4)), [0.8, 0.008], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_a_run_of_one_update_has_a_rate(name):
     fields = {"step": {"milestones": (0.5,)}, "warm_restarts": {"period": 1.0}}.get(name, {})
     (rate,) = rates(config.Schedule(name, **fields), [0], epochs=1, steps_per_epoch=1)
@@ -195,12 +191,15 @@ def test_schedule_errors(fields, message):
         make_schedule(config.Optimizer(), config.Schedule(**fields), epochs=10, steps_per_epoch=4)
 
 
-@pytest.mark.parametrize("field", BELONGS)
-def test_a_field_that_does_not_belong_to_the_schedule_is_refused(field):
-    value = {"milestones": (1.0,), "momentum": (0.8, 0.9), "cooldown": 1, "patience": 1}.get(field, 0.5)
-    for name in set(NAMES) - set(BELONGS[field]):
-        with pytest.raises(InputError, match=f"schedule.{field} .* belongs to the schedule {BELONGS[field][0]}"):
-            make_schedule(config.Optimizer(), config.Schedule(name, **{field: value}), epochs=10, steps_per_epoch=4)
+def test_a_field_that_does_not_belong_to_the_schedule_is_refused():
+    fields = {field for entry in SCHEDULES.values() for field in entry.fields}
+    assert fields | {"name", "warmup"} == {field.name for field in dataclasses.fields(config.Schedule)}
+    for field in fields:
+        value = {"milestones": (1.0,), "momentum": (0.8, 0.9), "cooldown": 1, "patience": 1}.get(field, 0.5)
+        owner = next(name for name, entry in SCHEDULES.items() if field in entry.fields)
+        for name in (name for name, entry in SCHEDULES.items() if field not in entry.fields):
+            with pytest.raises(InputError, match=f"schedule.{field} .* belongs to the schedule {owner}"):
+                make_schedule(config.Optimizer(), config.Schedule(name, **{field: value}), epochs=10, steps_per_epoch=4)
 
 
 def test_what_a_schedule_and_an_optimizer_cannot_do_together_is_refused():
@@ -233,14 +232,14 @@ def test_the_plateau_is_torchs(fields, arguments):
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **arguments, eps=0.0)
     schedule = config.Schedule("plateau", **fields)
     state = (optax.EmptyState(), scale_by_plateau().init({"kernel": jnp.ones(2)}))
-    see = jax.jit(partial(observe, schedule=schedule))
+    step = jax.jit(partial(observe, schedule=schedule))
     ours, expected = [], []
     rng = np.random.default_rng(0)
     for epoch in range(60):
-        # Falls, stands, falls again; some values twice, which is no improvement even with threshold 0.
+        # It falls, stays, and falls again. Some values occur twice, which is no improvement even with threshold 0.
         loss = float(np.float32(max(3 - 0.1 * epoch, 1.5) + 0.2 * rng.integers(0, 4) / 4 - (epoch > 45) * 0.5))
         theirs.step(loss)
-        state = see(state, loss)
+        state = step(state, loss)
         ours.append(float(rate_scale(state)))
         expected.append(optimizer.param_groups[0]["lr"])
     assert_allclose(ours, expected, rtol=1e-5)
@@ -248,15 +247,15 @@ def test_the_plateau_is_torchs(fields, arguments):
 
 
 def test_a_plateau_scales_the_whole_update():
-    """The decoupled decay of adamw too, as the learning rate would."""
+    """Including the decoupled weight decay of adamw, as the learning rate does."""
     optimizer, schedule = config.Optimizer("adamw", weight_decay=0.1, accumulate=2), config.Schedule("plateau")
     params = {"kernel": jnp.arange(4.0)}
     made = [make_optimizer(optimizer, rate, schedule) for rate in (0.1, 0.02)]
     states = [transform.init(params) for transform in made]
     state = jax.tree.map(lambda x: x, states[0])
-    see = jax.jit(partial(observe, schedule=dataclasses.replace(schedule, factor=0.2)))
+    step = jax.jit(partial(observe, schedule=dataclasses.replace(schedule, factor=0.2)))
     for _ in range(12):
-        state = see(state, 1.0)
+        state = step(state, 1.0)
     assert_allclose(rate_scale(state), 0.2, rtol=1e-6)
     states[0] = state
     updates = [jax.jit(transform.update) for transform in made]
@@ -266,102 +265,3 @@ def test_a_plateau_scales_the_whole_update():
         )
         chex.assert_trees_all_close(a, b, rtol=1e-5)
     assert rate_scale(make_optimizer(optimizer, 0.1).init(params)) == 1.0
-
-
-# In the loop
-
-SPIRALS = config.Config(
-    data=config.Data(name="spirals"),
-    model="mlp",
-    model_options={"width": 8},
-    optimizer=config.Optimizer(name="nesterov", learning_rate=0.01),
-    devices=config.Devices(count=1),
-    epochs=4,
-    batch_size=400,
-    log_every=1,
-    checkpoint_every=3,
-)
-
-
-class StopAt:
-    """In the loop's Signals' place: as if a signal came during step `at` of this process."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    @property
-    def received(self):
-        self.left -= 1
-        return signal.SIGTERM if self.left < 0 else 0
-
-
-def train(folder, **changes):
-    return training.train(dataclasses.replace(SPIRALS, workdir=str(folder), **changes), console=Console(quiet=True))
-
-
-def rows(folder):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
-def newest_state(folder):
-    manager = Checkpoints(folder / "checkpoints")
-    state = manager.manager.restore(manager.steps[-1])["state"]
-    manager.close()
-    return jax.tree.map(np.asarray, state)
-
-
-@pytest.mark.parametrize(
-    ("changes", "stops"),
-    [
-        # Nothing is an improvement by 99 %: the rate falls after each epoch but the first.
-        ({"schedule": config.Schedule("plateau", patience=0, threshold=0.99, factor=0.5)}, (7,)),
-        ({"schedule": config.Schedule("one_cycle")}, (4,)),
-    ],
-    ids=["plateau", "one_cycle"],
-)
-def test_a_stopped_and_resumed_schedule_goes_on_as_if_never_stopped(tmp_path, monkeypatch, changes, stops):
-    train(tmp_path / "whole", **changes)
-    for at in stops:
-        monkeypatch.setattr(loop, "Signals", lambda at=at: StopAt(at - 1))
-        with pytest.raises(Stopped):
-            train(tmp_path / "parts", **changes)
-    monkeypatch.undo()
-    train(tmp_path / "parts", **changes)
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    chex.assert_trees_all_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
-    if changes["schedule"].name == "plateau":
-        by_epoch = {}
-        for row in rows(tmp_path / "whole"):
-            if row["kind"] == "train":
-                by_epoch.setdefault(math.ceil(row["epoch"]), set()).add(row["learning_rate"])
-        assert {epoch: [round(rate, 6) for rate in rates] for epoch, rates in by_epoch.items()} == {
-            1: [0.01], 2: [0.01], 3: [0.005], 4: [0.0025],
-        }  # fmt: skip
-
-
-@pytest.mark.parametrize("strategy", ["jit", "pmap"])
-def test_a_plateau_on_several_devices_and_without_a_validation_set(tmp_path, monkeypatch, strategy):
-    def load(*arguments, load=data.load):
-        dataset = load(*arguments)
-        return dataclasses.replace(dataset, validation=dataset.validation.take(np.arange(0)))
-
-    if strategy == "jit":
-        monkeypatch.setattr(data, "load", load)
-    schedule = config.Schedule("plateau", patience=0, threshold=0.99)
-    train(tmp_path / "run", schedule=schedule, devices=config.Devices(strategy, 2), epochs=3)
-    last = [row for row in rows(tmp_path / "run") if row["kind"] == "train"][-1]
-    assert_allclose(last["learning_rate"], 0.001, rtol=1e-5)
-
-
-def test_a_failure_names_the_rate_that_the_plateau_has_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Trainer, "_summarize", lambda self: self._fail("all is well", self.done))
-    schedule = config.Schedule("plateau", patience=0, threshold=0.99)
-    with pytest.raises(TrainingFailed, match=r"learning rate 0\.001\b"):
-        train(tmp_path / "run", schedule=schedule, epochs=2)

@@ -1,14 +1,17 @@
-"""Every torchvision network held against ours: `python tests/parity resnet18 googlenet`, or `--all`.
+"""Compare torchvision's networks with ours: `python tests/parity resnet18 googlenet`, or `--all`.
 
-For random weights, scales, shifts and running moments: logits in evaluation, logits in training (nothing dropped,
-batch statistics on; of auxiliary heads too), running moments after that step, and the gradient of the cross entropy
-(summed over the heads) with respect to every parameter. The figures are the largest differences, over the largest
-value of what is compared; of moments and gradients, of each array apart. Evaluation runs in float32, and in float64;
-"torch" is how far PyTorch's own float32 logits are from its float64 ones, since random running moments make some
-networks magnify rounding. So evaluation runs a second time, "settled": the running moments are the batch's own, as
-they nearly are in a trained network. Training runs in float64: in a deep network some ReLU's input always lies so
-near to 0 that float32 rounds it to the other side, and gradients change by percents, between PyTorch's own float32
-and float64 too. Needs torch and torchvision, and the reference script beside the checkout.
+Parameters and running moments are random. Compared are: logits in evaluation; logits in training (without dropout, with
+batch statistics, of auxiliary heads too); the running moments after that step; the gradient of the cross entropy,
+summed over the heads, with respect to every parameter. Each figure is the largest difference over the largest value of
+what is compared. Moments and gradients are compared array by array.
+
+Evaluation runs in float32 and in float64. The column "torch" is the difference of PyTorch's own float32 logits from its
+float64 ones, because random running moments make some networks amplify rounding errors. Therefore evaluation runs a
+second time, "settled": with the batch's own moments as running moments, as they nearly are in a trained network.
+Training runs in float64: in a deep network, some ReLU's input always lies so near to 0 that float32 rounds it to the
+other side, which changes gradients by percents, between PyTorch's own float32 and float64 too.
+
+Needs torch and torchvision: `pip install deepjax[parity,test]`.
 """
 
 import argparse
@@ -22,16 +25,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tests/parity` has only this folder on its path
+import helpers
 from deepjax import functional, weights, zoo
 
-REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "torchvision_reference.py"
-SIZES = {"inception_v3": 299}  # pixels, where its auxiliary head needs more than SIZE
+SIZES = {"inception_v3": 299}  # pixels, for networks whose auxiliary head needs more than SIZE
 SIZE, BATCH = 96, 4
 SLOW_INIT = ("googlenet", "inception_v3")  # torchvision warns of it
 
 
 class Parity(NamedTuple):
-    """Largest differences between a network's answers and torchvision's."""
+    """The largest differences between a network's outputs and torchvision's."""
 
     name: str
     parameters: int
@@ -46,10 +50,10 @@ class Parity(NamedTuple):
 
     @property
     def holds(self):
-        """Whether all that is computed in float64 agrees to 1e-6, and float32 logits to 1e-4.
+        """Whether everything computed in float64 agrees to 1e-6, and float32 logits to 1e-4.
 
-        Where PyTorch's own rounding comes near to that with random moments, its float32 logits bind nobody, and those
-        with settled moments take their place; its float64 logits bind nobody where float32 has no digit right.
+        If PyTorch's own rounding error with random moments comes near to 1e-4, the settled float32 logits count instead
+        of the random ones. If it exceeds 0.1, the float64 logits with random moments do not count either.
         """
         wide = max(self.wide_settled, self.train_logits, self.moments, self.gradients) < 1e-6
         float32 = self.logits if self.torch < 2e-5 else self.settled
@@ -57,37 +61,32 @@ class Parity(NamedTuple):
 
 
 def names():
-    """Those that both have."""
-    return [name for name in reference().import_torchvision_models().list_models() if name in zoo.MODELS]
+    """Return the names of the networks that torchvision and the zoo have."""
+    return [name for name in helpers.import_torchvision().models.list_models() if name in zoo.MODELS]
 
 
-def reference():
-    """The reference script, as a module."""
-    spec = importlib.util.spec_from_file_location("torchvision_reference", REFERENCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def torch_network(name, seed):
+    """Return torchvision's network of that name with random parameters and moments."""
+    options = {"init_weights": False} if name in SLOW_INIT else {}  # all of them are drawn anyway
+    model = helpers.import_torchvision().models.get_model(name, weights=None, **options)
+    helpers.randomize_torch(model, seed)
+    return model
 
 
-def torch_answers(name, size, batch):
-    """(state dict, settled one, images NCHW, labels, answers): what torchvision's network of that name says."""
+def torch_outputs(name, size, batch):
+    """Return (state dict, settled state dict, images NCHW, labels, outputs) of torchvision's network of that name."""
+    model = torch_network(name, 0)
     import torch
 
-    script = reference()
-    models = script.import_torchvision_models()
-    torch.manual_seed(0)
-    options = {"init_weights": False} if name in SLOW_INIT else {}  # randomize does it
-    model = models.get_model(name, weights=None, **options)
-    script.randomize(model, 0)
     state_dict = copy.deepcopy(model.state_dict())
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(batch) * 7 % 1000
     model.eval()
     with torch.no_grad():
-        answers = {"logits": model(x).numpy()}
+        outputs = {"logits": model(x).numpy()}
     model.double()
     with torch.no_grad():
-        answers["wide_logits"] = model(x.double()).numpy()
+        outputs["wide_logits"] = model(x.double()).numpy()
     model.train()
     for module in model.modules():
         if "Dropout" in type(module).__name__ or type(module).__name__ == "StochasticDepth":
@@ -95,20 +94,20 @@ def torch_answers(name, size, batch):
     out = model(x.double())
     outs = [out] if isinstance(out, torch.Tensor) else list(out)  # logits, then the auxiliary heads'
     torch.stack([torch.nn.functional.cross_entropy(logits, labels) for logits in outs]).sum().backward()
-    answers["train_logits"] = torch.stack(outs).detach().numpy()
-    answers["gradients"] = {
+    outputs["train_logits"] = torch.stack(outs).detach().numpy()
+    outputs["gradients"] = {
         key: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for key, p in model.named_parameters()
     }
-    answers["moments"] = {key: value.clone().numpy() for key, value in model.state_dict().items() if "running_" in key}
+    outputs["moments"] = {key: value.clone().numpy() for key, value in model.state_dict().items() if "running_" in key}
     settled = settle(model, x)
     with torch.no_grad():
-        answers["settled"] = model.eval()(x).numpy()
-        answers["wide_settled"] = model.double()(x.double()).numpy()
-    return state_dict, settled, x.numpy(), labels.numpy(), answers
+        outputs["settled"] = model.eval()(x).numpy()
+        outputs["wide_settled"] = model.double()(x.double()).numpy()
+    return state_dict, settled, x.numpy(), labels.numpy(), outputs
 
 
 def settle(model, x):
-    """Give a module in training mode, in float64, the batch's moments as running ones; its state dict in float32."""
+    """Set the running moments of a float64 module in training mode to the batch's. Return its float32 state dict."""
     import torch
 
     for module in model.modules():
@@ -120,20 +119,20 @@ def settle(model, x):
 
 
 def without_dropout(network):
-    """The network, with nothing dropped in training."""
+    """Return the network without dropout and stochastic depth."""
     fields = network.__dataclass_fields__
-    kept = (("dropout", 0.0), ("auxiliary_dropout", 0.0), ("survival", 1.0))
-    return network.clone(**{f: v for f, v in kept if f in fields})
+    rates = (("dropout", 0.0), ("auxiliary_dropout", 0.0), ("survival", 1.0))
+    return network.clone(**{f: v for f, v in rates if f in fields})
 
 
-def our_answers(name, state_dict, settled, x, labels):
-    """What our network of that name says, with PyTorch's names."""
+def our_outputs(name, state_dict, settled, x, labels):
+    """Return the outputs of our network of that name, under PyTorch's names."""
     network = without_dropout(zoo.create(name))
     variables = weights.from_torch(network, state_dict)
     images = np.moveaxis(x, 1, -1)
     evaluate = jax.jit(lambda v, x: network.apply(v, x, train=False))
     settled = weights.from_torch(network, settled)
-    answers = {"logits": evaluate(variables, images), "settled": evaluate(settled, images)}
+    outputs = {"logits": evaluate(variables, images), "settled": evaluate(settled, images)}
 
     def loss(params, batch_stats, x):
         out, new = network.apply({"params": params, "batch_stats": batch_stats}, x, train=True, mutable=["batch_stats"])
@@ -144,13 +143,13 @@ def our_answers(name, state_dict, settled, x, labels):
     with jax.enable_x64(True):
         wide = jax.tree.map(np.float64, variables)
         images = images.astype(np.float64)
-        answers["wide_logits"] = evaluate(wide, images)
-        answers["wide_settled"] = evaluate(jax.tree.map(np.float64, settled), images)
+        outputs["wide_logits"] = evaluate(wide, images)
+        outputs["wide_settled"] = evaluate(jax.tree.map(np.float64, settled), images)
         step = jax.jit(jax.grad(loss, has_aux=True))
         result = step(wide["params"], wide.get("batch_stats", {}), images)
         gradients, (logits, moments) = jax.device_get(result)
     back = weights.to_torch(network, {"params": gradients} | ({"batch_stats": moments} if moments else {}))
-    return answers | {
+    return outputs | {
         "train_logits": logits,
         "gradients": {key: value for key, value in back.items() if key in {*state_dict} and "running_" not in key},
         "moments": {key: value for key, value in back.items() if "running_" in key},
@@ -158,9 +157,9 @@ def our_answers(name, state_dict, settled, x, labels):
 
 
 def compare(name, size=None, batch=BATCH):
-    """The Parity of a network with torchvision's of the same name."""
-    *given, theirs = torch_answers(name, max(size or SIZE, SIZES.get(name, 0)), batch)
-    ours = our_answers(name, *given)
+    """Return the Parity of a network with torchvision's of the same name."""
+    *given, theirs = torch_outputs(name, max(size or SIZE, SIZES.get(name, 0)), batch)
+    ours = our_outputs(name, *given)
     parameters = sum(value.size for value in theirs["gradients"].values())
     largest = max(np.abs(value).max() for value in theirs["gradients"].values())
 
@@ -183,30 +182,30 @@ def compare(name, size=None, batch=BATCH):
 
 
 def difference(a, b, floor=0.0):
-    """Largest difference over the largest value, which counts for at least `floor`."""
+    """Return the largest difference over the largest value, or over `floor` if that is larger."""
     return float(np.abs(np.asarray(a) - b).max() / max(np.abs(b).max(), floor, 1e-30))
 
 
 def main():
-    """Print a table; exit with 1 if a network does not hold."""
+    """Print a table; exit with 1 if a network does not agree."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--all", action="store_true", help="every network that torchvision and the zoo have")
     parser.add_argument("--size", type=int, help=f"pixels of the images' sides (default {SIZE})")
     parser.add_argument("--batch", type=int, default=BATCH)
     options = parser.parse_args()
-    if not REFERENCE.exists():
-        parser.error(f"{REFERENCE} is missing; only the developers' machines have it")
+    if missing := [package for package in ("torch", "torchvision") if importlib.util.find_spec(package) is None]:
+        parser.error(f"{' and '.join(missing)} missing; pip install deepjax[parity,test]")
     jax.config.update("jax_default_matmul_precision", "highest")
     good = True
     print("| network | parameters | float32 | (torch) | float64 | settled float32 | settled float64 ", end="")
     print("| training | moments | gradients |\n" + "| --- " * 10 + "|")
     for name in names() if options.all else options.names:
-        begin = time.monotonic()
+        start = time.monotonic()
         row = compare(name, options.size, options.batch)
         figures = " | ".join(f"{value:.1e}" for value in row[2:])
         print(f"| `{name}` | {row.parameters:,} | {figures} |", flush=True)
-        print(f"{name}: {time.monotonic() - begin:.0f} s{'' if row.holds else ', does not hold'}", file=sys.stderr)
+        print(f"{name}: {time.monotonic() - start:.0f} s{'' if row.holds else ', does not agree'}", file=sys.stderr)
         good &= row.holds
     return 0 if good else 1
 

@@ -1,4 +1,4 @@
-"""The table of layers: its parameters are the model's, its shapes those that the layers give, its costs PyTorch's."""
+"""The table of layers: parameters against the model's, shapes against the layers', costs against PyTorch's."""
 
 import json
 import time
@@ -12,6 +12,7 @@ from deepjax import cli, functional, zoo
 from deepjax.errors import InputError
 from deepjax.layers import Conv
 from deepjax.summary import summarize
+from deepjax.summary.costs import multiply_adds
 
 
 def rows(model, shape, **call):
@@ -26,8 +27,9 @@ def parameter_count(model, shape, **call):
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("name", ["cifar_resnet20", "resnet50", "plain18", "mlp"])
+@pytest.mark.parametrize(
+    ("name", "scan"), [("cifar_resnet20", True), ("cifar_resnet20", False), ("resnet50", True), ("mlp", False)]
+)
 def test_rows_sum_to_the_models_parameters(name, scan):
     model = zoo.create(name, scan=scan)
     layers = summarize(model, (32, 32, 3))
@@ -169,7 +171,13 @@ TORCHVISION = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in TORCHVISION if name in zoo.MODELS])
+FAST = "alexnet densenet121 efficientnet_b0 googlenet mobilenet_v2 mobilenet_v3_small resnet18 resnext50_32x4d vgg11_bn"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in FAST.split() else pytest.mark.slow) for name in TORCHVISION],
+)
 def test_torchvisions_networks_cost_what_it_says(name):
     pixels, billions = TORCHVISION[name]
     layers = summarize(zoo.create(name), (pixels, pixels, 3))
@@ -234,7 +242,7 @@ def test_layers_called_twice_and_scans_count_every_time():
     assert layers["step"][3:6] == (6, 6 * 20, 6 * 16)
 
 
-def test_the_dearest_branch_counts():
+def test_the_most_expensive_branch_counts():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x, *, wide):
@@ -242,6 +250,12 @@ def test_the_dearest_branch_counts():
             return jax.lax.cond(wide, lambda x: (x @ kernels[0]).sum(), lambda x: (x @ kernels[1]).sum(), x)
 
     assert totals(Net(), (3,), wide=jnp.array(False)) == (156, 150)
+
+
+def test_the_multiply_adds_of_a_gradient():
+    """A product of matrices has two more of the same size, one for each factor."""
+    jaxpr = jax.make_jaxpr(jax.grad(lambda w, x: (x @ w).sum(), (0, 1)))(jnp.ones((5, 7)), jnp.ones((3, 5))).jaxpr
+    assert multiply_adds(jaxpr) == 3 * (3 * 5 * 7)
 
 
 def test_mapped_modules_and_jitted_ones():
@@ -336,6 +350,59 @@ def test_poolings_that_are_functions_have_rows():
     ]
 
 
+class Resampled(nn.Module):
+    """Three changes of size, and a product with a matrix that is not fixed."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = functional.adaptive_avg_pool(nn.Conv(4, (3, 3), name="conv")(x), 7)
+        x = nn.Conv(4, (1, 1), name="between")(x)
+        x = functional.adaptive_avg_pool(jax.image.resize(x, (1, 9, 14, 4), "linear"), (3, 1))
+        mixed = jnp.einsum("bhwc,hk->bkwc", x, self.param("rows", nn.initializers.ones, (3, 2)))
+        return nn.Dense(2, name="head")(mixed.reshape(1, -1))
+
+
+def test_resamplings_are_poolings_instead_of_products():
+    """Reference: PyTorch's FlopCounterMode counts its AdaptiveAvgPool2d and Upsample as nothing."""
+    by_path = rows(Resampled(), (13, 11, 3))
+    assert [path for path in by_path if path != ""] == [
+        "conv",
+        "resample(1)",
+        "between",
+        "resample(2)",
+        "head",
+    ]
+    assert by_path["resample(1)"][1:6] == ("resample", (7, 7, 4), 1, 0, 0)
+    assert by_path["resample(2)"].output == (3, 1, 4)
+    assert by_path["resample(2)"].field == ((13, 11), (0, 0), (0, 0))
+    assert [by_path[path].macs for path in ("conv", "between", "", "head")] == [
+        13 * 11 * 9 * 3 * 4,
+        7 * 7 * 4 * 4,
+        3 * 2 * 4,
+        2 * 4 * 2,
+    ]
+    operations = {row.path: row.macs for row in summarize(Resampled(), (13, 11, 3), count="conv-bias")}
+    assert (operations["resample(1)"], operations["resample(2)"]) == (7 * 7 * 4, 3 * 1 * 4)
+
+
+@pytest.mark.parametrize(
+    ("pool", "operations"),
+    [
+        (lambda x: functional.adaptive_avg_pool(x, 7), 7 * 7 * 8),
+        (lambda x: functional.avg_pool(x, 2), 6 * 5 * 8),
+    ],
+)
+def test_a_module_that_only_pools(pool, operations):
+    class Pooling(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return pool(x)
+
+    assert totals(Pooling(), (13, 11, 8)) == (0, 0)
+    assert totals(Pooling(), (13, 11, 8), count="conv-bias") == (0, operations)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar_resnet1202", "resnet152"])
 def test_it_takes_seconds(name):
     begin = time.process_time()
@@ -408,11 +475,11 @@ def test_the_lectures_count_of_shortcuts_without_parameters():
     assert layers["stage3_rest/unit/branch/conv2"][4:6] == (2 * 36_928, 2 * 36_928 * 64)
 
 
-# Gathering, and the command
+# Merged rows, and the command
 
 
 @pytest.mark.parametrize("count", ["macs", "conv-bias"])
-def test_gathered_rows_have_the_same_sums(count):
+def test_merged_rows_have_the_same_sums(count):
     model = zoo.create("cifar_resnet20")
     layers, stages = (summarize(model, (32, 32, 3), count=count, level=level) for level in (None, 1))
     assert sums(stages, "") == sums(layers, "")

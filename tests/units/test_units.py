@@ -29,12 +29,13 @@ from deepjax.units import (
     SqueezeExcite,
     Unit,
     ZeroPad,
+    norm_factory,
     recompute,
     stack,
     stack_units,
     unstack_units,
 )
-from deepjax.zoo.residual import cifar
+from deepjax.zoo.residual import imagenet
 
 KEY = jax.random.key(0)
 
@@ -242,7 +243,7 @@ def test_units_survive_as_often_as_their_own_survival(scan):
     x = jnp.zeros((rows, 2))
 
     def total(train, **options):
-        net = stack(Unit(Ones(), Drop(**options)), 3, scan=scan, own={"survival": survival})
+        net = stack(Unit(Ones(), Drop(**options)), 3, scan=scan, per_unit={"survival": survival})
         return np.asarray(net.apply({}, x, train=train, rngs={"dropout": KEY}))
 
     y = total(True, scaling="original")
@@ -302,7 +303,7 @@ def test_shake_mixes_its_branches():
 def test_groups_of_a_branch_are_torchs():
     torch = pytest.importorskip("torch")
     x = images(2, 5, 5, 4)
-    branch = Branch((8, 6), (1, 3), (1, 2), norm="none", groups=(1, 2))
+    branch = Branch((8, 6), (1, 3), (1, 2), norm=None, groups=(1, 2))
     variables = draw(branch, x)
     y = to_torch(torch, x)
     for i, (groups, stride) in enumerate(((1, 1), (2, 2))):
@@ -324,7 +325,7 @@ def test_groups_of_a_branch_are_torchs():
 def test_dropout_of_a_branch_stands_where_it_says(order, drops):
     """Where all is dropped, what follows sees zeros; half dropped, half of the entries are 0, at four sigma."""
     x = images(2, 16, 16, 3)
-    branch = Branch((4, 5), (3, 3), (1, 1), order, norm="none", dropout=1.0, drops=drops)
+    branch = Branch((4, 5), (3, 3), (1, 1), order, norm=None, dropout=1.0, drops=drops)
     variables = draw(branch, x)
     seen = {}
 
@@ -400,7 +401,8 @@ def test_conv_norm_is_torchs_in_every_order(order):
     torch = pytest.importorskip("torch")
     f = torch.nn.functional
     x = images(4, 7, 7, 4)
-    brick = ConvNorm(6, (3, 5), 2, dilation=2, groups=2, order=order, epsilon=1e-2, momentum=0.7, activation=nn.silu)
+    norm = norm_factory("batch", epsilon=1e-2, momentum=0.7)
+    brick = ConvNorm(6, (3, 5), 2, dilation=2, groups=2, order=order, norm=norm, activation=nn.silu)
     variables = draw(brick, x)
     p, moments = variables["params"], variables["batch_stats"]["norm"]
     mean, var, scale, bias = (
@@ -428,11 +430,11 @@ def test_conv_norm_has_a_bias_where_it_has_no_norm():
         return {"/".join(path) for path in flax.traverse_util.flatten_dict(params)}
 
     assert names() == {"conv/kernel", "norm/scale", "norm/bias"}
-    assert names(norm="none") == {"conv/kernel", "conv/bias"}
-    assert names(norm="none", use_bias=False) == {"conv/kernel"}
+    assert names(norm=None) == {"conv/kernel", "conv/bias"}
+    assert names(norm=None, use_bias=False) == {"conv/kernel"}
     for options, message in (
         ({"order": "first"}, "order 'first' is unknown"),
-        ({"norm": "bach"}, "did you mean 'batch'"),
+        ({"norm": "batch"}, "norm 'batch' must be a module factory"),
     ):
         with pytest.raises(InputError, match=message):
             names(**options)
@@ -458,7 +460,7 @@ def test_norms_of_one_example_are_torchs_group_norm(norm, groups):
     """32 groups as far as they divide the features: 16 for 48. One group: layer norm; 48: instance norm."""
     torch = pytest.importorskip("torch")
     x = images(2, 5, 4, 48)
-    module = NormActivation(activation=lambda x: x, norm=norm)
+    module = NormActivation(activation=lambda x: x, norm=norm_factory(norm))
     variables = draw(module, x)
     assert set(variables) == {"params"}
     scale, bias = (torch.from_numpy(np.float64(variables["params"]["norm"][name])) for name in ("scale", "bias"))
@@ -475,7 +477,7 @@ def test_pre_activation_branch_starts_with_the_norm_unless_activated():
 
 def test_before_is_shared_by_shortcut_and_branch():
     x = images(2, 4, 4, 3)
-    unit = Unit(Branch((5,), (1,), (1,), "pre", activated=True), Add(), Projection(5, norm="none"), NormActivation())
+    unit = Unit(Branch((5,), (1,), (1,), "pre", activated=True), Add(), Projection(5, norm=None), NormActivation())
     variables = unit.init(KEY, x, train=False)
     kernels = [
         variables["params"][part][conv]["kernel"][0, 0] for part, conv in (("branch", "conv1"), ("shortcut", "conv"))
@@ -487,8 +489,8 @@ def test_before_is_shared_by_shortcut_and_branch():
 # Stacks
 
 
-FIXUP = {"norm": "fixup", "branches": 3}
-SKIP_INIT = {"norm": "none", "join": SkipInit}
+FIXUP = {"norm": None, "branch_init": "fixup", "branches": 3}
+SKIP_INIT = {"norm": None, "join": SkipInit}
 
 
 @pytest.mark.parametrize(
@@ -605,15 +607,15 @@ class Scale(nn.Module):
 
 def test_own_numbers_reach_their_units():
     x, factors = images(2, 3), [1.5, -2.0, 0.5]
-    scanned, unrolled = (stack(Scale(), 3, scan=scan, own={"factor": factors}) for scan in (True, False))
+    scanned, unrolled = (stack(Scale(), 3, scan=scan, per_unit={"factor": factors}) for scan in (True, False))
     variables = scanned.init(KEY, x, train=False)
     expected = np.asarray(x)
     for factor, bias in zip(factors, np.asarray(variables["params"]["unit"]["bias"]), strict=True):
         expected = expected * factor + bias
     assert_allclose(scanned.apply(variables, x, train=False), expected, rtol=1e-5)
     assert_allclose(unrolled.apply(unstack_units(variables), x, train=False), expected, rtol=1e-5)
-    with pytest.raises(InputError, match="own factor has 2 numbers for 3 units"):
-        stack(Scale(), 3, own={"factor": [1.0, 2.0]})
+    with pytest.raises(InputError, match="per_unit factor has 2 numbers for 3 units"):
+        stack(Scale(), 3, per_unit={"factor": [1.0, 2.0]})
 
 
 def test_units_are_stacked_and_unstacked():
@@ -657,9 +659,9 @@ def test_a_zero_initialized_branch_is_the_identity(scan):
 # Branches that start at zero
 
 ZERO_STARTS = {  # order, options, what learns in the first step
-    "zero_batch": ("post", {"norm": "zero_batch"}, {"branch/norm2/scale", "branch/norm2/bias"}),
+    "zero_scale": ("post", {"branch_init": "zero_scale"}, {"branch/norm2/scale", "branch/norm2/bias"}),
     "skip_init": ("post", SKIP_INIT, {"join/alpha"}),
-    "rezero": ("pre", {"norm": "batch", "join": SkipInit}, {"join/alpha"}),
+    "rezero": ("pre", {"join": SkipInit}, {"join/alpha"}),
     "fixup": ("post", FIXUP, {"branch/conv2/kernel", "branch/norm2/bias"}),
     "fixup_pre": ("pre", FIXUP, {"branch/conv2/kernel"}),
 }
@@ -698,7 +700,7 @@ def test_zero_starts_are_the_identity_and_learn(name, scan):
 def test_fixup_starts_small_and_at_zero(features, order):
     """L^(-1 / (2m - 2)) of He's deviation at four sigma, with m = 2 and m = 3 layers in the branch (rule 2)."""
     m, depth = len(features), 54
-    branch = Branch(features, (3,) * m, (1,) * m, order, norm="fixup", branches=depth)
+    branch = Branch(features, (3,) * m, (1,) * m, order, norm=None, branch_init="fixup", branches=depth)
     params = jax.jit(lambda: branch.init(KEY, images(1, 3, 3, 40), train=False))()["params"]
     for i, width in enumerate(features[:-1]):
         kernel = np.float64(params[f"conv{i + 1}"]["kernel"])
@@ -718,7 +720,7 @@ def test_a_step_of_fixup_does_not_grow_with_depth():
     x, weights = images(2, 5, 5, 8), images(2, 5, 5, 8, seed=1)
 
     def step(depth, branches):
-        net = stack(basic_unit("pre", 8, norm="fixup", branches=branches), depth)
+        net = stack(basic_unit("pre", 8, norm=None, branch_init="fixup", branches=branches), depth)
         variables = jax.jit(lambda: net.init(KEY, x, train=False))()
         gradients = loss_and_gradients(net, variables, x, weights)[2]["unit"]["branch"]
         return sum((gradients[conv]["kernel"] ** 2).sum() for conv in ("conv1", "conv2"))
@@ -733,7 +735,8 @@ def test_a_fixup_unit_is_its_authors(windows):
     torch = pytest.importorskip("torch")
     m = len(windows)
     x = images(2, 5, 5, 4)
-    branch = Branch((6, 4)[:m] if m == 2 else (3, 3, 4), windows, (1,) * m, norm="fixup", branches=1)
+    features = (6, 4) if m == 2 else (3, 3, 4)
+    branch = Branch(features, windows, (1,) * m, norm=None, branch_init="fixup", branches=1)
     unit = Unit(branch, Add(), activation=nn.relu)
     variables = draw(unit, x)
     p = jax.tree.map(lambda a: torch.from_numpy(np.array(a, np.float64)), variables["params"]["branch"])
@@ -767,15 +770,19 @@ def test_zero_starts_in_bfloat16(options):
 @pytest.mark.parametrize(
     ("unit", "message"),
     [
-        (lambda: basic_unit(norm="bach"), "norm 'bach' is unknown; did you mean 'batch'"),
-        (lambda: basic_unit(norm=True), "norm True is unknown; choose from"),
-        (lambda: basic_unit(norm="fixup"), "branches 0 must be how many the network has"),
-        (lambda: basic_unit("pre", norm="zero_batch"), "zero_batch needs order post"),
-        (lambda: basic_unit(norm="zero_batch", join=SkipInit), "start at 0 twice"),
-        (lambda: basic_unit(norm="fixup", branches=2, join=SkipInit), "start at 0 twice"),
-        (lambda: basic_unit(norm="fixup", branches=2, join=Plain), "with join Plain it has no skip"),
-        (lambda: NormActivation(norm="layr"), "did you mean 'layer'"),
-        (lambda: Projection(4, norm="non"), "did you mean 'none'"),
+        (lambda: basic_unit(norm="batch"), "norm 'batch' must be a module factory or None"),
+        (lambda: basic_unit(norm=True), "norm True must be a module factory or None"),
+        (lambda: basic_unit(branch_init="fix-up"), "branch_init 'fix-up' is unknown; did you mean 'fixup'"),
+        (lambda: basic_unit(**FIXUP | {"branches": 0}), "branches 0 must be the network's number of branches"),
+        (lambda: basic_unit(branch_init="fixup"), "fixup takes the place of normalization; set norm none"),
+        (lambda: basic_unit(norm=None, branch_init="zero_scale"), "zero_scale needs a normalization"),
+        (lambda: basic_unit("pre", branch_init="zero_scale"), "zero_scale needs order post"),
+        (lambda: basic_unit(branch_init="zero_scale", join=SkipInit), "start the branch at 0 twice"),
+        (lambda: basic_unit(**FIXUP, join=SkipInit), "start the branch at 0 twice"),
+        (lambda: basic_unit(**FIXUP, join=Plain), "needs a skip, and the join Plain has none"),
+        (lambda: basic_unit(branch_init="skip_init"), "skip_init is the join SkipInit"),
+        (lambda: NormActivation(norm="layer"), "norm 'layer' must be a module factory"),
+        (lambda: Projection(4, norm="none"), "norm 'none' must be a module factory"),
     ],
 )
 def test_starts_that_cannot_learn(unit, message):
@@ -786,19 +793,21 @@ def test_starts_that_cannot_learn(unit, message):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cifar_resnet", {"norm": "fix-up"}, "did you mean 'fixup'"),
-        ("cifar_preact", {"norm": "zero_batch"}, "zero_batch needs order post"),
-        ("cifar_resnet", {"norm": "fixup", "skip_init": True}, "start at 0 twice"),
-        ("resnet18", {"norm": "zero_batch", "skip_init": True}, "start at 0 twice"),
-        ("cifar_plain", {"norm": "fixup"}, "has no skip"),
-        ("plain18", {"skip_init": True}, "no option 'skip_init'"),
+        ("cifar_resnet", {"norm": "bach"}, "norm 'bach' is unknown; did you mean 'batch'"),
+        ("cifar_resnet", {"branch_init": "fix-up"}, "did you mean 'fixup'"),
+        ("cifar_preact", {"branch_init": "zero_scale"}, "zero_scale needs order post"),
+        ("cifar_resnet", {"branch_init": "fixup"}, "fixup takes the place of normalization"),
+        ("resnet18", {"norm": "none", "branch_init": "zero_scale"}, "zero_scale needs a normalization"),
+        ("stochastic_depth", {"branch_init": "skip_init"}, "cannot replace Drop"),
+        ("monster", {"branch_init": "fixup"}, "fixup takes the place of normalization"),
+        ("plain18", {"branch_init": "skip_init"}, "no option 'branch_init'"),
     ],
 )
 def test_networks_that_cannot_learn(name, options, message):
     with pytest.raises(InputError, match=message):
         zoo.create(name, **options)
-    with pytest.raises(InputError, match="skip_init: a plain network has no skip"):
-        cifar(join=Plain, skip_init=True)
+    with pytest.raises(InputError, match="skip_init needs a skip, and the join Plain has none"):
+        imagenet((1, 1), join=Plain, branch_init="skip_init")
 
 
 def test_without_normalization_depth_does_not_move_the_variance():
@@ -806,7 +815,8 @@ def test_without_normalization_depth_does_not_move_the_variance():
     x = images(4, 8, 8, 3)
 
     def variance(depth, **options):
-        net = zoo.create("cifar_resnet", depth=depth, width=4, **options)
+        net = zoo.create("cifar_resnet", depth=depth, width=4, norm="none", **options)
+        fixup = options.get("branch_init") == "fixup"
 
         @jax.jit
         def forward():
@@ -817,31 +827,31 @@ def test_without_normalization_depth_does_not_move_the_variance():
             return y, variables["intermediates"]["stage3_rest"]["__call__"][0], kernels
 
         logits, features, kernels = forward()
-        branches = (depth - 2) // 2 if options["norm"] == "fixup" else 1  # Fixup's L: all branches of the network
+        branches = (depth - 2) // 2 if fixup else 1  # Fixup's L: all branches of the network
         assert abs(np.mean(np.float64(kernels) ** 2) * branches * 9 * 16 / 2 - 1) < 4 * np.sqrt(2 / kernels.size)
-        assert (np.abs(logits).max() == 0) == (options["norm"] == "fixup")  # the classifier's kernel starts at 0
+        assert (np.abs(logits).max() == 0) == fixup  # the classifier's kernel starts at 0
         return float((features**2).mean())
 
-    for options in ({"norm": "fixup"}, {"norm": "none", "skip_init": True}):
+    for options in ({"branch_init": "fixup"}, {"branch_init": "skip_init"}):
         shallow = variance(20, **options)
         assert 0.1 < shallow < 10
         assert_allclose(variance(110, **options), shallow, rtol=1e-5)
-    assert variance(110, norm="none") > 1e6
+    assert variance(110) > 1e6
 
 
 CONVS = 1_727_962 - 2 * (16 + 36 * 112)  # of cifar_resnet110, less 2 per normalized feature: kernels and the head
 STARTS = {
     "fixup": (
         "cifar_resnet110",
-        {"norm": "fixup"},
+        {"norm": "none", "branch_init": "fixup"},
         CONVS + 54 * 5 + 2,
     ),  # as the paper's code: 5 per branch, stem, head
-    "zero_batch": ("cifar_resnet110", {"norm": "zero_batch"}, 1_727_962),
-    "skip_init": ("cifar_resnet110", {"norm": "none", "skip_init": True}, CONVS + (16 + 36 * 112) + 54),
-    "rezero": ("cifar_resnet110", {"skip_init": True}, 1_727_962 + 54),
+    "zero_scale": ("cifar_resnet110", {"branch_init": "zero_scale"}, 1_727_962),
+    "skip_init": ("cifar_resnet110", {"norm": "none", "branch_init": "skip_init"}, CONVS + (16 + 36 * 112) + 54),
+    "rezero": ("cifar_resnet110", {"branch_init": "skip_init"}, 1_727_962 + 54),
     # 53,120 numbers of normalization; 7 in each of 16 branches, 1 in each of 4 projections, the stem, the head
-    "fixup_50": ("resnet50", {"norm": "fixup"}, 25_557_032 - 53_120 + 16 * 7 + 4 + 2),
-    "fixup_pre": ("cifar_preact164", {"norm": "fixup"}, None),
+    "fixup_50": ("resnet50", {"norm": "none", "branch_init": "fixup"}, 25_557_032 - 53_120 + 16 * 7 + 4 + 2),
+    "fixup_pre": ("cifar_preact164", {"norm": "none", "branch_init": "fixup"}, None),
 }
 
 
@@ -868,9 +878,9 @@ SMALL_NETS = {
 
 
 OPTIONS = [
-    ("cifar_resnet", {"norm": "fixup", "shortcut": "B"}),
-    ("cifar_resnet", {"norm": "none", "skip_init": True, "shortcut": "C"}),
-    ("cifar_preact", {"norm": "fixup"}),
+    ("cifar_resnet", {"norm": "none", "branch_init": "fixup", "shortcut": "B"}),
+    ("cifar_resnet", {"norm": "none", "branch_init": "skip_init", "shortcut": "C"}),
+    ("cifar_preact", {"norm": "none", "branch_init": "fixup"}),
 ]
 
 
@@ -918,12 +928,8 @@ def test_masked_rows_do_not_reach_a_net():
     chex.assert_trees_all_close(new, expected_new, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["zero_batch", "fixup"])
-def test_a_single_brick_has_no_norm_that_belongs_to_a_branch(norm):
-    with pytest.raises(InputError, match=f"ConvNorm: norm {norm}"):
-        ConvNorm(2, norm=norm).init(jax.random.key(0), jnp.ones((1, 4, 4, 2)), train=True)
-
-
 def test_stacks_with_numbers_of_their_own_can_be_hashed():
     unit = Unit(Branch((2,), (1,), (1,)), Drop())
-    assert hash(stack(unit, 2, own={"survival": [1, 0.5]})) == hash(stack(unit, 2, own={"survival": [1, 0.5]}))
+    assert hash(stack(unit, 2, per_unit={"survival": [1, 0.5]})) == hash(
+        stack(unit, 2, per_unit={"survival": [1, 0.5]})
+    )

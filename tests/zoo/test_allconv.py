@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from deepjax import zoo
 from deepjax.errors import InputError
 from deepjax.zoo.allconv import MODELS
+from deepjax.zoo.steps import RandomDrop
 
 KEY = jax.random.key(0)
 C = {"conv1": 2_688, "conv2": 83_040, "conv3": 166_080, "conv4": 331_968, "conv5": 331_968, "conv6": 37_056}
@@ -39,7 +40,7 @@ TOTALS = {
     "convpool_cnn_c": 1_369_738,
     "all_cnn_c": 1_369_738,
 }
-LEAST = {"nin": 4, "cnn_c": 12, "strided_cnn_c": 9, "convpool_cnn_c": 12, "all_cnn_c": 9}
+MIN_SIZES = {"nin": 4, "cnn_c": 12, "strided_cnn_c": 9, "convpool_cnn_c": 12, "all_cnn_c": 9}
 
 
 @cache
@@ -57,36 +58,23 @@ def test_every_name_is_counted():
 
 
 @pytest.mark.parametrize("name", TOTALS)
-def test_counts(name):
+def test_counts_maps_and_minimum_size(name):
     counts = {k: sum(leaf.size for leaf in jax.tree.leaves(tree)) for k, tree in abstract(name)["params"].items()}
     assert counts == COUNTS[name]
     assert sum(counts.values()) == TOTALS[name]
-
-
-@pytest.mark.parametrize("name", TOTALS)
-def test_maps(name):
     maps = output(zoo.create(name, features_only=True), 32)
-    last = 8 if name == "nin" else 6
-    assert [x.shape[1] for x in maps.values()] == [16, 8, last]
-
-
-@pytest.mark.parametrize("name", TOTALS)
-def test_any_size_from_the_least(name):
-    model, least = zoo.create(name, num_classes=7), LEAST[name]
-    for side in (least, 50):
-        assert output(model, side).shape == (2, 7)
-    assert output(model.clone(return_logits=False), least).shape == (2, 192)
-    with pytest.raises(InputError, match=f"its least is {least}x{least}"):
-        output(model, least - 1)
+    assert [x.shape[1] for x in maps.values()] == [16, 8, 8 if name == "nin" else 6]
+    model, min_size = zoo.create(name, num_classes=7), MIN_SIZES[name]
+    assert (model.min_size, output(model, min_size).shape) == (min_size, (2, 7))
     with pytest.raises(InputError):
-        output(model.clone(least=1), least - 1)
+        output(model.clone(min_size=1), min_size - 1)
 
 
 SIDE = 15
 
 
 def torch_logits(name, p, x):
-    """As the papers' tables tell them, in float64."""
+    """As the papers' tables describe them, in float64."""
     torch = pytest.importorskip("torch")
     f, count = torch.nn.functional, 0
 
@@ -135,7 +123,7 @@ def test_numbers_are_the_papers(name):
 def test_dropout_of_the_input_and_after_the_stages():
     model = zoo.create("all_cnn_c")
     assert (model.input_dropout, model.dropout) == (0.2, 0.5)
-    model = model.clone(stages=((*model.stages[0][:1], "drop"),), features_only=True)
+    model = model.clone(stages={"stage1": (*model.stages["stage1"][:1], RandomDrop())}, features_only=True)
     x = jnp.ones((1, 9, 9, 3))
     variables = model.init(KEY, x, train=False)
     bias = variables["params"]["conv1"]["conv"]["bias"] + 1.0
@@ -163,8 +151,8 @@ def test_norm_and_order():
     ("name", "options", "message"),
     [
         ("nin", {"num_classes": 0}, "num_classes 0"),
-        ("nin", {"order": "last"}, "does nothing with norm none"),
-        ("all_cnn_c", {"norm": "fixup"}, "norm 'fixup'"),
+        ("nin", {"order": "last"}, "has no effect with norm none"),
+        ("all_cnn_c", {"norm": "bach"}, "norm 'bach'"),
         ("all_cnn_c", {"input_dropout": 1.5}, "input_dropout 1.5"),
         ("cnn_c", {"model": "C"}, "no option 'model'"),
         ("nin", {"input_dropout": 0.2}, "no option 'input_dropout'"),

@@ -1,6 +1,5 @@
 """Dense networks: counts, numbers by PyTorch, memory under remat, options, errors."""
 
-import time
 from functools import cache
 
 import chex
@@ -84,14 +83,6 @@ def test_cifar_counts_in_closed_form(bottleneck, depth):
     model = zoo.create("cifar_densenet", depth=depth, growth=k, bottleneck=bottleneck)
     shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 8, 8, 3)), train=False))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == total + 2 * features + (features + 1) * 10
-
-
-def test_tracing_takes_seconds():
-    """Of the deepest of torchvision's, forward: about a second and a half on one core."""
-    begin = time.process_time()
-    model = zoo.create("densenet201", num_classes=3)
-    jax.eval_shape(lambda: model.init_with_output(KEY, jnp.zeros((2, 32, 32, 3)), train=False))
-    assert time.process_time() - begin < 10
 
 
 # Numbers
@@ -227,10 +218,9 @@ def test_remat_needs_less_memory_and_gives_the_same_gradients():
     assert growth["unit"] < 2.1 < 2.4 < growth["none"]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_remat_keeps_variables_and_drops_alike(name):
-    plain, remat = (MODELS[name](dropout=0.3, remat=remat) for remat in ("none", "unit"))
-    x = images(2, 32, 32, 3)
+def test_remat_keeps_variables_and_drops_alike():
+    plain, remat = (MODELS["bc"](dropout=0.3, remat=remat) for remat in ("none", "unit"))
+    x = images(2, 8, 8, 3)
     shapes = [jax.eval_shape(lambda m=m: m.init(KEY, x, train=False)) for m in (plain, remat)]
     chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
     variables = draw(plain, x)
@@ -277,7 +267,7 @@ def test_dropout_stands_after_each_convolution_or_as_torchvisions_after_each_lay
     assert dropouts(MODELS["bc"]()) == []
 
 
-@pytest.mark.parametrize("norm", ["group", "layer", "instance", "none"])
+@pytest.mark.parametrize("norm", ["group", "none"])
 def test_norms(norm):
     model = MODELS["bc"](norm=norm)
     shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 8, 8, 3)), train=False))
@@ -302,23 +292,21 @@ def test_maps_and_pooled_features():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize(("depths", "least"), [((1,), 1), ((1, 1), 5), ((1, 1, 1, 1), 29)])
-def test_least(depths, least):
+@pytest.mark.parametrize(("depths", "min_size"), [((1,), 1), ((1, 1), 5), ((1, 1, 1, 1), 29)])
+def test_minimum_size(depths, min_size):
     model = densenet(depths, growth=2, stem_features=2)
-    assert model.least == least
-    maps = model.clone(least=1, features_only=True)
-    y = jax.eval_shape(lambda: maps.init_with_output(KEY, jnp.zeros((1, least, least, 3)), train=False)[0])
+    assert model.min_size == min_size
+    maps = model.clone(min_size=1, features_only=True)
+    y = jax.eval_shape(lambda: maps.init_with_output(KEY, jnp.zeros((1, min_size, min_size, 3)), train=False)[0])
     assert y[f"block{len(depths)}"].shape[1:3] == (1, 1)
-    if least > 1:
-        with pytest.raises(InputError, match=f"its least is {least}x{least}"):
-            model.init(KEY, jnp.zeros((1, least - 1, 64, 3)), train=False)
+    if min_size > 1:
         with pytest.raises(InputError, match="pool"):  # and not for nothing
-            jax.eval_shape(lambda: model.clone(least=1).init(KEY, jnp.zeros((1, least - 1, 64, 3)), train=False))
+            jax.eval_shape(lambda: model.clone(min_size=1).init(KEY, jnp.zeros((1, min_size - 1, 64, 3)), train=False))
 
 
-def test_least_of_cifar():
+def test_minimum_size_of_cifar():
     jax.eval_shape(lambda: MODELS["cifar"]().init(KEY, jnp.zeros((1, 4, 4, 3)), train=False))
-    with pytest.raises(InputError, match="its least is 4x4"):
+    with pytest.raises(InputError, match="minimum of 4x4"):
         MODELS["cifar"]().init(KEY, jnp.zeros((1, 4, 3, 3)), train=False)
 
 
@@ -328,7 +316,7 @@ def test_least_of_cifar():
         ("cifar_densenet", {"depth": 99}, "depth 99 is not 6n \\+ 4; the nearest are 94 and 100"),
         ("cifar_densenet", {"depth": 41, "bottleneck": False}, "not 3n \\+ 4; the nearest are 40 and 43"),
         ("cifar_densenet", {"growth": 0}, "growth 0"),
-        ("densenet121", {"norm": "fixup"}, "norm 'fixup' is unknown"),
+        ("densenet121", {"norm": "bach"}, "norm 'bach' is unknown"),
         ("densenet121", {"dropout": -1.0}, "dropout -1.0 is a probability"),
         ("densenet121", {"compression": 0.0}, "compression 0.0 must be above 0"),
         ("densenet121", {"remat": "sqrt"}, "remat 'sqrt' is unknown"),

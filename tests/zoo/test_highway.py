@@ -168,12 +168,12 @@ def test_options(name):
 
 
 @pytest.mark.parametrize("name", ["mnist_highway", "cifar_highway"])
-def test_least(name):
+def test_minimum_size(name):
     model = zoo.create(name, depth=4, width=2)
     maps = model.clone(features_only=True)
     shapes = jax.eval_shape(lambda: maps.init_with_output(KEY, jnp.zeros((1, 8, 9, 1)), train=False)[0])
     assert [shapes[f"stage{i}"].shape[1:3] for i in (1, 2, 3)] == [(4, 4), (2, 2), (1, 1)]
-    with pytest.raises(InputError, match="its least is 8x8"):
+    with pytest.raises(InputError, match="minimum of 8x8"):
         model.init(KEY, jnp.zeros((1, 8, 7, 1)), train=False)
 
 
@@ -183,7 +183,7 @@ def test_least(name):
         ("highway", {"depth": 1}, "hidden_layers 0"),
         ("highway", {"width": 0}, "width 0"),
         ("highway", {"activation": "rely"}, "did you mean 'relu'"),
-        ("highway", {"norm": "group"}, "norm 'group' is unknown"),
+        ("highway", {"norm": "grup"}, "norm 'grup' is unknown"),
         ("highway", {"dropout": 2.0}, "dropout 2.0 is a probability"),
         ("mnist_highway", {"depth": 11}, "depth 11 is not 3n \\+ 1; the nearest are 10 and 13"),
         ("cifar_highway", {"depth": 1}, "nearest are 4 and 7"),

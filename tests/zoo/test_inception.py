@@ -7,15 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.core import freeze
 from flax.traverse_util import flatten_dict
 from numpy.testing import assert_allclose
 
 from deepjax import zoo
 from deepjax.errors import InputError
-from deepjax.units import stack_units, unstack_units
+from deepjax.units import norm_factory, stack_units, unstack_units
 from deepjax.zoo import googlenet, inception, inception_v4
-from deepjax.zoo.branches import Conv, Depthwise, InceptionNetwork, LocalNorm, Mixed, Pool, Repeat, pool
+from deepjax.zoo.steps import (
+    Auxiliary,
+    Branches,
+    Convolve,
+    Depthwise,
+    LocalNorm,
+    Options,
+    Parallel,
+    Pool,
+    Repeat,
+    Residual,
+    pool,
+    run,
+)  # fmt: skip
+from deepjax.zoo.table import TableNetwork
 
 KEY = jax.random.key(0)
 NAMES = ("inception_v3", "inception_v4", "inception_resnet_v2")
@@ -121,17 +134,17 @@ def test_small_images_are_evaluated_but_do_not_train_the_head():
     chex.assert_trees_all_equal_shapes_and_dtypes(small, abstract("inception_v3", num_classes=7)[0])
     network = zoo.create("inception_v3")
     for call in (network.init, lambda *a, **k: network.apply({}, a[1], rngs={"dropout": a[0]}, **k)):
-        with pytest.raises(InputError, match="298x299 pixels are too small to train the auxiliary head.* 299x299"):
+        with pytest.raises(InputError, match="298x299 is below the minimum of 299x299 for training the auxiliary"):
             call(KEY, jnp.zeros((1, 298, 299, 3)), train=True)
     chex.assert_shape(abstract("inception_v3", size=75, train=True, num_classes=7, auxiliary=False)[1], (2, 7))
 
 
-HOW = {"dropout": 0.0, "norm": "batch", "epsilon": 1e-3, "kernel_init": zoo.network.INITS["he"], "dtype": None}
+OPTIONS = Options(norm_factory("batch", epsilon=1e-3), zoo.network.INITS["he"])
 
 
 @pytest.mark.parametrize("head", [inception.InceptionHead, googlenet.TORCH_HEAD])
 def test_masked_rows_do_not_enter_a_heads_statistics(head):
-    head, x = head(5, **HOW), images(6, 17, 17, 12)
+    head, x = head(5, dropout=0.0, options=OPTIONS), images(6, 17, 17, 12)
     x[4:] += 100
     variables = draw(head, x)
     apply = jax.jit(lambda x, mask: head.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"]))
@@ -144,7 +157,7 @@ def test_masked_rows_do_not_enter_a_heads_statistics(head):
 def test_head_numbers():
     torch = pytest.importorskip("torch")
     f = torch.nn.functional
-    head, x = inception.InceptionHead(5, **HOW), images(2, 18, 17, 12)
+    head, x = inception.InceptionHead(5, 0.0, OPTIONS), images(2, 18, 17, 12)
     variables = draw(head, x)
     flat = {k: torch.tensor(np.array(v)) for k, v in flatten_dict(variables, sep="/").items()}
     y = f.avg_pool2d(torch.tensor(np.moveaxis(x, -1, 1).copy()), 5, 3)
@@ -192,7 +205,7 @@ WIDE, TALL, FORK = (1, 7), (7, 1), [(1, 3), (3, 1)]
 @pytest.mark.parametrize(
     ("branches", "windows"),
     [  # of convolutions larger than 1x1, in order
-        (inception_v4.STEM_V4["3"], [(3, 3), WIDE, TALL, (3, 3)]),
+        (inception_v4.STEM_V4[2].branches, [(3, 3), WIDE, TALL, (3, 3)]),
         (inception_v4.B, [WIDE, TALL, TALL, WIDE, TALL, WIDE]),
         (inception_v4.C, [*FORK, (3, 1), (1, 3), *FORK]),
         (inception_v4.TO_8, [(3, 3), WIDE, TALL, (3, 3)]),
@@ -201,7 +214,9 @@ WIDE, TALL, FORK = (1, 7), (7, 1), [(1, 3), (3, 1)]
     ],
 )
 def test_factorized_windows(branches, windows):
-    params = jax.eval_shape(lambda: Mixed(branches).init(KEY, jnp.zeros((1, 9, 9, 2)), train=False))["params"]
+    params = jax.eval_shape(lambda: Branches(branches, OPTIONS).init(KEY, jnp.zeros((1, 9, 9, 2)), train=False))[
+        "params"
+    ]
     kernels = [params[name]["conv"]["kernel"].shape[:2] for name in sorted(params)]
     assert [window for window in kernels if window != (1, 1)] == windows
 
@@ -218,12 +233,12 @@ def test_v4_module_with_forks():
                 conv(y, "branch2_conv2b"),
                 conv(z, "branch3_conv4a"),
                 conv(z, "branch3_conv4b"),
-                conv(f.avg_pool2d(x, 3, 1, 1, count_include_pad=False), "branch4_conv2"),
+                conv(f.avg_pool2d(x, 3, 1, 1, count_include_pad=False), "branch4_conv1"),
             ],
             1,
         )
 
-    assert_module_is(Mixed(inception_v4.C), images(2, 4, 5, 6), reference)
+    assert_module_is(Branches(inception_v4.C, OPTIONS), images(2, 4, 5, 6), reference)
 
 
 def test_v4_reduction():
@@ -232,7 +247,7 @@ def test_v4_reduction():
         z = conv(conv(conv(x, "branch2_conv1"), "branch2_conv2"), "branch2_conv3")
         return np.concatenate([y, conv(z, "branch2_conv4", 2, True), f.max_pool2d(x, 3, 2)], 1)
 
-    assert_module_is(Mixed(inception_v4.TO_8), images(2, 8, 7, 6), reference)
+    assert_module_is(Branches(inception_v4.TO_8, OPTIONS), images(2, 8, 7, 6), reference)
 
 
 @pytest.mark.parametrize(("scale", "activated"), [(0.17, True), (1.0, False)])
@@ -250,8 +265,8 @@ def test_residual_module(scale, activated):
         y = np.asarray(x) + scale * y
         return np.maximum(y, 0) if activated else y
 
-    stages = {"stage1": {"_units": Repeat(inception_v4.RESIDUAL_A, 1, scale, activated)}}
-    network = InceptionNetwork(freeze(stages), freeze({}), features_only=True)
+    step = Residual("stage1_units", inception_v4.RESIDUAL_A, scale, activated)
+    network = TableNetwork({"stage1": (step,)}, features_only=True, norm=OPTIONS.norm)
     x = images(2, 4, 5, 6)
 
     class Map(zoo.network.Network):
@@ -267,12 +282,12 @@ def test_residual_module(scale, activated):
 def test_a_chain_of_other_steps():
     """Local response norm, separable convolution and pools, against formulas."""
     x = images(2, 6, 6, 4)
-    y = Mixed(((LocalNorm(3, alpha=0.3, beta=0.5, k=2.0),),)).apply({}, x, train=False)
+    y = run((LocalNorm(3, alpha=0.3, beta=0.5, k=2.0),), x, OPTIONS, train=False, mask=None)
     squares = np.pad(x**2, ((0, 0),) * 3 + ((1, 1),))
     near = squares[..., :-2] + squares[..., 1:-1] + squares[..., 2:]
     assert_allclose(y, x / np.sqrt(2 + 0.1 * near), rtol=1e-5)
 
-    module = Mixed(((Depthwise(2, 3, 2),),))
+    module = Branches(((Depthwise(2, 3, 2),),), OPTIONS)
     variables = draw(module, x)
     kernel = variables["params"]["conv1"]["kernel"]
     assert kernel.shape == (3, 3, 1, 8)
@@ -300,10 +315,12 @@ def test_pool_to_half_at_any_size(side):
 @pytest.fixture(scope="module")
 def small():
     """A network of both kinds of stack and a head, its variables and images."""
-    plain = ((Conv(2),), (Conv(3, (1, 3)), Conv(4, 3)))
-    stages = {"stem": {"": ((Conv(6, 3, 2),),)}, "stage1": {"_a": Repeat(plain, 3), "_b": Repeat(plain, 4, 0.3)}}
-    heads = freeze({"stem": googlenet.TORCH_HEAD})
-    network = InceptionNetwork(freeze(stages), heads, num_classes=3, scan=True)
+    branches = ((Convolve(2),), (Convolve(3, (1, 3)), Convolve(4, 3)))
+    stages = {
+        "stem": (Parallel("stem", ((Convolve(6, 3, 2),),)), Auxiliary(googlenet.TORCH_HEAD)),
+        "stage1": (Repeat("a", Parallel("", branches), 3), Repeat("b", Residual("", branches, 0.3), 4)),
+    }
+    network = TableNetwork(stages, num_classes=3, scan=True)
     x = images(4, 9, 9, 3)
     return network, draw(network, x), x
 
@@ -337,7 +354,7 @@ def test_masked_rows_enter_no_statistics(small):
 
 def test_epsilon_and_norm_reach_every_convolution(small):
     network, variables, x = small
-    seen = outputs(network.clone(epsilon=10.0), variables, x)[0]
+    seen = outputs(network.clone(norm=norm_factory("batch", epsilon=10.0)), variables, x)[0]
     assert not np.allclose(seen, outputs(network, variables, x)[0], rtol=0.1)
     for norm in ("none", "group", "layer", "instance"):
         other = jax.eval_shape(lambda n=norm: network.clone(norm=n).init(KEY, x, train=True))
@@ -345,14 +362,12 @@ def test_epsilon_and_norm_reach_every_convolution(small):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_least_images(name):
+def test_the_minimum_size_is_the_smallest_that_works(name):
     network = zoo.create(name)
-    assert network.least == 75
-    chex.assert_shape(abstract(name, size=75, num_classes=7)[1], (2, 7))
-    with pytest.raises(InputError, match="least is 75x75"):
-        network.init(KEY, jnp.zeros((1, 74, 224, 3)), train=False)
-    with pytest.raises(InputError, match="do not fit|has fewer"):  # not only the check stands in the way
-        jax.eval_shape(lambda: network.clone(least=1).init(KEY, jnp.zeros((1, 74, 74, 3)), train=False))
+    assert network.min_size == 75
+    chex.assert_shape(abstract(name, size=75, dtype=jnp.bfloat16)[1], (2, 1000))
+    with pytest.raises(InputError, match="do not fit|has fewer"):
+        jax.eval_shape(lambda: network.clone(min_size=1).init(KEY, jnp.zeros((1, 74, 74, 3)), train=False))
 
 
 def test_dtype():
@@ -365,7 +380,7 @@ def test_dtype():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"norm": "fixup"}, "norm 'fixup'"), ({"dropout": -0.1}, "dropout -0.1"), ({"num_classes": 0}, "num_classes 0")],
+    [({"norm": "bach"}, "norm 'bach'"), ({"dropout": -0.1}, "dropout -0.1"), ({"num_classes": 0}, "num_classes 0")],
 )
 def test_errors(name, options, message):
     with pytest.raises(InputError, match=message):

@@ -86,19 +86,19 @@ def test_maps_and_logits(name, size, maps):
     assert forward(dtype="bfloat16").dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(("name", "least"), [("lenet5", 28), ("lenet5_modern", 12), ("mnist_convnet", 22)])
-def test_least(name, least):
+@pytest.mark.parametrize(("name", "min_size"), [("lenet5", 28), ("lenet5_modern", 12), ("mnist_convnet", 22)])
+def test_minimum_size(name, min_size):
     model = zoo.create(name)
 
     def forward(model, size):
         return jax.eval_shape(lambda: model.init_with_output(KEY, jnp.zeros((1, size, size, 1)), train=False)[0])
 
-    assert forward(model, least).shape == (1, 10)
-    with pytest.raises(InputError, match=f"its least is {least}x{least}"):
-        forward(model, least - 1)
-    if name != "lenet5":  # whose least is the paper's, not the arithmetic's
+    assert forward(model, min_size).shape == (1, 10)
+    with pytest.raises(InputError, match=f"minimum of {min_size}x{min_size}"):
+        forward(model, min_size - 1)
+    if name != "lenet5":  # whose minimum is the paper's, not the arithmetic's
         with pytest.raises(InputError):
-            forward(model.clone(least=1), least - 1)
+            forward(model.clone(min_size=1), min_size - 1)
 
 
 # Numbers
@@ -237,7 +237,7 @@ def test_norm_takes_the_place_of_biases_unless_it_comes_last():
     ("name", "options", "message"),
     [
         ("lenet5", {"num_classes": 0}, "num_classes 0"),
-        ("lenet5_modern", {"norm": "fixup"}, "norm 'fixup'"),
+        ("lenet5_modern", {"norm": "bach"}, "norm 'bach'"),
         ("lenet5_modern", {"order": "last"}, "does nothing with norm none"),
         ("lenet5_modern", {"norm": "batch", "order": "pre"}, "order 'pre'"),
         ("mnist_convnet", {"dropout": 1.5}, "dropout 1.5"),

@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose
 
 from deepjax import functional, zoo
 from deepjax.errors import InputError
-from deepjax.units import Add, unstack_units
-from deepjax.zoo.residual import cifar, resnet
+from deepjax.units import unstack_units
+from deepjax.zoo.residual import resnet
 from deepjax.zoo.shake import TwoPaths
 
 KEY = jax.random.key(0)
@@ -167,8 +167,8 @@ def test_features_of_wide_networks():
 
 def test_survival_decays_linearly_over_all_units():
     model = zoo.create("stochastic_depth", depth=20, survival=0.5)
-    own = [p for stage in range(3) for p in model._own(stage)["survival"]]
-    assert_allclose(own, 1 - np.arange(1, 10) / 9 * 0.5)
+    survivals = [p for stage in range(3) for p in model._per_unit(stage)["survival"]]
+    assert_allclose(survivals, 1 - np.arange(1, 10) / 9 * 0.5)
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -180,10 +180,14 @@ def test_stochastic_depth_scales_its_branches_at_test(scan):
     scaled = jax.tree.map(np.copy, variables["params"])
     survival = functional.linear_survival(np.arange(1, 10), 9, 0.5)
     for stage in range(3):
-        own = survival[3 * stage : 3 * stage + 3].astype(np.float32)
+        survivals = survival[3 * stage : 3 * stage + 3].astype(np.float32)
         rest = scaled[f"stage{stage + 1}_rest"]
-        units = [(scaled[f"stage{stage + 1}_first"], own[0])]
-        units += [(rest["unit"], own[1:, None])] if scan else [(rest["unit1"], own[1]), (rest["unit2"], own[2])]
+        units = [(scaled[f"stage{stage + 1}_first"], survivals[0])]
+        units += (
+            [(rest["unit"], survivals[1:, None])]
+            if scan
+            else [(rest["unit1"], survivals[1]), (rest["unit2"], survivals[2])]
+        )
         for unit, p in units:
             unit["branch"]["norm2"] = {name: p * leaf for name, leaf in unit["branch"]["norm2"].items()}
     y = jax.jit(lambda v: drop.apply(v, x, train=False))(variables)
@@ -203,7 +207,10 @@ def test_stochastic_depth_keeps_nothing_of_what_it_drops(options, remat):
 
 def test_stochastic_depth_of_survival_1_is_the_residual_network():
     x = images(3, 8, 8, 3)
-    drop, add = zoo.create("stochastic_depth", depth=14, width=4, survival=1.0), cifar(14, join=Add, width=4)
+    drop, add = (
+        zoo.create("stochastic_depth", depth=14, width=4, survival=1.0),
+        zoo.create("cifar_resnet", depth=14, width=4),
+    )
     variables = draw(add, x)
 
     @jax.jit
@@ -352,7 +359,7 @@ def test_two_paths_of_an_odd_number_of_features():
     [
         ("wide_resnet", {"depth": 27}, "depth 27 is not 6n \\+ 4; the nearest are 22 and 28"),
         ("wide_resnet", {"widen": 0}, "widen 0"),
-        ("wide_resnet", {"norm": "zero_batch"}, "zero_batch needs order post"),
+        ("wide_resnet", {"branch_init": "zero_scale"}, "zero_scale needs order post"),
         ("wrn_28_10", {"dropout": 1.5}, "dropout 1.5 is a probability"),
         ("wrn_28_10", {"widen": 2}, "no option 'widen'"),
         ("cifar_resnext", {"groups": 0}, "groups 0"),

@@ -75,17 +75,17 @@ def test_alexnet_r_numbers():
     assert_allclose(ours, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
-def test_least():
+def test_minimum_size():
     model = zoo.create("alexnet_r")
 
     def forward(model, side):
         return jax.eval_shape(lambda: model.init_with_output(KEY, jnp.zeros((1, side, side, 3)), train=False)[0])
 
     assert forward(model, 15).shape == (1, 10)
-    with pytest.raises(InputError, match="its least is 15x15"):
+    with pytest.raises(InputError, match="minimum of 15x15"):
         forward(model, 14)
     with pytest.raises(InputError, match="do not fit"):
-        forward(model.clone(least=1), 14)
+        forward(model.clone(min_size=1), 14)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_least():
     [
         ("fcn_s", {"num_classes": 0}, "num_classes 0"),
         ("fcn_r", {"dropout": -1.0}, "dropout -1.0"),
-        ("alexnet_r", {"norm": "fixup"}, "norm 'fixup'"),
+        ("alexnet_r", {"norm": "bach"}, "norm 'bach'"),
         ("alexnet_r", {"order": "last"}, "does nothing with norm none"),
     ],
 )

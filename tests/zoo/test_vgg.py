@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose
 from deepjax import functional, zoo
 from deepjax.errors import InputError
 from deepjax.units import unstack_units
-from deepjax.zoo.vgg import CONFIGS, MODELS, VGG
+from deepjax.zoo.steps import Convolve, Repeat
+from deepjax.zoo.vgg import COLUMNS, GRID, MODELS, VGG
 
 KEY = jax.random.key(0)
 COUNTS = {
@@ -47,18 +48,14 @@ def test_every_name_is_counted():
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_counts(name):
-    count = sum(leaf.size for leaf in jax.tree.leaves(abstract(name)["params"]))
+def test_counts_of_parameters_and_layers(name):
+    params = abstract(name)["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == COUNTS[name]
     assert name.endswith("_bn") or round(count / 1e6) == MILLIONS[name]
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_weight_layers_are_as_many_as_the_name_says(name):
-    model = zoo.create(name, scan=False)
-    params = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))["params"]
-    kernels = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]
-    assert len(kernels) == LAYERS[name]
+    kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]
+    layers = sum(leaf.shape[0] if leaf.ndim == 5 else 1 for leaf in kernels)  # those of a scan have one more axis
+    assert layers == LAYERS[name.removesuffix("_bn")]
 
 
 def test_maps():
@@ -72,16 +69,11 @@ def test_maps():
     }
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vgg16_1x1_bn"])
-def test_any_size_from_the_least(name):
-    model = zoo.create(name, num_classes=7)
-    for side in (32, 63):
-        assert output(model, side).shape == (2, 7)
-    assert output(model.clone(return_logits=False), 32).shape == (2, 4096)
-    with pytest.raises(InputError, match="its least is 32x32"):
-        output(model, 31)
+def test_the_minimum_size_is_the_smallest_that_works():
+    model = zoo.create("vgg11", num_classes=7)
+    assert (model.min_size, output(model, 32).shape) == (32, (2, 7))
     with pytest.raises(InputError, match="do not fit"):
-        output(model.clone(least=1), 31)
+        output(model.clone(min_size=1), 31)
 
 
 # Numbers, of narrow networks
@@ -89,10 +81,18 @@ def test_any_size_from_the_least(name):
 X = np.random.default_rng(0).normal(size=(2, 40, 40, 3)).astype(np.float32)
 
 
-def narrow(config, **options):
-    return VGG(
-        CONFIGS[config], features=(4, 6, 6, 8, 8), hidden=10, num_classes=5, least=32, **{"norm": "none", **options}
-    )
+FEATURES = {64: 4, 128: 6, 256: 6, 512: 8}
+
+
+def narrow(column, **options):
+    def thin(step):
+        if isinstance(step, Repeat):
+            return step._replace(step=thin(step.step))
+        return step._replace(features=FEATURES[step.features]) if isinstance(step, Convolve) else step
+
+    stages = {stage: tuple(thin(step) for step in steps) for stage, steps in COLUMNS[column].items()}
+    usual = {"grid": GRID, "hidden": (10, 10), "use_bias": True, "scan": True, "norm": "none", "num_classes": 5}
+    return VGG(stages, **usual | options)
 
 
 def random_variables(model):
@@ -108,7 +108,7 @@ def random_variables(model):
 
 
 def torch_forward(variables, x, order="post"):
-    """Table 1 in float64; whatever layers the variables have."""
+    """Table 1 in float64, with the layers that the variables have."""
     torch = pytest.importorskip("torch")
     f, p = torch.nn.functional, unstack_units(variables["params"])
     moments = unstack_units(variables.get("batch_stats", {}))
@@ -157,13 +157,12 @@ def test_response_norm_follows_the_first_convolution():
     x = 100 * X
     plain, normed = (narrow(config, features_only=True) for config in ("A", "A-LRN"))
     variables = random_variables(plain)
-    before = plain.clone(config=CONFIGS["A"]._replace(depths=(1,), pointwise=(0,)), features=(4,))
     kernel, bias = (variables["params"]["stage1_first"]["conv"][k] for k in ("kernel", "bias"))
     y = functional.relu(functional.conv(x, kernel, bias, padding=1))
     y = functional.max_pool(functional.local_response_norm(y, 5, alpha=5e-4, beta=0.75, k=2.0), 2)
     ours = jax.jit(lambda v, x: normed.apply(v, x, train=False))(variables, x)["stage1"]
     assert_allclose(ours, y, rtol=1e-4)
-    unnormed = before.apply({"params": {"stage1_first": variables["params"]["stage1_first"]}}, x, train=False)["stage1"]
+    unnormed = jax.jit(lambda v, x: plain.apply(v, x, train=False))(variables, x)["stage1"]
     assert np.abs(unnormed).max() > 1.5 * np.abs(ours).max()
 
 
@@ -184,7 +183,7 @@ def test_dropout_drops_hidden_units():
     model = narrow("A")
     variables = random_variables(model)
     p = variables["params"]
-    y = model.clone(dropout=1.0).apply(variables, X, train=True, rngs={"dropout": KEY})
+    y = jax.jit(lambda v: model.clone(dropout=1.0).apply(v, X, train=True, rngs={"dropout": KEY}))(variables)
     assert_allclose(y, np.broadcast_to(p["head"]["bias"], (2, 5)), rtol=1e-5)
 
 
@@ -212,8 +211,8 @@ def test_torch_names():
     ("name", "options", "message"),
     [
         ("vgg16", {"num_classes": 0}, "num_classes 0"),
-        ("vgg16", {"norm": "fixup"}, "norm 'fixup'"),
-        ("vgg16", {"order": "last"}, "does nothing with norm none"),
+        ("vgg16", {"norm": "bach"}, "norm 'bach'"),
+        ("vgg16", {"order": "last"}, "has no effect with norm none"),
         ("vgg16_bn", {"norm": "group"}, "no option 'norm'"),
         ("vgg16", {"config": "A"}, "no option 'config'"),
         ("vgg16", {"dropout": 2}, "dropout 2"),

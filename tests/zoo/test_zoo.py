@@ -140,14 +140,14 @@ def test_options_are_those_that_the_name_leaves_open():
         "shortcut",
         "stem_stride",
         "norm",
-        "skip_init",
+        "branch_init",
         "dropout",
         "scan",
         "dtype",
         *GENERAL,
     }
     imagenets = {"width", "shortcut", "norm", "dropout", "scan", "dtype", *GENERAL}
-    assert set(zoo.options_of("resnext50_32x4d")) == {"skip_init", *imagenets}
+    assert set(zoo.options_of("resnext50_32x4d")) == {"branch_init", *imagenets}
     assert set(zoo.options_of("plain34")) == imagenets
     assert zoo.options_of("mlp") == GENERAL | {
         "depth": 3,

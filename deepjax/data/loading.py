@@ -1,0 +1,128 @@
+"""From a name to a Dataset: load the data set, resize it, place it, split it, check it."""
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from deepjax import config
+from deepjax.data import sources
+from deepjax.data.augment import check as check_augment
+from deepjax.data.records import MEMORY_LIMIT, Arrays, Dataset, Records, Split
+from deepjax.data.standardize import check as check_standardize
+from deepjax.errors import InputError
+
+VALIDATION = 0.1  # fraction of the training set, for data sets without a validation split
+
+
+def load(data: config.Data, data_dir: str, seed: int, *, given: Dataset | None = None) -> Dataset:
+    """Load the data set that `data` names, in three splits.
+
+    Args:
+      data: `data.name` is a built-in data set, a folder or an .npz file, "folder" for data_dir itself, a data set whose
+        original files are in data_dir, or one that TFDS has prepared in data_dir (or in TFDS's default folder).
+      data_dir: folder with data sets, or empty.
+      seed: draws the validation images if the data set has no validation split.
+      given: used instead of the data set that `data` names, for example what `from_arrays` returns. It is resized,
+        placed and split as the other fields of `data` say.
+
+    Raises:
+      InputError: the data set cannot be found or read, or other fields of `data` do not fit it.
+    """
+    check_fields(data, seed)
+    wanted = sources.Wanted(data.name, data_dir, data.image_size)
+    found = given or sources.find(wanted).load(wanted)
+    if isinstance(found.train, Records):
+        found = replace(found, fit=found.train.fit)
+    found = _place(_resize(found, data.image_size), data)
+    check_augment(data.augment, found.shape)
+    check_standardize(data, found.shape)
+    return _split(found, data.validation, seed)
+
+
+def check_fields(data: config.Data, seed: int) -> None:
+    """Raise InputError for numbers that are out of range for every data set."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}: must be at least 0 and less than 2**32")
+    config.check(data, "data.")
+
+
+class About(NamedTuple):
+    """Size and shape of a data set as `load` returns it."""
+
+    shape: tuple[int, ...]
+    """Of one example: (H, W, C), or (features,)."""
+    classes: int
+    train: int
+    """Number of training examples, without those taken for validation."""
+    examples: int
+    """Number of examples of all splits."""
+
+
+def about(data: config.Data, data_dir: str, seed: int) -> About:
+    """Describe the data set that `load` would return, if possible without reading its images.
+
+    Raises InputError as `load` does; but the files of a well-known data set (mnist, cifar10, ...) need not exist.
+    """
+    check_fields(data, seed)
+    facts = sources.facts(sources.Wanted(data.name, data_dir, data.image_size))
+    if facts is None:
+        found = load(replace(data, placement="host"), data_dir, seed)
+        sizes = [len(split) for split in (found.train, found.validation, found.test)]
+        return About(found.shape, len(found.classes), sizes[0], sum(sizes))
+    train = facts.examples.get("train", 0)
+    if "validation" not in facts.examples or "test" not in facts.examples:
+        train -= math.ceil(train * (VALIDATION if data.validation is None else data.validation))
+    return About(facts.shape, facts.classes, train, sum(facts.examples.values()))
+
+
+def _resize(found: Dataset, size: int) -> Dataset:
+    """Resize Arrays, without cropping. Records have their shape already and resize images when they are read."""
+    if not size or isinstance(found.train, Records) or found.shape[:2] == (size, size):
+        return found
+    if len(found.shape) != 3:
+        raise InputError(f"data.image_size {size}: {found.name} has features, not images; leave it 0")
+    splits = _map(found, lambda split: split.resized(size))
+    return replace(found, shape=(size, size, found.shape[2]), **splits)
+
+
+def _place(found: Dataset, data: config.Data) -> Dataset:
+    """Read Records into memory if data.placement is device, or is auto and they fit."""
+    area = data.augment.area
+    if area is not None and isinstance(found.train, Arrays):
+        raise InputError(f"data.augment.area {area}: {found.name} is not read image by image; leave area unset")
+    if area is not None and data.placement == "device":
+        raise InputError(f"data.augment.area {area}: needs data.placement host, not device")
+    if isinstance(found.train, Arrays) or area is not None or data.placement == "host":
+        return found
+    images = len(found.train) + len(found.validation) + len(found.test)
+    if data.placement == "auto" and images * int(np.prod(found.shape)) > MEMORY_LIMIT:
+        return found
+    return replace(found, **_map(found, lambda split: split.in_memory()))
+
+
+def _map(found: Dataset, change) -> dict[str, Split]:
+    return {name: change(getattr(found, name)) for name in ("train", "validation", "test")}
+
+
+def _split(found: Dataset, fraction: float | None, seed: int) -> Dataset:
+    """Take a stratified validation split from the training set if there is none."""
+    from sklearn.model_selection import train_test_split
+
+    if len(found.validation):
+        if fraction is not None:
+            raise InputError(f"data.validation {fraction}: {found.name} has its own validation split; leave it unset")
+        return found
+    fraction = VALIDATION if fraction is None else fraction
+    if fraction == 0:
+        return found
+    train: Split = found.train
+    try:
+        remaining, taken = train_test_split(
+            np.arange(len(train)), test_size=fraction, stratify=train.labels, random_state=seed
+        )
+    except ValueError as error:  # fewer than two images of a class, or fewer images to take than classes
+        reason = f"{len(train)} training images of {len(found.classes)} classes cannot be split stratified"
+        raise InputError(f"data.validation {fraction}: {reason}; give 0 or another fraction") from error
+    return replace(found, train=train.take(np.sort(remaining)), validation=train.take(np.sort(taken)))

@@ -1,0 +1,196 @@
+"""Find every layer of any Linen model, also inside `nn.scan`, `nn.remat`, `nn.vmap` and `units.stack`.
+
+A layer is a module that owns a parameter `kernel` of two or more axes: `nn.Dense`, `nn.DenseGeneral`, `nn.Conv`,
+`nn.ConvTranspose`, `deepjax.layers.Conv`, a module of the user's own. Its path names it. In a scan, one path stands for
+all units.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.recurrent import DenseParams
+
+from deepjax import layers as deepjax_layers
+from deepjax.errors import InputError
+from deepjax.trace.calls import around_calls
+from deepjax.trace.notes import has_notes, put_notes
+
+# output = the kernel's linear map of the input + bias
+AFFINE = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose, deepjax_layers.Conv, DenseParams)
+
+
+class Layer(NamedTuple):
+    """One layer, as an abstract pass describes it. Shapes are the module's own: without an axis of a scan's units."""
+
+    path: tuple[str, ...]  # of the module, below the model
+    shape: tuple[int, ...]  # of the kernel
+    dtype: Any  # of the kernel
+    outputs: tuple[int, ...]  # the kernel's axes of output features
+    groups: int
+    affine: bool  # the output is a linear map of the input by the kernel, plus a bias per feature
+    convolution: bool
+    writable: bool  # the kernel is a parameter itself, not computed from others as by nn.WeightNorm
+
+    @property
+    def name(self) -> str:
+        """The path as one word."""
+        return "/".join(self.path) or "the model itself"
+
+    @property
+    def features(self) -> int:
+        """Number of output features."""
+        return math.prod(self.shape[axis] for axis in self.outputs)
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Sizes of the kernel's window; () without a convolution."""
+        return self.shape[:-2] if self.convolution else ()
+
+    @property
+    def inputs(self) -> int:
+        """Number of input features per group."""
+        return self.fan_in // math.prod(self.window)
+
+    @property
+    def fan_in(self) -> int:
+        """Number of inputs that one output is a weighted sum of."""
+        return math.prod(self.shape) // self.features
+
+    def to_kernel(self, matrix):
+        """Reshape a matrix [fan_in, features] to the kernel's shape and dtype."""
+        inputs = [size for axis, size in enumerate(self.shape) if axis not in self.outputs]
+        kernel = matrix.reshape(*inputs, *(self.shape[axis] for axis in self.outputs))
+        return jnp.moveaxis(kernel, range(len(inputs), kernel.ndim), self.outputs).astype(self.dtype)
+
+    def per_feature(self, values):
+        """Reshape one value per output feature so that it broadcasts against the kernel."""
+        shape = [size if axis in self.outputs else 1 for axis, size in enumerate(self.shape)]
+        return values.reshape(shape)
+
+
+def find_layers(model, key, x, call) -> list[Layer]:
+    """Return the layers of a model in the order of their first calls. Only shapes are computed.
+
+    Args:
+      model: any Linen model.
+      key: PRNG key, for `model.init`.
+      x: the model's first argument, or its `jax.ShapeDtypeStruct`.
+      call: dictionary of the model's keyword arguments, such as {"train": True}.
+
+    Raises:
+      InputError: a called module owns a kernel and its output cannot be observed; the module is named.
+    """
+    found = {}
+
+    def look(module, run, args, kwargs):
+        result = run(*args, **kwargs)
+        if module.path not in found and _owns_kernel(module):
+            layer = _describe(module)
+            if output_of(module, args, result) is None:
+                raise InputError(
+                    f"layer {layer.name}: {type(module).__name__} owns a kernel and does not return one array of "
+                    f"floats, so its output cannot be observed; return the kernel's output alone"
+                )
+            found[module.path] = layer
+        return result
+
+    def run(variables, key, x):
+        return run_model(look, model, variables, key, x, call)[1]
+
+    variables = jax.eval_shape(lambda key, x: model.init(key, x, **call), key, x)
+    jax.eval_shape(run, variables, key, x)
+    return list(found.values())
+
+
+def find_shared(model, key, x, call, layers) -> set[tuple[str, ...]]:
+    """Return the paths of layers whose kernel all steps of a scan, or all lanes of a vmap, share.
+
+    A layer is shared if Flax refuses a parameter that depends on the layer's output. Only shapes are computed.
+
+    Args:
+      model, key, x, call: as for `find_layers`.
+      layers: the result of `find_layers`.
+    """
+
+    def refused(some):
+        paths = {layer.path: layer for layer in some}
+
+        def note(module, run, args, kwargs):
+            result = run(*args, **kwargs)
+            layer = paths.get(module.path)
+            if layer is not None and not has_notes(module):
+                put_notes(module, len(layer.shape), value=jnp.sum(output_of(module, args, result)))
+            return result
+
+        try:
+            jax.eval_shape(lambda key, x: run_model(note, model, None, key, x, call)[1], key, x)
+        except Exception:  # the type of Flax's error differs between its versions
+            return True
+        return False
+
+    def search(some):
+        if not some or not refused(some):
+            return set()
+        if len(some) == 1:
+            return {some[0].path}
+        half = len(some) // 2
+        return search(some[:half]) | search(some[half:])
+
+    return search(layers)
+
+
+def run_model(rule, model, variables, key, x, call) -> tuple[Any, dict]:
+    """Return (outputs, variables afterwards) of one call in which `rule` stands around every module's call.
+
+    Args:
+      rule: as for `around_calls`. It may write parameters.
+      variables: of the model; None to initialize it.
+      key: PRNG key, for whatever the model draws.
+      model, x, call: as for `find_layers`.
+    """
+    with around_calls(rule):
+        if variables is None:
+            return model.init_with_output(key, x, **call)
+        mutable = nn.DenyList(("intermediates", "perturbations"))
+        return model.apply(variables, x, **call, rngs={"params": key}, mutable=mutable)
+
+
+def output_of(module, args, result) -> Any:
+    """Return a layer's output as one array, or None if it has none.
+
+    `nn.OptimizedLSTMCell` multiplies by several kernels at once: its `DenseParams` return (kernel, bias) and not the
+    product, which is computed here.
+    """
+    if isinstance(module, DenseParams):
+        kernel, bias = result
+        product = args[0] @ kernel.astype(args[0].dtype)
+        return product if bias is None else product + bias.reshape((1,) * (product.ndim - 1) + bias.shape)
+    is_float = hasattr(result, "dtype") and jnp.issubdtype(result.dtype, jnp.floating)
+    return result if is_float else None
+
+
+def _owns_kernel(module):
+    return getattr(module.variables.get("params", {}).get("kernel"), "ndim", 0) >= 2
+
+
+def _describe(module):
+    kernel = module.variables["params"]["kernel"]
+    outputs = (kernel.ndim - 1,)
+    if isinstance(module, nn.DenseGeneral):
+        features = (module.features,) if isinstance(module.features, int) else tuple(module.features)
+        outputs = tuple(range(kernel.ndim - len(features), kernel.ndim))
+    elif getattr(module, "transpose_kernel", False):
+        outputs = (kernel.ndim - 2,)
+    return Layer(
+        path=module.path,
+        shape=kernel.shape,
+        dtype=kernel.dtype,
+        outputs=outputs,
+        groups=getattr(module, "feature_group_count", getattr(module, "groups", 1)),
+        affine=isinstance(module, AFFINE) and not getattr(module, "batch_dims", ()),
+        convolution=kernel.ndim > 2 and not isinstance(module, nn.DenseGeneral),
+        writable=module.is_mutable_collection("params"),
+    )

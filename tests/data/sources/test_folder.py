@@ -1,0 +1,89 @@
+"""Folders of images that the tests write."""
+
+import numpy as np
+import pytest
+
+from deepjax import data
+from deepjax.errors import InputError
+from helpers import load_data as load
+from helpers import loading_fails as fails
+from helpers import write_images
+
+
+def test_folder(tmp_path):
+    write_images(tmp_path / "train", {"cat": 12, "ant": 12})
+    write_images(tmp_path / "test", {"ant": 3})
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    found = load(tmp_path, validation=0.25)
+    assert found.classes == ("ant", "cat")
+    assert found.shape == (16, 20, 3)
+    assert isinstance(found.train, data.Arrays)  # small enough
+    assert [len(found.train), len(found.validation), len(found.test)] == [18, 6, 3]
+    assert found.test.labels.tolist() == [0, 0, 0]
+    # write_images wrote cat first, with red 0; ant has red 40
+    np.testing.assert_array_equal(found.train.images[:, 0, 0, 0], np.where(found.train.labels == 0, 40, 0))
+    assert found.train.images[0, 3, 5].tolist()[2] == 200
+
+
+@pytest.mark.parametrize("held_out", ["val", "validation"])
+def test_folder_validation_serves_as_test_where_there_is_none(tmp_path, held_out):
+    write_images(tmp_path / "train", {"a": 20, "b": 20}, suffix=".jpg")
+    write_images(tmp_path / held_out, {"a": 2, "b": 2}, suffix=".JPEG")
+    found = load(tmp_path)
+    assert [len(found.train), len(found.validation), len(found.test)] == [36, 4, 4]
+    write_images(tmp_path / "test", {"a": 1, "b": 0 + 1})
+    found = load(tmp_path)
+    assert [len(found.train), len(found.validation), len(found.test)] == [40, 4, 2]
+
+
+def test_folder_that_is_wrong(tmp_path):
+    fails("has no train/", f"{tmp_path}/")
+    write_images(tmp_path / "train", {"a": 3})
+    fails("has no test/ and no val/", tmp_path)
+    write_images(tmp_path / "test", {"a": 3, "zebra": 1})
+    fails("zebra: class 'zebra' is not in train/", tmp_path)
+    (tmp_path / "train" / "zebra").mkdir()
+    fails("train/zebra: has no .png", tmp_path)
+
+
+def test_folder_of_differing_sizes_needs_image_size(tmp_path):
+    write_images(tmp_path / "train", {"a": 8, "b": 8})
+    write_images(tmp_path / "test", {"a": 1}, size=(33, 44))
+    fails(r"data.image_size 0: .*000.png has 16x20 pixels, .*test/a/000.png 44x33; give", tmp_path)
+    found = load(tmp_path, image_size=14, placement="host", validation=0.0)
+    assert isinstance(found.train, data.Records)
+    assert found.shape == (14, 14, 3)
+    assert found.test.read([0]).shape == (1, 14, 14, 3)
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_broken_image_is_named(tmp_path, placement):
+    write_images(tmp_path / "train", {"a": 8, "b": 8}, suffix=".jpg")
+    write_images(tmp_path / "test", {"a": 1}, suffix=".jpg")
+    broken = tmp_path / "train" / "b" / "003.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(InputError, match=f"{broken}: cannot be read as an image"):
+        load(tmp_path, image_size=14, placement=placement, validation=0.0).train.read(range(16))
+    broken.write_bytes(b"nothing")
+    fails(f"{broken}: cannot be read as an image", tmp_path)  # already its header
+    broken.unlink()
+    lazy = load(tmp_path, image_size=14, placement="host", validation=0.0)
+    (tmp_path / "train" / "a" / "001.jpg").unlink()
+    with pytest.raises(InputError, match=r"a/001.jpg: cannot be read \(No such file"):
+        lazy.train.read([1])
+
+
+def test_a_folder_of_tfds_is_not_a_folder_of_images(tmp_path, monkeypatch):
+    """./mnist is where TFDS keeps mnist when one works in data_dir."""
+    (tmp_path / "mnist").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fails("'mnist': not prepared", "mnist", tmp_path)
+
+
+def test_every_kind_of_image_that_can_be_read_is_found(tmp_path):
+    for number, suffix in enumerate(data.IMAGE_SUFFIXES):
+        for split in ("train", "test"):
+            write_images(tmp_path / split, {"a": number + 1}, suffix=suffix)
+    found = load(tmp_path, validation=0.0)
+    assert len(found.train) == sum(range(1, len(data.IMAGE_SUFFIXES) + 1))
+    assert len(data.IMAGE_SUFFIXES) == 6

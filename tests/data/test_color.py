@@ -1,0 +1,337 @@
+"""Colors and RandAugment against Pillow, colorsys and NumPy; draws at four sigma."""
+
+import colorsys
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from PIL import Image, ImageEnhance, ImageOps
+
+from deepjax import data
+from deepjax.config import Augment
+from deepjax.data import color, randaugment
+
+HEIGHT, WIDTH = 16, 20  # more than 255 pixels, or Equalize does nothing
+ENHANCE = {
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "saturation": ImageEnhance.Color,
+    "sharpness": ImageEnhance.Sharpness,
+}
+
+
+def picture(channels=3, low=20, high=230):
+    """uint8 [H, W, C]: smooth, with noise, and not of full range."""
+    rng = np.random.default_rng(channels)
+    ramp = np.linspace(0, 1, HEIGHT)[:, None, None] * np.linspace(0.2, 1, WIDTH)[None, :, None]
+    values = low + (high - low) * np.clip(ramp + rng.uniform(-0.2, 0.2, (HEIGHT, WIDTH, channels)), 0, 1)
+    return np.rint(values).astype(np.uint8)
+
+
+def pillow(pixels):
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+
+
+def levels(image):
+    """A Pillow image, or ours in [0, 1], in levels 0 to 255, float [H, W, C]."""
+    array = np.asarray(image, float)
+    if isinstance(image, Image.Image):
+        return array if array.ndim == 3 else array[..., None]
+    return 255 * array
+
+
+def close(ours, theirs, within):
+    np.testing.assert_allclose(levels(ours), levels(theirs), rtol=0, atol=within)
+
+
+changed = jax.jit(data.change_colors, static_argnums=2)
+
+
+def as_float(pixels):
+    return jnp.asarray(pixels, jnp.float32) / 255
+
+
+# --- operations
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("name", ENHANCE)
+def test_enhancements_are_pillows(name, channels):
+    """Pillow rounds what it blends with, and cuts off fractions of levels at the end."""
+    pixels = picture(channels)
+    operation = jax.jit(getattr(color, name))
+    for factor in (0.0, 0.3, 1.0, 1.9):
+        expected = ENHANCE[name](pillow(pixels)).enhance(factor)
+        close(operation(as_float(pixels), factor), expected, 1.01 + 0.5 * abs(1 - factor))
+    np.testing.assert_allclose(operation(as_float(pixels), 1.0), as_float(pixels), atol=1e-6)
+
+
+def test_enhancements_by_hand():
+    image = jnp.array([[[0.2, 0.4, 0.6], [0.8, 0.8, 0.8]]])
+    gray = 0.299 * 0.2 + 0.587 * 0.4 + 0.114 * 0.6
+    mean = (gray + 0.8) / 2
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)  # noqa: E731
+    near(color.gray(image)[..., 0], [[gray, 0.8]])
+    near(color.brightness(image, 1.5), [[[0.3, 0.6, 0.9], [1, 1, 1]]])
+    near(color.contrast(image, 0.5)[0, 0], 0.5 * np.array([0.2, 0.4, 0.6]) + 0.5 * mean)
+    near(color.saturation(image, 0.5)[0, 0], 0.5 * np.array([0.2, 0.4, 0.6]) + 0.5 * gray)
+    near(color.saturation(image, 0.0), [[[gray] * 3, [0.8] * 3]])
+
+
+def test_hue_is_colorsys():
+    rng = np.random.default_rng(0)
+    image = np.concatenate([rng.uniform(size=(50, 3)), np.eye(3), 1 - np.eye(3), [[0.4] * 3, [0] * 3, [1] * 3]])
+    for turn in (0.0, 0.1, -0.3, 0.5, -0.5):
+        expected = []
+        for pixel in image:
+            h, s, v = colorsys.rgb_to_hsv(*pixel)
+            expected.append(colorsys.hsv_to_rgb((h + turn) % 1, s, v))
+        ours = jax.jit(color.hue)(jnp.asarray(image, jnp.float32)[None], turn)[0]
+        np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_point_operations_are_pillows(channels):
+    pixels, image = picture(channels), as_float(picture(channels))
+    posterize, solarize = jax.jit(color.posterize), jax.jit(color.solarize)
+    for bits in (1, 4, 7, 8):
+        close(posterize(image, bits), ImageOps.posterize(pillow(pixels), bits), 1e-3)
+    for threshold in (0, 85, 128, 170, 255):  # a level itself is inverted
+        close(solarize(image, threshold / 255), ImageOps.solarize(pillow(pixels), threshold), 1e-3)
+    close(jax.jit(color.autocontrast)(image), ImageOps.autocontrast(pillow(pixels)), 1.01)  # cut off by Pillow
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_equalize_is_pillows(channels):
+    equalize = jax.jit(color.equalize)
+    large = np.random.default_rng(0).normal(100, 30, (64, 48, channels)).clip(0, 255).astype(np.uint8)
+    bright = np.maximum(large, 140)  # half of all pixels are of one level
+    for pixels in (large, bright, np.full_like(large, 9), picture(channels)):
+        close(equalize(as_float(pixels)), ImageOps.equalize(pillow(pixels)), 1e-3)
+
+
+def test_a_constant_image_stays():
+    image = jnp.full((5, 5, 3), 0.4)
+    for operation in (color.autocontrast, color.equalize):
+        np.testing.assert_array_equal(jax.jit(operation)(image), image)
+    for operation in (color.contrast, color.saturation, color.sharpness):
+        np.testing.assert_allclose(jax.jit(operation)(image, 1.7), image, rtol=1e-6)
+    small = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 5, 3)), jnp.float32)
+    np.testing.assert_array_equal(color.sharpness(small, 0.0), small)  # nothing but border
+
+
+def test_any_leading_axes_and_a_number_for_each_image():
+    images = jnp.stack([as_float(picture()), 1 - as_float(picture())])
+    factors = jnp.array([0.5, 1.5])
+    for name in ("brightness", "contrast", "saturation", "sharpness", "hue"):
+        operation = jax.jit(getattr(color, name))
+        alone = jnp.stack([operation(images[0], 0.5), operation(images[1], 1.5)])
+        np.testing.assert_allclose(operation(images, factors), alone, atol=1e-6)
+        if name == "brightness":
+            np.testing.assert_array_equal(operation(images[None], factors[None])[0], operation(images, factors))
+    equalize = jax.jit(color.equalize)
+    np.testing.assert_allclose(equalize(images)[1], equalize(images[1]), atol=1e-6)
+
+
+def test_dtypes_and_gradients():
+    image = np.random.default_rng(0).uniform(0.2, 0.8, (4, 4, 3))  # no two channels equal: there the hue has a kink
+    for name, number in (("brightness", 0.7), ("contrast", 0.7), ("saturation", 0.7), ("hue", 0.2), ("sharpness", 0.7)):
+        operation = jax.jit(getattr(color, name))
+        assert operation(jnp.asarray(image, jnp.bfloat16), jnp.float32(number)).dtype == jnp.bfloat16
+        with jax.enable_x64(True):
+            x = jnp.asarray(image)
+            assert operation(x, number).dtype == jnp.float64
+            check_grads(lambda x, f=operation, n=number: f(x, n), (x,), 1, modes=("rev",), atol=1e-5)
+
+
+# --- jitter
+
+
+def test_factors_are_uniform():
+    images = jnp.full((4000, 1, 1, 3), 0.25)
+    for strength in (0.4, 1.5):  # factors of 1.5: from 0 to 2.5
+        factor = np.asarray(changed(jax.random.key(0), images, Augment(brightness=strength)))[:, 0, 0, 0] / 0.25
+        low, high = max(0, 1 - strength), 1 + strength
+        assert low <= factor.min() < low + 0.01
+        assert high - 0.01 < factor.max() <= high + 1e-6
+        assert abs(factor.mean() - (low + high) / 2) < 4 * (high - low) / math.sqrt(12 * 4000)
+        assert abs(factor.var() / ((high - low) ** 2 / 12) - 1) < 4 * math.sqrt(0.8 / 4000)
+
+
+def test_turns_of_the_hue_are_uniform():
+    red = jnp.broadcast_to(jnp.array([1.0, 0, 0]), (2000, 1, 1, 3))
+    out = np.asarray(changed(jax.random.key(1), red, Augment(hue=0.3)))[:, 0, 0]
+    turns = np.array([(colorsys.rgb_to_hsv(*pixel)[0] + 0.5) % 1 - 0.5 for pixel in out])
+    assert np.abs(turns).max() <= 0.3001
+    assert abs(turns.mean()) < 4 * 0.6 / math.sqrt(12 * 2000)
+    assert abs(turns.var() / (0.36 / 12) - 1) < 4 * math.sqrt(0.8 / 2000)
+
+
+def test_the_order_is_random(monkeypatch):
+    """Four operations that do not commute, in place of the real ones: each order gives another number."""
+    monkeypatch.setattr(
+        color,
+        "JITTER",
+        {
+            "brightness": lambda x, _: 2 * x,
+            "contrast": lambda x, _: x + 3,
+            "saturation": lambda x, _: x * x,
+            "hue": lambda x, _: 5 - x,
+        },
+    )
+    augment = Augment(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1)
+    out = np.asarray(changed(jax.random.key(2), jnp.full((4800, 1, 1, 3), 7.0), augment))
+    values, counts = np.unique(out[:, 0, 0, 0], return_counts=True)
+    assert len(values) == 24
+    assert abs(((counts - 200) ** 2 / 200).sum() - 23) < 4 * math.sqrt(46)
+
+
+def test_each_operation_has_its_own_draw():
+    """Brightness and saturation of one image: factors measured from gray and from color."""
+    images = jnp.broadcast_to(jnp.array([0.35, 0.3, 0.25]), (2000, 1, 1, 3))
+    augment = Augment(brightness=0.5, saturation=0.5)
+    out = np.asarray(changed(jax.random.key(3), images, augment))[:, 0, 0]
+    bright = out @ np.array(color.GRAY) / float(color.gray(images[0, 0, 0])[0])
+    vivid = (out[:, 0] - out[:, 2]) / 0.1 / bright
+    assert abs(np.corrcoef(bright, vivid)[0, 1]) < 4 / math.sqrt(2000)
+    assert abs(vivid.var() / (1 / 12) - 1) < 4 * math.sqrt(0.8 / 2000)
+    assert abs(np.corrcoef(bright[1:], bright[:-1])[0, 1]) < 4 / math.sqrt(2000)  # one image and the next
+
+
+# --- PCA lighting
+
+
+def test_lighting_components_are_those_of_the_training_set():
+    pixels = np.stack([picture(), 255 - picture()])
+    components = data.lighting_components(data.Arrays(pixels, np.zeros(2, np.int32)))
+    covariance = np.cov(pixels.reshape(-1, 3).T / 255, bias=True)
+    sizes = np.linalg.norm(components, axis=0)
+    np.testing.assert_allclose(sizes, np.linalg.eigvalsh(covariance), rtol=1e-4)
+    np.testing.assert_allclose(covariance @ components, components * sizes, rtol=1e-3, atol=1e-7)
+
+
+def test_lighting_adds_one_color_to_each_image():
+    components = np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)
+    images = jax.random.uniform(jax.random.key(0), (4000, 2, 2, 3))
+    out = changed(jax.random.key(1), images, Augment(lighting=0.1), components)
+    shifts = np.asarray(out - images, np.float64)
+    np.testing.assert_allclose(shifts, np.broadcast_to(shifts[:, :1, :1], shifts.shape), atol=1e-6)
+    draws = shifts[:, 0, 0] @ np.linalg.inv(components).T / 0.1
+    assert (np.abs(draws.mean(0)) < 4 / math.sqrt(4000)).all()
+    assert (np.abs(draws.T @ draws / 4000 - np.eye(3)) < 4 * math.sqrt(2 / 4000)).all()
+
+
+# --- RandAugment
+
+
+def in_pillow(name, magnitude, sign, image):
+    """torchvision's RandAugment (v0.20): its magnitudes, 31 of each, and what they do to a Pillow image."""
+    width, height = image.size
+    table = {
+        "ShearX": np.linspace(0, 0.3, 31),
+        "ShearY": np.linspace(0, 0.3, 31),
+        "TranslateX": np.linspace(0, 150 / 331 * width, 31),
+        "TranslateY": np.linspace(0, 150 / 331 * height, 31),
+        "Rotate": np.linspace(0, 30, 31),
+        "Posterize": 8 - np.round(np.arange(31) / (30 / 4)),
+        "Solarize": np.linspace(255, 0, 31),
+    }
+    value = float(table.get(name, np.linspace(0, 0.9, 31))[magnitude])
+    transform = lambda *matrix: image.transform(image.size, Image.Transform.AFFINE, matrix)  # noqa: E731
+    enhance = lambda kind: kind(image).enhance(1 + sign * value)  # noqa: E731
+    return {
+        "Identity": lambda: image,
+        "ShearX": lambda: transform(1, sign * value, 0, 0, 1, 0),
+        "ShearY": lambda: transform(1, 0, 0, sign * value, 1, 0),
+        "TranslateX": lambda: transform(1, 0, -sign * int(value), 0, 1, 0),
+        "TranslateY": lambda: transform(1, 0, 0, 0, 1, -sign * int(value)),
+        "Rotate": lambda: image.rotate(sign * value),
+        "Brightness": lambda: enhance(ImageEnhance.Brightness),
+        "Color": lambda: enhance(ImageEnhance.Color),
+        "Contrast": lambda: enhance(ImageEnhance.Contrast),
+        "Sharpness": lambda: enhance(ImageEnhance.Sharpness),
+        "Posterize": lambda: ImageOps.posterize(image, int(value)),
+        "Solarize": lambda: ImageOps.solarize(image, value),
+        "AutoContrast": lambda: ImageOps.autocontrast(image),
+        "Equalize": lambda: ImageOps.equalize(image),
+    }[name]()
+
+
+NAMES = tuple(randaugment.operations(0, 8, 8))
+ENHANCING = ("Brightness", "Color", "Contrast", "Sharpness", "AutoContrast")
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("magnitude", [0, 9, 17, 30])
+def test_randaugments_operations_are_torchvisions(magnitude, channels):
+    pixels = picture(channels)
+    assert len(NAMES) == 14
+
+    @jax.jit
+    def all_of_them(image, sign):
+        return {name: f(image, sign) for name, f in randaugment.operations(magnitude, HEIGHT, WIDTH).items()}
+
+    for sign in (1, -1):
+        for name, ours in all_of_them(as_float(pixels), float(sign)).items():
+            theirs = levels(in_pillow(name, magnitude, sign, pillow(pixels)))
+            wrong = np.abs(levels(ours) - theirs) > (1.6 if name in ENHANCING else 1e-3)
+            # Nearest pixels of sheared and turned images: Pillow's fixed-point numbers may fall over an edge.
+            assert wrong.mean() <= (0.02 if name in ("ShearX", "ShearY", "Rotate") else 0), (name, sign)
+
+
+def test_randaugment_draws_operations_and_directions_evenly():
+    image, count = as_float(picture()), 4200
+    prints = jax.random.normal(jax.random.key(9), (image.size, 3))  # an image is recognized by three numbers
+
+    @jax.jit
+    def drawn(key):
+        images = jnp.broadcast_to(image, (count, *image.shape))
+        out = data.change_colors(key, images, Augment(randaugment=1, magnitude=20))
+        return out.reshape(count, -1) @ prints
+
+    @jax.jit
+    def table():
+        operations = randaugment.operations(20, HEIGHT, WIDTH).values()
+        return jnp.stack([f(image, sign) for f in operations for sign in (1.0, -1.0)]).reshape(28, -1) @ prints
+
+    matches = np.abs(drawn(jax.random.key(4))[:, None] - table()[None]).max(2).reshape(count, 14, 2) < 1e-3
+    assert (matches.any(2).sum(1) == 1).all()
+    counts = matches.any(2).sum(0)
+    assert abs(((counts - 300) ** 2 / 300).sum() - 13) < 4 * math.sqrt(26)
+    signed = [k for k in range(14) if not matches[:, k].all(1).any()]  # where the two directions differ
+    assert [NAMES[k] for k in signed] == list(NAMES[1:10])
+    forward = matches[:, signed, 0].sum()
+    assert abs(forward - counts[signed].sum() / 2) < 4 * math.sqrt(counts[signed].sum() / 4)
+
+
+def test_two_operations_follow_each_other():
+    """Both are drawn anew: a gray image stays with probability 2/14 squared, by Identity and Color."""
+    images = jnp.broadcast_to(as_float(picture(1)), (6000, HEIGHT, WIDTH, 1))
+    out = jax.jit(lambda x: randaugment.randaugment(jax.random.key(5), x, 2, 30))(images)
+    assert float(out.min()) >= 0
+    assert float(out.max()) <= 1
+    kept = float((jnp.abs(out - images) < 1e-6).all((1, 2, 3)).mean())
+    assert abs(kept - 4 / 196) < 4 * math.sqrt(4 / 196 / 6000)
+
+
+# --- all of them
+
+
+def test_nothing_asked_nothing_done():
+    pixels = picture()[None]
+    assert data.change_colors(jax.random.key(0), pixels, Augment(flip=True, crop=2)) is pixels
+
+
+def test_uint8_becomes_0_to_1_and_images_differ():
+    pixels = jnp.broadcast_to(picture()[None], (8, HEIGHT, WIDTH, 3))
+    augment = Augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, randaugment=1, lighting=0.1)
+    run = jax.jit(lambda key: data.change_colors(key, pixels, augment, 0.01 * np.eye(3, dtype=np.float32)))
+    first, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
+    assert first.dtype == jnp.float32
+    assert -0.01 < float(first.min()) < float(first.max()) < 1.01
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any((1, 2, 3)).all()
+    assert len(np.unique(np.asarray(first).reshape(8, -1), axis=0)) == 8
