@@ -18,8 +18,9 @@ def chosen(command, arguments):
     """
     if not arguments or arguments[0].startswith("-"):
         print(f"usage: deepjax {command} NAME-or-FILE [OPTIONS]; NAME is one of")
+        width = max(map(len, configs()))
         for name, path in sorted(configs().items()):
-            print(f"  {name:<20} {docstring(path).partition(chr(10))[0]}")
+            print(f"  {name:<{width}}  {docstring(path).partition(chr(10))[0]}")
         print(f"`deepjax {command} NAME --help` lists the options")
         return None
     path = configs().get(arguments[0]) or Path(arguments[0])
