@@ -1,6 +1,9 @@
 """What several test files share. `tests/` is on the import path (`pythonpath` in pyproject.toml)."""
 
+import dataclasses
 import importlib.util
+import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +121,58 @@ def randomize_torch(module, seed=0):
                 part.weight.copy_(torch.from_numpy(deviation * rng.standard_normal(tuple(part.weight.shape))))
                 if part.bias is not None:
                     uniform(part.bias, -0.2, 0.2)
+
+
+# Runs in a folder
+
+
+def train(config, folder, *, module=None, arrays=None, log=None, **changes):
+    """Run `training.train` in a folder, with changes of the config's fields; return the summary."""
+    from deepjax import training
+
+    config = dataclasses.replace(config, workdir=str(folder), **changes)
+    return training.train(config, model=module, data=arrays, log=log)
+
+
+def records(folder, kind=None):
+    """Return the rows of a run's metrics.jsonl without their times, all or those of a kind."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows if kind in (None, row["kind"])]
+
+
+def stored(folder, part="checkpoints"):
+    """Return {step: state as nested dicts of NumPy arrays} of a run's checkpoints, oldest first."""
+    import jax
+
+    from deepjax.runs.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder / part)
+    states = {step: jax.tree.map(np.asarray, checkpoints.manager.restore(step)["state"]) for step in checkpoints.steps}
+    checkpoints.close()
+    return states
+
+
+def newest_state(folder):
+    """Return the newest of a run's stored states."""
+    return list(stored(folder).values())[-1]
+
+
+def stop_after(monkeypatch, steps):
+    """Make the next run in this process stop after so many of its steps, as if SIGTERM arrived."""
+    from deepjax.training import loop
+
+    class Signals:
+        left = steps - 1
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        @property
+        def received(self):
+            self.left -= 1
+            return signal.SIGTERM if self.left < 0 else 0
+
+    monkeypatch.setattr(loop, "Signals", Signals)

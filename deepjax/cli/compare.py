@@ -86,13 +86,13 @@ def _weights(options, where):
 
     given = {"num_classes": options.num_classes, **options.options}
     if Path(where).is_dir():
-        from deepjax.training import inference
+        from deepjax import inference
 
         if options.num_classes or options.options:
             raise InputError(
                 f"{where} is a run, which records its network's options; leave out --options, --num-classes"
             )
-        run = inference.load_run(where, warn)
+        run = inference.load_run(where, warn=warn)
         return _Weights(run.config.model, run.model.clone(usual_input=run.shape, dtype=None), run.variables)
     suffixes = (".safetensors", *files.TORCH)
     if "/" in where and Path(where).suffix not in suffixes:

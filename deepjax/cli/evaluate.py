@@ -34,9 +34,9 @@ def evaluate(arguments):
     options = parse(Eval, arguments, "deepjax eval", evaluate.__doc__)
     if not options.workdir:
         raise InputError("eval needs a run: deepjax eval WORKDIR [WORKDIR ...]")
-    from deepjax.training import inference
+    from deepjax import inference
 
-    runs = [inference.load_run(folder, warn) for folder in options.workdir]
+    runs = [inference.load_run(folder, warn=warn) for folder in options.workdir]
     found = inference.evaluate_runs(runs, average=options.average, split=options.split, data_dir=options.data_dir)
     parts = _parts(options, runs, found.alone)
     record = _record(options.split, runs, found.together)

@@ -41,9 +41,9 @@ def export(arguments):
         raise InputError("--layout torch is for --format safetensors; leave it out")
     if not options.out.absolute().parent.is_dir():
         raise InputError(f"--out {options.out}: the folder {options.out.parent} does not exist; make it first")
-    from deepjax import export as exporting
+    from deepjax import inference
 
     run = classifier(options.source, options.weights)
-    exporting.export(run, options.format, options.out, layout=options.layout, platforms=options.platforms)
+    inference.export(run, options.format, options.out, layout=options.layout, platforms=options.platforms)
     print(f"{options.out}: {options.source} as {options.format}, {options.out.stat().st_size:,} bytes")
     return 0

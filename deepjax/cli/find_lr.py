@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from deepjax.cli.configs import chosen, docstring, load, with_file_options, without_config
-from deepjax.cli.terminal import console, parse
+from deepjax.cli.terminal import display, parse
 from deepjax.config import Config
 from deepjax.fields import option
 
@@ -42,6 +42,6 @@ def find_lr(arguments):
         max_rate=options.max_rate,
         steps=options.steps,
         smoothing=options.smoothing,
-        console=console(),
+        log=display(),
     )
     return 0 if record["suggestion"] is not None else 1

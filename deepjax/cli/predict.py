@@ -37,7 +37,7 @@ def predict(arguments):
     options = parse(Predict, arguments, "deepjax predict", predict.__doc__)
     if not options.images:
         raise InputError("predict needs images: deepjax predict WORKDIR-or-NAME IMAGE...")
-    from deepjax.training import inference
+    from deepjax import inference
 
     run = classifier(options.source, options.weights)
     predictions = inference.predict(run, options.images, top=options.top, crops=options.crops)
@@ -66,8 +66,7 @@ def _record(prediction):
 
 def classifier(source, weights):
     """Return the Run in the folder `source`, or the Classifier of the network with that name."""
-    from deepjax import zoo
-    from deepjax.training import inference
+    from deepjax import inference, zoo
     from deepjax.weights.hub import PRETRAINED
 
     is_network = source in zoo.MODELS or source in PRETRAINED
@@ -75,4 +74,4 @@ def classifier(source, weights):
         return inference.load_classifier(source, weights)
     if not Path(source).exists() and "/" not in source and (close := get_close_matches(source, zoo.MODELS, 1, 0.7)):
         raise InputError(f"{source} holds no run, and is no network; did you mean {close[0]!r}?")
-    return inference.load_run(source, warn)
+    return inference.load_run(source, warn=warn)

@@ -124,9 +124,11 @@ def complain(problem, code):
     return code
 
 
-def console():
-    """Return the rich Console to which a run reports."""
+def display():
+    """Return the display to which a run reports: a live bar on a terminal, plain lines elsewhere."""
     from rich.console import Console
+
+    from deepjax.training.progress import Display, LiveDisplay
 
     class SilentWithoutReader(Console):
         """A console that becomes silent if its reader has gone, so that the run continues."""
@@ -135,4 +137,7 @@ def console():
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    return SilentWithoutReader()
+    console = SilentWithoutReader()
+    if console.is_terminal:
+        return LiveDisplay(console)
+    return Display(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))

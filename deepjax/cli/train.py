@@ -1,7 +1,7 @@
 """`deepjax train`."""
 
 from deepjax.cli.configs import chosen, configured, without_config
-from deepjax.cli.terminal import console
+from deepjax.cli.terminal import display
 
 
 def train(arguments):
@@ -9,7 +9,7 @@ def train(arguments):
     if (path := chosen("train", arguments)) is None:
         return without_config(arguments)
     config = configured("train", path, arguments)
-    from deepjax.training import loop
+    from deepjax import training
 
-    loop.train(config, path.stem, console=console())
+    training.train(config, path.stem, log=display())
     return 0

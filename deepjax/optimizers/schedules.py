@@ -100,9 +100,9 @@ def _one_cycle(s, run):
     return _half_cosines(s, run.epochs, run.total, run.peak / 25, run.peak, run.peak / 25e4)
 
 
-def _half_cosines(s, epochs, total, first, middle, last):
+def _half_cosines(schedule, epochs, total, first, middle, last):
     """Join two half cosines, from `first` to `middle` and on to `last`, which the last of `total` updates has."""
-    share = s.warmup / epochs if s.warmup else 0.3
+    share = schedule.warmup / epochs if schedule.warmup else 0.3
     top, end = share * total - 1, total - 1  # in PyTorch, the first phase is one update shorter than its share
     half = optax.cosine_decay_schedule(1.0, 1)
 

@@ -17,7 +17,7 @@ from deepjax.plan import inputs, step
 from deepjax.plan.compiling import measure
 from deepjax.summary import summarize
 from deepjax.summary.costs import multiply_adds
-from deepjax.training.run import make_model
+from deepjax.training.model import make_model
 from deepjax.training.state import parameter_count
 
 REMATS = ("none", "unit", "sqrt", "reversible")  # from the fewest FLOPs to the least memory

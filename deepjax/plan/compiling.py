@@ -58,7 +58,7 @@ def main():
     """Read a request from standard input, compile, print the result as one line of JSON."""
     from deepjax.config import Config, from_dict
     from deepjax.plan import inputs, step
-    from deepjax.training.run import make_model
+    from deepjax.training.model import make_model
 
     request = json.loads(sys.stdin.read())
     config = from_dict(Config, request["config"])

@@ -10,8 +10,9 @@ import numpy as np
 
 from deepjax import data
 from deepjax.errors import InputError
+from deepjax.parallel import make_mesh
 from deepjax.runs.workdir import Statistics
-from deepjax.training import experiment, sharding
+from deepjax.training import setup
 
 
 class AbstractStep(NamedTuple):
@@ -25,8 +26,8 @@ class AbstractStep(NamedTuple):
 
 def check(config):
     """Raise InputError for values that training would refuse."""
-    experiment.check(config)
-    sharding.select_devices(config.devices.count, config.batch_size)
+    setup.check(config)
+    make_mesh(config.devices.count, config.devices.strategy, config.batch_size)
 
 
 def with_remat(config, remat):
@@ -45,7 +46,7 @@ def trace(config, found, model):
             f"batch_size {config.batch_size} is larger than the training set of {found.examples} examples; use a "
             f"smaller one"
         )
-    devices = len(sharding.select_devices(config.devices.count, config.batch_size))
+    devices = len(make_mesh(config.devices.count, config.devices.strategy, config.batch_size))
     share = config.batch_size // devices
     augment = dataclasses.replace(config.data.augment, area=None)  # crops by area are made on the host
     config = dataclasses.replace(
@@ -56,12 +57,10 @@ def trace(config, found, model):
     )
     dataset = _blank(found, share * devices, without_validation=config.data.validation == 0)
     statistics = Statistics(_standardizer(config.data, found.shape), np.zeros((3, 3)) if augment.lighting else None)
-    exp = experiment.build(config, dataset, model, jax.local_devices()[:1], statistics)
-    image = jax.ShapeDtypeStruct((share, *found.shape), _dtype(found.shape))
-    label, mask = (jax.ShapeDtypeStruct((share,), dtype) for dtype in (jnp.int32, bool))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    traced = exp.step.trace(exp.shapes, (), {"image": image, "label": label, "mask": mask}, key)
-    return AbstractStep(traced, exp.shapes, statistics.standardizer.output_shape(found.shape), devices)
+    exp = setup.assemble(config, make_mesh(1), dataset, statistics, model)
+    batch, key = exp.task.abstract_batch(dataset, share), jax.eval_shape(lambda: jax.random.key(0))
+    traced = exp.step.trace(exp.abstract_state, (), batch, key)
+    return AbstractStep(traced, exp.abstract_state, statistics.standardizer.output_shape(found.shape), devices)
 
 
 def _blank(found, min_examples, without_validation):

@@ -4,18 +4,29 @@ import hashlib
 import re
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from deepjax.errors import InputError, first_line
 from deepjax.files import read_json, write_json
+from deepjax.parallel import is_main
 
 DIGESTS = "sha256.json"
 
 
 class Damaged(InputError):
     """A checkpoint whose files are not those that were written."""
+
+
+class Weights(NamedTuple):
+    """What evaluation needs of a checkpoint."""
+
+    step: int
+    variables: dict
+    """{"params", "batch_stats"}; the moving average or lookahead's slow weights replace the parameters."""
 
 
 class Checkpoints:
@@ -54,7 +65,8 @@ class Checkpoints:
             reason = re.search(r": ([^:\[]+?) \[os_error_code", str(error))
             reason = reason[1] if reason else first_line(error)
             raise OSError(f"cannot write checkpoint {self.folder / str(step)}: {reason}") from error
-        write_json(self.folder / str(step) / DIGESTS, _digests(self.folder / str(step)))
+        if is_main():
+            write_json(self.folder / str(step) / DIGESTS, _digests(self.folder / str(step)))
         best = progress["best"] and progress["best"]["step"]
         for old in self.steps[: -self.keep]:
             if old != best:
@@ -67,11 +79,17 @@ class Checkpoints:
         if free < needed:
             raise OSError(f"no space left for a checkpoint in {self.folder}: {free:,} of {needed:,} bytes are free")
 
-    def restore(self, step, like):
-        """(state, progress) of a step. `like` gives the tree, shapes, dtypes and placement.
+    def restore(self, step, like=None) -> tuple[Any, dict]:
+        """Return (state, progress) of a step.
 
-        Raises InputError where the checkpoint is missing or of another network, and Damaged, one of those, where its
-        files are not those that were written.
+        Args:
+          step: of the checkpoint.
+          like: a state, or its shapes, which gives the tree, dtypes and placement. None: only the weights to evaluate
+            are read, as `Weights`, which needs neither the model nor the optimizer.
+
+        Raises:
+          InputError: the checkpoint is missing or of another network.
+          Damaged: (an InputError) its files are not those that were written.
         """
         folder = self.folder / str(step)
         if step not in self.steps:
@@ -79,9 +97,12 @@ class Checkpoints:
         expected = _read_digests(folder)
         if expected and (damage := _difference(expected, _digests(folder))):
             raise Damaged(f"checkpoint {folder} is damaged: {damage}")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         try:
+            if like is None:
+                progress = self.manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+                return _read_weights(folder / "state"), progress["progress"]
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
             restored = self.manager.restore(step, args=items)
         except Exception as error:  # Orbax raises bare Exception for unreadable arrays
             kind = InputError if expected else Damaged
@@ -152,6 +173,40 @@ class Checkpoints:
     def close(self):
         """Free Orbax's threads."""
         self.manager.close()
+
+
+def _read_weights(path) -> Weights:
+    """Read what evaluation needs from a stored TrainState. Shapes and types are those that the checkpoint records."""
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as reader:
+        stored: Any = handler.metadata(path).tree
+        wanted = {name: stored[name] for name in ("step", "params", "batch_stats", "ema")}
+        if _lookahead(stored["opt_state"]):
+            wanted["opt_state"] = stored["opt_state"]
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        found = reader.restore(
+            path, args=ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
+        )
+    slow = _lookahead(found.get("opt_state"))
+    params = found["ema"] or (_over(found["params"], slow["slow"]) if slow else found["params"])
+    variables = {"params": params, "batch_stats": found["batch_stats"]}
+    return Weights(int(found["step"]), jax.tree.map(jnp.asarray, variables))
+
+
+def _lookahead(opt_state):
+    """Return the stored `optimizers.transforms.LookaheadState`, or None if there is none."""
+    if isinstance(opt_state, dict) and opt_state.keys() == {"count", "slow"}:
+        return opt_state
+    children = opt_state.values() if isinstance(opt_state, dict) else opt_state if isinstance(opt_state, list) else ()
+    return next((found for child in children if (found := _lookahead(child))), None)
+
+
+def _over(params, slow):
+    """Return slow weights; frozen parameters have none, and stay."""
+    if isinstance(params, dict):
+        return {name: _over(value, slow and slow.get(name)) for name, value in params.items()}
+    return params if slow is None else slow
 
 
 def _digests(folder):

@@ -10,7 +10,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from deepjax import files
-from deepjax.runs.workdir import is_main
+from deepjax.parallel import is_main
 
 NAME = "metrics.jsonl"
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deepjax.files import replacing
-from deepjax.runs.workdir import is_main
+from deepjax.parallel import is_main
 
 
 def save(figure, path):

@@ -17,17 +17,13 @@ from deepjax.config import Config, flatten, from_dict, is_free
 from deepjax.data import Standardizer
 from deepjax.errors import InputError
 from deepjax.files import PARTIAL, read_json, write_json
+from deepjax.parallel import is_main
 
 LOCK = "lock"
 INPUTS = "inputs.npz"
 
 # The learning rates of the epochs done do not depend on the number of epochs.
 EXTENDABLE = ("constant", "exponential", "step", "warm_restarts", "plateau")
-
-
-def is_main():
-    """Return whether this process is the one that writes files."""
-    return jax.process_index() == 0
 
 
 def check_workdir(config, name):
@@ -239,6 +235,11 @@ def write_data(workdir, dataset, statistics):
                 f"data set {dataset.name} has changed since the run in {workdir} was started: {field} was "
                 f"{before[field]}, is now {record[field]}; restore the data, or choose another --workdir"
             )
+
+
+def read_data(workdir):
+    """Return data.json: the classes, the shape of an example, and what else is recorded of the training set."""
+    return read_json(Path(workdir) / "data.json")
 
 
 def read_statistics(workdir):

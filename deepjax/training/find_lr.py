@@ -1,21 +1,20 @@
-"""The learning rate range test: train with a rate that grows from step to step, in memory, and look at the loss."""
+"""The learning rate range test: train in memory with a rate that grows from step to step, and record the loss."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from deepjax.config import Config, Schedule
 from deepjax.errors import InputError, TrainingFailed
-from deepjax.runs import plots, workdir
-from deepjax.runs.checkpoint import Checkpoints
-from deepjax.training import experiment
+from deepjax.runs import workdir
+from deepjax.training import setup
+from deepjax.training.progress import Display
 
-DIVERGED = 4.0  # times the lowest smoothed loss: there the test stops, as fastai's does
+DIVERGED = 4.0  # times the lowest smoothed loss: the test stops there, as fastai's does
 
 
 class Point(NamedTuple):
@@ -34,51 +33,51 @@ def range_test(
     max_rate: float = 10.0,
     steps: int = 100,
     smoothing: float = 0.9,
-    console: Console | None = None,
+    log: Callable[[str], Any] | None = None,
 ) -> dict:
     """Run the range test of a config (Smith 2017, section 3.3) and suggest a learning rate.
 
-    The test trains as the config says, but at rates that grow by a constant factor from update to update, whatever the
+    The test trains by the config, but at rates that grow by a constant factor from update to update, whatever the
     schedule, until the smoothed loss exceeds four times its lowest value or is not finite. Groups of parameters keep
-    the ratios of their rates. Where the workdir holds a run, the test begins with its newest state, else with a fresh
-    one. It changes that state in memory only: nothing that `train` reads is written.
+    the ratios of their rates. If the workdir holds a run, the test begins with its newest state, else with a new one.
+    It changes that state in memory only: nothing that `train` reads is written.
 
     The suggestion for optimizer.learning_rate is a tenth of the rate at which the smoothed loss is lowest. The rate at
-    which it falls most steeply is told too. Both are rules of thumb; look at the curve.
+    which it falls most steeply is reported too. Both are rules of thumb; look at the curve.
 
     Args:
       config: the experiment.
-      name: what to call it; config.workdir defaults to runs/NAME.
+      name: of the run; config.workdir defaults to runs/NAME.
       min_rate, max_rate: the first and the last rate.
       steps: updates, at least 10; each takes optimizer.accumulate batches.
-      smoothing: decay of the average of losses, in [0, 1), corrected for its start at 0; 0 takes losses as they are.
-      console: a rich Console to report to; None: standard output.
+      smoothing: decay of the average of losses, in [0, 1), corrected for its start at 0; 0 means no smoothing.
+      log: receives each line of progress, for example `print`. None: nothing is printed.
 
     Returns:
-      The contents of find_lr.json in the workdir, beside which find_lr.png shows the curve: "suggestion", its other
-      name "tenth_of_minimum" and "steepest_descent" (all None where the loss did not fall), the arguments, "start_step"
+      The contents of find_lr.json in the workdir; find_lr.png beside it shows the curve: "suggestion", its other
+      name "tenth_of_minimum" and "steepest_descent" (all None if the loss did not fall), the arguments, "start_step"
       (of the state it began with), "stopped" (why), and "points", each with rate, loss and smoothed loss.
 
     Raises:
-      InputError: something in the config or the arguments cannot work, or the optimizer finds its steps' sizes itself.
+      InputError: something in the config or the arguments cannot work, or the optimizer determines its step sizes.
       TrainingFailed: the loss is not finite before the first update.
     """
-    console = console or Console()
+    display = log if isinstance(log, Display) else Display(log)
     _check(config, min_rate, max_rate, steps, smoothing)
-    config = experiment.with_absolute_paths(config)
-    experiment.check(config)
+    config = setup.with_absolute_paths(config)
+    setup.check(config)
     folder = workdir.check_workdir(config, name)
-    goes_on = any((folder / "checkpoints").glob("*"))
-    if not goes_on:  # a fresh state needs no schedule's memory, and momentum is to stay what it is
+    resumed = setup.has_checkpoint(folder)
+    if not resumed:  # a new state needs no memory of a schedule, and momentum must not change
         config = replace(config, schedule=Schedule())
-    start = 0  # updates done before; known before `rates` is traced
+    start = 0  # updates done before; set before `rates` is traced
 
     def rates(count):
         return min_rate * (max_rate / min_rate) ** ((count - start) / (steps - 1))
 
-    exp = experiment.load(config, folder, schedule=rates)
+    exp = setup.setup(config, folder, schedule=rates)
     with workdir.locked(folder):
-        state = (goes_on and _newest(exp, folder, console)) or exp.init()
+        state = (resumed and _newest(exp, folder, display)) or exp.initial_state(display)
         start_step = int(state.step)
         start = start_step // config.optimizer.accumulate
         points, stopped = _sweep(exp, state, start_step, steps, smoothing)
@@ -95,20 +94,8 @@ def range_test(
             "stopped": stopped,
             "points": [point._asdict() for point in points],
         }
-        workdir.write_record(folder, "find_lr.json", record)
-        title = f"{config.model} on {exp.dataset.name}, {config.optimizer.name}"
-        plots.save(plots.learning_rates(points, tenth, steepest, title), folder / "find_lr.png")
-    if tenth is None:
-        text = (
-            f"no learning rate can be suggested: from {points[0].rate:.2g} to {points[-1].rate:.2g} the loss fell by "
-            f"no more than its noise; lower --min-rate or raise --steps"
-        )
-    else:
-        text = (
-            f"suggested learning rate {tenth:.2g}, a tenth of the one with the lowest loss (which falls most steeply "
-            f"at {steepest:.2g})"
-        )
-    _say(console, f"{text}; see {folder / 'find_lr.png'} and {folder / 'find_lr.json'}")
+        _write(folder, record, points, f"{config.model} on {exp.dataset.name}, {config.optimizer.name}")
+    display(f"{_verdict(points, tenth, steepest)}; see {folder / 'find_lr.png'} and {folder / 'find_lr.json'}")
     return record
 
 
@@ -120,26 +107,44 @@ def _check(config, min_rate, max_rate, steps, smoothing):
     if not 0 <= smoothing < 1:
         raise InputError(f"smoothing {smoothing} must be in [0, 1)")
     if config.optimizer.name == "rprop" or config.optimizer.line_search:
-        own = "rprop" if config.optimizer.name == "rprop" else "line_search"
-        raise InputError(f"optimizer {own} finds the sizes of its steps itself; there is no learning rate to look for")
+        cause = "rprop" if config.optimizer.name == "rprop" else "line_search"
+        raise InputError(f"optimizer {cause} determines its step sizes itself; there is no learning rate to find")
 
 
-def _newest(exp, folder, console):
-    """The newest whole state of the run in a folder, or None."""
+def _newest(exp, folder, display):
+    """Return the newest complete state of the run in a folder, or None."""
+    from deepjax.runs.checkpoint import Checkpoints
+
     checkpoints = Checkpoints(folder / "checkpoints", exp.config.keep)
     try:
-        restored = checkpoints.newest(exp.init(), lambda text: _say(console, f"warning: {text}"))
+        restored = checkpoints.newest(exp.abstract_state, display.warn)
     finally:
         checkpoints.close()
     return restored and restored[0]
 
 
-def _say(console, text):
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+def _write(folder, record, points, title):
+    from deepjax.runs import plots
+
+    workdir.write_record(folder, "find_lr.json", record)
+    figure = plots.learning_rates(points, record["tenth_of_minimum"], record["steepest_descent"], title)
+    plots.save(figure, folder / "find_lr.png")
+
+
+def _verdict(points, tenth, steepest):
+    if tenth is None:
+        return (
+            f"no learning rate can be suggested: from {points[0].rate:.2g} to {points[-1].rate:.2g} the loss fell by "
+            f"no more than its noise; lower --min-rate or raise --steps"
+        )
+    return (
+        f"suggested learning rate {tenth:.2g}, a tenth of the one with the lowest loss (which falls most steeply at "
+        f"{steepest:.2g})"
+    )
 
 
 def _sweep(exp, state, start_step, steps, smoothing):
-    """(points, why it ended): train from a state, which is used up."""
+    """Train from a state, which is donated. Return (points, why the test ended)."""
     key, batches = workdir.key_of(exp.config), _batches(exp, start_step)
     points, average, lowest = [], 0.0, math.inf
     for i in range(steps):
@@ -161,18 +166,19 @@ def _sweep(exp, state, start_step, steps, smoothing):
 
 
 def _batches(exp, step):
-    """What training would read from this step on, epoch after epoch without end."""
+    """Yield what training would read from this step on, epoch after epoch without end."""
     epoch, first = divmod(step, exp.loader.steps)
     while True:
-        yield from map(exp.place, exp.loader.epoch(epoch, first))
+        yield from map(exp.mesh.to_devices, exp.loader.epoch(epoch, first))
         epoch, first = epoch + 1, 0
 
 
 def suggest(points: Sequence[Point], smoothing: float) -> tuple[float, float] | tuple[None, None]:
-    """(a tenth of the rate of the lowest loss, the rate of its steepest descent), of the smoothed loss over log rate.
+    """Return (a tenth of the rate of the lowest loss, the rate of its steepest descent), of the smoothed loss.
 
-    The first tenth of the points is left out: the average there is of too few losses to be smooth. (None, None) where
-    the loss does not fall, by at least six times the noise that `smoothing` leaves.
+    The loss is taken as a function of the logarithm of the rate. The first tenth of the points is left out: the average
+    there is of too few losses to be smooth. The result is (None, None) if the loss does not fall by at least six times
+    the noise that `smoothing` leaves.
 
     >>> rates = np.logspace(-6, 1, 71)
     >>> losses = 2 - np.exp(-(np.log10(rates) + 1) ** 2)  # lowest at 0.1, steepest at 10**(-1 - 0.5**0.5)
@@ -185,7 +191,7 @@ def suggest(points: Sequence[Point], smoothing: float) -> tuple[float, float] | 
     lowest = int(smoothed.argmin())
     if lowest < 3:
         return None, None
-    # Of second differences, which a slope does not change; the median, which a few steep places do not.
+    # Second differences do not depend on a slope, and their median hardly on a few steep places.
     noise = 1.4826 * np.median(np.abs(np.diff(raw[: lowest + 1], 2))) / math.sqrt(6)
     if smoothed[0] - smoothed[lowest] < 6 * noise * math.sqrt((1 - smoothing) / (1 + smoothing)):
         return None, None

@@ -1,4 +1,4 @@
-"""What a config freezes, for how long, and what becomes of the batch norms in it."""
+"""Which parameters a config freezes, for how long, and how batch norms among them behave."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ from deepjax.trace.batch_norm import frozen_batch_norms
 
 
 def check(config):
-    """Raises InputError where freeze, thaw and what belongs to them do not go together."""
+    """Raise InputError if freeze, thaw and related fields do not go together."""
     if not config.reset_head and not config.pretrained:
         raise InputError("reset_head False does nothing without pretrained; set pretrained, or leave it out")
     groups = config.optimizer.groups.values()
@@ -25,9 +25,7 @@ def check(config):
             f"optimizer.groups)"
         )
     if config.thaw and config.thaw_share:
-        raise InputError(
-            f"thaw {config.thaw} and thaw_share {config.thaw_share} both end the freezing; set one of them"
-        )
+        raise InputError(f"thaw {config.thaw} and thaw_share {config.thaw_share} both set the time; set one of them")
     if len(config.thaw) not in (0, 1, len(config.freeze)):
         raise InputError(
             f"thaw has {len(config.thaw)} epochs for the {len(config.freeze)} patterns of freeze; give one for all, or "
@@ -36,15 +34,17 @@ def check(config):
 
 
 def thaws(config):
-    """{pattern of config.freeze: the epoch at which it thaws, or None for never}."""
+    """Return {pattern of config.freeze: the epoch at which it thaws, or None for never}."""
     epochs = config.thaw or ((config.thaw_share * config.epochs,) if config.thaw_share else (None,))
     return dict(zip(config.freeze, epochs * len(config.freeze) if len(epochs) == 1 else epochs, strict=True))
 
 
 def frozen_optimizer(config):
-    """`config.optimizer`, with groups for what `config.freeze` names, after its own: there the first match counts.
+    """Return `config.optimizer` with a group for each pattern of `config.freeze`, after its own groups.
 
-    Raises InputError where a pattern is both a group of its own and frozen for good.
+    Of several groups that match a parameter, the first one counts.
+
+    Raises InputError if a pattern is both a group with settings and frozen for the whole run.
     """
     groups = dict(config.optimizer.groups)
     for pattern, epoch in thaws(config).items():
@@ -54,8 +54,8 @@ def frozen_optimizer(config):
     return dataclasses.replace(config.optimizer, groups=groups)
 
 
-def kept_moments(config, steps_per_epoch):
-    """{pattern: updates for which moments are kept, None for all}, in the order in which patterns count; None: none."""
+def frozen_moments(config, steps_per_epoch):
+    """Return {pattern: updates for which moments are frozen, None for all}, in order of precedence; None for none."""
     if not config.freeze_moments:
         return None
     return {
@@ -73,7 +73,7 @@ def keep_moments(kept, updates):
     frozen where its scale is.
 
     Args:
-      kept: of `kept_moments`; None: the context does nothing.
+      kept: of `frozen_moments`; None: the context does nothing.
       updates: done so far, may be traced.
     """
     if kept is None:

@@ -1,124 +1,140 @@
-"""Training with all its input and output: progress, records, checkpoints, signals, and the summary."""
+"""Training with all its input and output: progress, records, checkpoints, signals, and the final test."""
 
 import math
 import signal
-import threading
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
-from deepjax import optimizers
+from deepjax import data, optimizers
 from deepjax.config import Config
 from deepjax.errors import InputError, Stopped, TrainingFailed
-from deepjax.runs import metrics as metrics_log
-from deepjax.runs import plots, workdir
-from deepjax.runs.checkpoint import Checkpoints
-from deepjax.training import averaging, evaluate, experiment, sharding
-from deepjax.training.compiled import Compiled
-from deepjax.training.progress import ProgressDisplay, duration
+from deepjax.parallel import is_main
+from deepjax.runs import workdir
+from deepjax.training import averaging, setup
+from deepjax.training.evaluator import Compiled
+from deepjax.training.model import with_given
+from deepjax.training.progress import Display, duration
+from deepjax.training.signals import Signals
 from deepjax.training.state import parameter_count
 
 
-def train(config: Config, name: str = "run", *, console: Console | None = None) -> dict:
-    """Train what a config describes, from the start or from where its workdir stopped.
+def train(
+    config: Config,
+    name: str = "run",
+    *,
+    model: Any = None,
+    data: "data.Dataset | Mapping | None" = None,
+    log: Callable[[str], Any] | None = None,
+) -> dict:
+    """Train what a config describes, from the start or from the newest checkpoint in its workdir.
 
     Args:
       config: the experiment.
-      name: what to call it; config.workdir defaults to runs/NAME.
-      console: a rich Console to report to; None: standard output.
+      name: of the run; config.workdir defaults to runs/NAME.
+      model: a Linen module of your own instead of the zoo's `config.model`. It is called with those of `train` and
+        `mask` (bool [batch], the real examples) that it takes, and returns logits [batch, classes].
+      data: a data set of your own instead of `config.data.name`: a `data.Dataset`, or the arguments of
+        `data.from_arrays` as a dict: "x_train", "y_train", "x_test", "y_test", and perhaps others.
+      log: receives each line of progress, for example `print`; or a `progress.Display`. None: nothing is printed.
 
     Returns:
       The contents of summary.json.
 
     Raises:
-      InputError: something in the config cannot work, before anything is computed or overwritten.
-      TrainingFailed: the loss is not finite. Checkpoints so far are whole.
-      Stopped: SIGINT or SIGTERM came; everything is saved, and the same call continues.
+      InputError: something in the config cannot work. Nothing has been computed or overwritten.
+      TrainingFailed: the loss is not finite. The checkpoints so far are complete.
+      Stopped: SIGINT or SIGTERM arrived. Everything is saved, and the same call resumes the run.
     """
-    console = console or Console()
-    config = experiment.with_absolute_paths(config)
-    experiment.check(config)
+    display = log if isinstance(log, Display) else Display(log)
+    dataset = _dataset(data)
+    config = with_given(setup.with_absolute_paths(config), model, dataset)
+    setup.check(config, model)
     folder = workdir.check_workdir(config, name)
     if summary := workdir.finished(folder, config):
-        _say(console, f"{folder}: finished, test error {100 * summary['test_error']:.2f} %")
+        display(f"{folder}: finished, {summary['result']}")
         return summary
-    exp = experiment.load(config, folder)
-    # Only now, when all has proved to fit, is anything written.
+    experiment = setup.setup(config, folder, model=model, dataset=dataset)
+    # Everything fits. Nothing was written before this line.
     with workdir.locked(folder):
-        if changes := workdir.write_config(folder, config, name, exp.devices):
-            _say(console, changes)
-        workdir.write_data(folder, exp.dataset, exp.statistics)
-        with Trainer(exp, folder, console) as trainer:
+        if changes := workdir.write_config(folder, config, name, experiment.mesh.devices):
+            display(changes)
+        workdir.write_data(folder, experiment.dataset, experiment.statistics)
+        with Trainer(experiment, folder, display) as trainer:
             return trainer.run()
 
 
-def _say(console, text):
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+def _dataset(given):
+    return data.from_arrays(**given) if isinstance(given, Mapping) else given
 
 
 @dataclass
 class Progress:
-    """What resuming needs besides the state; kept in each checkpoint as JSON."""
+    """What resuming needs besides the state; stored in each checkpoint as JSON."""
 
     epochs: int = 0  # finished, validation included
-    loss_sum: float = 0.0  # over the examples of the current epoch
-    correct: int = 0
-    count: float = 0.0
-    train_loss: float | None = None  # mean of the last whole epoch
-    best: dict | None = None  # {"step", "epoch", "error", "loss"} of the best validation
+    sums: dict = field(default_factory=dict)  # of the task's metrics, over the examples of the current epoch
+    count: float = 0.0  # of these examples
+    train: dict = field(default_factory=dict)  # means of the last finished epoch
+    best: dict | None = None  # {"step", "epoch", "rank", metrics...} of the best validation
     lowest_loss: float | None = None  # on validation
     stale: int = 0  # epochs since then
-    seconds: float = 0.0  # of training and validation, compilation left out
+    seconds: float = 0.0  # of training and validation, without compilation
     compile_seconds: float = 0.0
-    images: int = 0
+    examples: int = 0
 
 
 class Trainer:
-    """One process's share of a run. `run` goes from the newest checkpoint to the summary.
+    """One process's share of a run. `run` continues from the newest checkpoint to the summary.
 
     What is tested: the state that validated best (the newest, without validation); with config.swa_start the averaged
     weights, and with config.snapshots all snapshots together, whichever epoch validated best.
     """
 
-    def __init__(self, exp, folder, console):
-        self.exp, self.config, self.folder, self.console = exp, exp.config, folder, console
+    def __init__(self, experiment, folder, display):
+        # Imported here: they import Orbax and TensorBoard, which `import deepjax.training` must not.
+        from deepjax.runs.checkpoint import Checkpoints
+        from deepjax.runs.metrics import MetricsLog
+        from deepjax.runs.weights import final_checkpoints
+
+        self.exp, self.config, self.task = experiment, experiment.config, experiment.task
+        self.folder, self.display = folder, display
         self.key = workdir.key_of(self.config)
         workdir.remove_partial(folder)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.config.keep)
-        self.finals: Any = averaging.finals(self.config, folder)
-        self.state, self.progress = exp.init(partial(_say, console)), Progress()
+        self.final: Any = final_checkpoints(self.config, folder)
+        restored = self.checkpoints.newest(experiment.abstract_state, display.warn, repair=True)
+        self.state = restored[0] if restored else experiment.initial_state(display)
+        self.progress = Progress(**restored[1]) if restored else Progress()
         self.parameters = parameter_count(self.state.params)
-        if restored := self.checkpoints.newest(self.state, self._warn, repair=True):
-            self.state, self.progress = restored[0], Progress(**restored[1])
         self.done = int(self.state.step)
-        self.records = metrics_log.MetricsLog(folder, self.done)
-        self.total = exp.loader.steps * self.config.epochs
-        self.validate = exp.evaluator(exp.dataset.validation) if len(exp.dataset.validation) else None
-        self.step = Compiled(exp.step)
+        self.metrics = MetricsLog(folder, self.done)
+        self.total = experiment.loader.steps * self.config.epochs
+        validation = experiment.dataset.validation
+        self.validate = experiment.evaluator(validation) if len(validation) else None
+        self.step = Compiled(experiment.step)
         self.clock, self.compiling = time.monotonic(), 0.0
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.records.close()
-        self.checkpoints.close()
-        if self.finals:
-            self.finals.close()
+        for opened in (self.metrics, self.checkpoints, self.final):
+            if opened is not None:
+                opened.close()
 
     def run(self):
-        """Train the epochs that are left, then test. Returns the summary."""
+        """Train the epochs that are left, then test. Return the summary."""
         self._introduce()
-        with Signals() as signals, ProgressDisplay(self.done, self.total, self.config.epochs, self.console) as display:
+        with Signals() as signals, self.display:
             self.clock = time.monotonic()
             while not self._finished():
-                self._train_epoch(signals, display)
-                self._end_epoch(display)
+                self._train_epoch(signals)
+                self._end_epoch()
                 if signals.received and not self._finished():
                     self._stop(signals.received)
             return self._summarize()
@@ -128,137 +144,131 @@ class Trainer:
         return self.progress.epochs == self.config.epochs or (patience and self.progress.stale >= patience)
 
     def _introduce(self):
-        d, devices = self.exp.dataset, self.exp.devices
-        shape = "x".join(map(str, d.shape))
-        for line in (
-            f"{d.name}: {len(d.train):,} training, {len(d.validation):,} validation, {len(d.test):,} test examples "
-            f"of {shape}, {len(d.classes)} classes",
-            f"{self.config.model}: {self.parameters:,} parameters",
-            f"{len(devices)} x {devices[0].device_kind}, {self.config.devices.strategy}; writing to {self.folder}",
-            *([f"continuing at step {self.done} of {self.total}"] if self.done else []),
-        ):
-            _say(self.console, line)
-
-    def _warn(self, text):
-        _say(self.console, f"warning: {text}")
+        devices = self.exp.mesh.devices
+        self.display(self.task.describe(self.exp.dataset))
+        self.display(f"{self.config.model}: {self.parameters:,} parameters")
+        self.display(
+            f"{len(devices)} x {devices[0].device_kind}, {self.config.devices.strategy}; writing to {self.folder}"
+        )
+        if self.done:
+            self.display(f"continuing at step {self.done} of {self.total}")
 
     def _tick(self):
-        """Add the time since the last tick to the run's, what compiling took left out."""
+        """Add the time since the last tick to the run's, without the time that compiling took."""
         compiling = self.step.seconds + (self.validate.seconds if self.validate else 0.0)
         now = time.monotonic()
         self.progress.seconds += now - self.clock - (compiling - self.compiling)
         self.progress.compile_seconds += compiling - self.compiling
         self.clock, self.compiling = now, compiling
 
-    def _train_epoch(self, signals, display):
-        p, config, loader = self.progress, self.config, self.exp.loader
+    def _train_epoch(self, signals):
+        p, loader = self.progress, self.exp.loader
         first = self.done - p.epochs * loader.steps
         if first == 0:
-            p.loss_sum, p.correct, p.count = 0.0, 0, 0.0
+            p.sums, p.count = {}, 0.0
         pending = None
-        for rows in map(self.exp.place, loader.epoch(p.epochs, first)):
+        for rows in map(self.exp.mesh.to_devices, loader.epoch(p.epochs, first)):
             if self.step.seconds == 0:
-                display.line(f"compiled in {self.step.compile(self.state, loader.data, rows, self.key):.1f} s")
+                self.display(f"compiled in {self.step.compile(self.state, loader.data, rows, self.key):.1f} s")
             self.state, metrics = self.step(self.state, loader.data, rows, self.key)
-            if pending is not None:  # fetched a step late, so that the device never waits for the host
-                self._account(self.done, pending, display)
+            if pending is not None:  # fetched one step late, so that the device does not wait for the host
+                self._account(self.done, pending)
             self.done += 1
             pending = metrics
-            last = self.done % loader.steps == 0
-            due = config.checkpoint_every and self.done % config.checkpoint_every == 0
-            if not last and (signals.received or due):
-                self._account(self.done, pending, display)
+            if self.done % loader.steps and (signals.received or self._checkpoint_is_due()):
+                self._account(self.done, pending)
                 pending = None
                 self._save()
                 if signals.received:
                     self._stop(signals.received)
         if pending is not None:
-            self._account(self.done, pending, display)
+            self._account(self.done, pending)
 
-    def _account(self, step, metrics, display):
-        """Take in one step's metrics: refuse what is not finite, add to the epoch's means, record, show."""
+    def _checkpoint_is_due(self):
+        return self.config.checkpoint_every and self.done % self.config.checkpoint_every == 0
+
+    def _account(self, step, metrics):
+        """Take in one step's metrics: fail if they are not finite, add to the epoch's means, record, display."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self._fail(f"the loss is {values['loss']}, its gradient's norm {values['grad_norm']}", step)
-        p = self.progress
-        count = values.pop("count")
-        p.loss_sum += values["loss"] * count
-        p.correct += round(values["accuracy"] * count)
+        p, count = self.progress, values.pop("count")
+        for name in values.keys() - {"grad_norm", "learning_rate"}:
+            p.sums[name] = p.sums.get(name, 0.0) + values[name] * count
         p.count += count
-        p.images += int(count)
+        p.examples += int(count)
         self._tick()
         if step % self.config.log_every == 0:
-            epoch = step / self.exp.loader.steps
-            self.records.write("train", step, epoch, **values, seconds=round(p.seconds, 3))
-        display.step(step, p.epochs, p.loss_sum / p.count, p.correct / p.count, p.images / max(p.seconds, 1e-9))
+            self._record("train", step, step / self.exp.loader.steps, values)
+        numbers = f"{self.task.text(self._means())}, {p.examples / max(p.seconds, 1e-9):,.0f} examples/s"
+        self.display.step(step, self.total, p.epochs + 1, self.config.epochs, numbers)
 
-    def _fail(self, what, step):
+    def _means(self):
+        return {name: total / self.progress.count for name, total in self.progress.sums.items()}
+
+    def _record(self, kind, step, epoch, values):
+        self.metrics.write(kind, step, epoch, **values, seconds=round(self.progress.seconds, 3))
+
+    def _fail(self, problem, step):
         steps = self.checkpoints.steps
-        good = (
-            f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint yet"
-        )
+        good = f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint"
         rate = float(self.exp.schedule((step - 1) // self.config.optimizer.accumulate))
         rate *= float(optimizers.rate_scale(self.state.opt_state))
         raise TrainingFailed(
-            f"at step {step} {what} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "
+            f"at step {step} {problem} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "
             f"--schedule.warmup or set --optimizer.clip-norm, in another --workdir"
         )
 
-    def _end_epoch(self, display):
-        """Validate, record the epoch's means, save."""
-        p, steps = self.progress, self.exp.loader.steps
-        p.epochs = self.done // steps
-        p.train_loss = p.loss_sum / p.count
-        train_error = 1 - p.correct / p.count
-        line = (
-            f"epoch {p.epochs}/{self.config.epochs}  training loss {p.train_loss:.4f} error {100 * train_error:.2f} %"
-        )
-        validation = None
+    def _end_epoch(self):
+        """Validate, update the averages and the plateau, record the epoch's means, save."""
+        p = self.progress
+        p.epochs = self.done // self.exp.loader.steps
+        p.train = self._means()
+        line = f"epoch {p.epochs}/{self.config.epochs}  training {self.task.text(p.train)}"
+        validation = {}
         if self.validate is not None:
             result = self._finite("validation", self.validate(self.state.eval_variables))
-            validation = {"error": result.error, "loss": result.loss}
-            self._compare(validation)
-            line += f"  validation loss {result.loss:.4f} error {100 * result.error:.2f} %"
-        self._observe(p.train_loss if validation is None else validation["loss"])
+            validation = result.metrics
+            self._compare(result)
+            line += f"  validation {self.task.text(validation)}"
+        self._observe((validation or p.train)["loss"])
         self._include()
         self._tick()
-        seconds = round(p.seconds, 3)
-        self.records.write("train_epoch", self.done, p.epochs, loss=p.train_loss, error=train_error, seconds=seconds)
+        self._record("train_epoch", self.done, p.epochs, p.train)
         if validation:
-            self.records.write("validation", self.done, p.epochs, **validation, seconds=seconds)
+            self._record("validation", self.done, p.epochs, validation)
         self._save()
-        display.line(f"{line}  {duration(p.seconds)}")
+        self.display(f"{line}  {duration(p.seconds)}")
 
     def _observe(self, loss):
-        """Show an epoch's loss to the schedule plateau, whose memory is in the optimizer's state."""
+        """Give an epoch's loss to the schedule plateau, whose memory is in the optimizer's state."""
         if self.config.schedule.name == "plateau":
             opt_state = optimizers.observe(self.state.opt_state, loss, self.config.schedule)
-            self.state = self.state.replace(opt_state=sharding.replicate(opt_state, self.exp.devices))
+            self.state = self.state.replace(opt_state=self.exp.mesh.replicate(opt_state))
 
     def _include(self):
-        """Take the parameters into SWA's average, where its time has come."""
+        """Take the parameters into SWA's average, from its first epoch on."""
         if 0 < self.config.swa_start <= self.progress.epochs:
             params, done = self.state.eval_variables["params"], self.progress.epochs - self.config.swa_start
             average = averaging.include(self.state.swa, params, done)
-            self.state = self.state.replace(swa=sharding.replicate(average, self.exp.devices))
+            self.state = self.state.replace(swa=self.exp.mesh.replicate(average))
 
-    def _compare(self, validation):
-        p = self.progress
-        rank = validation["error"], validation["loss"]
-        # Of equals the newest, which has been trained longer.
-        if p.best is None or rank <= (p.best["error"], p.best["loss"]):
-            p.best = {"step": self.done, "epoch": p.epochs, **validation}
-        if p.lowest_loss is None or validation["loss"] < p.lowest_loss:
-            p.lowest_loss, p.stale = validation["loss"], 0
+    def _compare(self, result):
+        p, rank = self.progress, list(result.rank)
+        # Of equal ones the newest, which has been trained longer.
+        if p.best is None or rank <= p.best["rank"]:
+            p.best = {"step": self.done, "epoch": p.epochs, "rank": rank, **result.metrics}
+        if p.lowest_loss is None or result.loss < p.lowest_loss:
+            p.lowest_loss, p.stale = result.loss, 0
         else:
             p.stale += 1
 
     def _save(self):
-        # On the host, where they go anyway: for the device it would be one more program to compile.
+        # Checked on the host, where the parameters go anyway: on the device it would be one more program to compile.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(self.state.params))):
             self._fail("the update has made parameters that are not finite", self.done)
         if self.config.snapshots and self.done % (self.total // self.config.snapshots) == 0:
-            self.finals.save(averaging.final_state(self.state, self.state.eval_variables), {"best": None})
+            self.final.save(averaging.final_state(self.state, self.state.eval_variables), {"best": None})
         self.checkpoints.save(self.state, asdict(self.progress))
 
     def _stop(self, number):
@@ -270,106 +280,90 @@ class Trainer:
         )
 
     def _draw_curves(self):
-        plots.save(plots.curves(metrics_log.read(self.folder)), self.folder / "curves.png")
+        from deepjax.runs import metrics, plots
+
+        if is_main():
+            plots.save(plots.curves(metrics.read(self.folder)), self.folder / "curves.png")
 
     def _summarize(self):
         """Test, draw, and write summary.json last."""
+        from deepjax.runs import plots
+
         p, dataset = self.progress, self.exp.dataset
-        states, epoch = self._final_states()
-        test, more = self._test(states)
-        self._draw_curves()
-        title = f"{self.config.model} on {dataset.name}: test error {100 * test.error:.2f} %"
-        figure = plots.confusion(test.confusion(len(dataset.classes)), dataset.classes, title)
-        plots.save(figure, self.folder / "confusion.png")
+        members, epoch = self._final_weights()
+        test, more = self._test([variables for _, variables in members], [step for step, _ in members])
+        result = (
+            f"test {self.task.text(test.metrics)} ({self._tested(epoch, len(members))}, {len(dataset.test):,} examples)"
+        )
         summary = {
-            "test_error": test.error,
-            "test_loss": test.loss,
-            "train_loss": p.train_loss,
+            "result": result,
+            **{f"test_{name}": value for name, value in test.metrics.items()},
+            **{f"train_{name}": value for name, value in p.train.items()},
             "steps": self.done,
             "epochs": p.epochs,
             "seconds": round(p.seconds, 2),
             "compile_seconds": round(p.compile_seconds, 2),
-            "images_per_second": round(p.images / max(p.seconds, 1e-9), 1),
+            "examples_per_second": round(p.examples / max(p.seconds, 1e-9), 1),
             "parameters": self.parameters,
             "best_epoch": epoch,
             **more,
         }
+        self._draw_curves()
+        if is_main():
+            title = f"{self.config.model} on {dataset.name}: test {self.task.text(test.metrics)}"
+            for name, figure in self.task.figures(test, title).items():
+                plots.save(figure, self.folder / name)
         workdir.write_record(self.folder, "summary.json", summary)
-        _say(
-            self.console,
-            f"test error {100 * test.error:.2f} %, loss {test.loss:.4f} ({self._tested(epoch, len(states))}, "
-            f"{len(dataset.test):,} examples) after {duration(p.seconds)}; see {self.folder}",
-        )
+        self.display(f"{result} after {duration(p.seconds)}; see {self.folder}")
         return summary
 
     def _tested(self, epoch, count):
-        """What was tested, in words."""
+        """Return in words what was tested."""
         if self.config.swa_start:
             return f"mean of the weights of {epoch + 1 - self.config.swa_start} epochs"
         return f"{count} snapshots together" if self.config.snapshots else f"epoch {epoch}"
 
-    def _final_states(self):
-        """(states to test together, the epoch they are of)."""
+    def _final_weights(self):
+        """Return ([(step, variables) to test together, oldest first], the epoch they are of)."""
         p, state = self.progress, self.state
         if self.config.swa_start:
             variables = {"params": state.swa, "batch_stats": state.batch_stats}
-            state = averaging.final_state(state, self.exp.moment_estimator()(variables))
-            self.finals.save(state, {"best": None})
-            return [state], p.epochs
+            variables = self.exp.moment_estimator()(variables)
+            self.final.save(averaging.final_state(state, variables), {"best": None})
+            return [(self.done, variables)], p.epochs
         if self.config.snapshots:
-            states = self.finals.whole(averaging.final_state(state, state.eval_variables), self._warn)
-            if not states:
-                raise InputError(f"the snapshots in {self.finals.folder} are gone; train anew in another --workdir")
-            return states, p.epochs
+            found = self.final.whole(None, self.display.warn)
+            if not found:
+                raise InputError(f"the snapshots in {self.final.folder} are gone; train again in another --workdir")
+            return [(weights.step, self.exp.mesh.replicate(weights.variables)) for weights in found], p.epochs
         if p.best is not None and p.best["step"] != self.done:
             try:
-                return [self.checkpoints.restore(p.best["step"], state)[0]], p.best["epoch"]
+                best, _ = self.checkpoints.restore(p.best["step"])
+                return [(best.step, self.exp.mesh.replicate(best.variables))], p.best["epoch"]
             except InputError as error:
-                self._warn(f"{error}; testing the newest state instead of the best")
-        return [state], p.epochs
+                self.display.warn(f"{error}; testing the newest state instead of the best")
+        return [(self.done, state.eval_variables)], p.epochs
 
-    def _test(self, states):
-        """(Evaluation on the test set, what the summary tells besides where several weights or states are averaged)."""
-        dataset, steps = self.exp.dataset, self.exp.loader.steps
-        evaluator, newest_first = self.exp.evaluator(dataset.test), [state.eval_variables for state in states[::-1]]
-        if self.finals is None:
-            return self._finite("test", evaluator(newest_first[0])), {}
-        alone, last = evaluate.ensemble(evaluator, newest_first)
+    def _test(self, members, steps):
+        """Return (evaluation on the test set, what the summary adds if several weights or epochs are averaged)."""
+        evaluator = self.exp.evaluator(self.exp.dataset.test)
+        if self.final is None:
+            return self._finite("test", evaluator(members[0])), {}
+        alone, last = evaluator.ensemble(members[::-1])  # the last one, the last two, ...
         more: dict = {}
         if self.validate is not None:
-            validation = self._finite("validation", evaluate.ensemble(self.validate, newest_first)[1][-1])
-            more = {"validation_error": validation.error, "validation_loss": validation.loss}
+            validation = self._finite("validation", self.validate.ensemble(members[::-1])[1][-1])
+            more = {f"validation_{name}": value for name, value in validation.metrics.items()}
         if self.config.snapshots:
             more["snapshots"] = [
-                {"step": step, "epoch": step // steps, "test_error": one.error, "test_loss": one.loss}
-                for step, one in zip([int(state.step) for state in states], alone[::-1])
+                {"step": step, "epoch": step // self.exp.loader.steps}
+                | {f"test_{name}": value for name, value in one.metrics.items()}
+                for step, one in zip(steps, alone[::-1], strict=True)
             ]
-            more["last_snapshots_test_errors"] = [evaluation.error for evaluation in last]  # the last, the last two...
+            more["last_snapshots"] = [evaluation.metrics for evaluation in last]
         return self._finite("test", last[-1]), more
 
     def _finite(self, split, evaluation):
         if not math.isfinite(evaluation.loss):
             self._fail(f"the {split} loss is {evaluation.loss}", self.done)
         return evaluation
-
-
-class Signals:
-    """While active, SIGINT and SIGTERM are noted in `received`; a second SIGINT interrupts at once."""
-
-    def __init__(self):
-        self.received = 0
-        self.before = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, _):
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number

@@ -1,70 +1,86 @@
-"""What a run shows while it goes: a live bar on a terminal, plain lines elsewhere."""
+"""What a run reports while it trains: plain lines, or a live bar on a terminal."""
 
 import time
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+import warnings
 
 PLAIN_SECONDS = 10.0  # between two plain lines within an epoch
 
 
-class ProgressDisplay:
-    """Step, epoch, loss, accuracy, images/s and time left. Use as a context manager.
+class Display:
+    """Progress as plain lines.
 
     Args:
-      done: steps done before.
-      total: steps of the whole run.
-      epochs: of the whole run.
-      console: a rich Console; its terminal or its absence decides the form.
+      log: a function of one line, such as `print`. None: lines are dropped, and warnings are Python's.
     """
 
-    def __init__(self, done, total, epochs, console: Console):
-        self.total, self.epochs, self.console = total, epochs, console
-        self.started = self.last_line = time.monotonic()
-        self.first_step = None
-        self.bar = None
-        if console.is_terminal or console.is_jupyter:
-            self.bar = Progress(
-                TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(bar_width=12),
-                TextColumn("{task.completed}/{task.total} {task.fields[numbers]}"),
-                TimeRemainingColumn(compact=True),
-                console=console,
-            )
-            self.task = self.bar.add_task("", total=total, completed=done, epoch=f"0/{epochs}", numbers="")
+    def __init__(self, log=None):
+        self.log = log
+        self.first, self.last_line = None, 0.0
 
     def __enter__(self):
-        if self.bar:
-            self.bar.start()
         return self
 
     def __exit__(self, *_):
-        if self.bar:
-            self.bar.stop()
+        pass
 
-    def step(self, step, epoch, loss, accuracy, images_per_second):
-        """Show the state after `step` steps, in 0-based `epoch`."""
+    def __call__(self, text):
+        """Report one line."""
+        if self.log:
+            self.log(text)
+
+    def warn(self, text):
+        """Report a problem that the run survives."""
+        if self.log:
+            self.log(f"warning: {text}")
+        else:
+            warnings.warn(text, stacklevel=2)
+
+    def step(self, step, total, epoch, epochs, numbers):
+        """Report the state after `step` steps of `total`, in the 1-based `epoch`; `numbers` is text."""
         now = time.monotonic()
-        numbers = f"loss {loss:.4f} accuracy {accuracy:.3f} {images_per_second:,.0f} images/s"
-        if self.first_step is None:
-            self.first_step, self.started = step, now
-        if self.bar:
-            self.bar.update(self.task, completed=step, epoch=f"{epoch + 1}/{self.epochs}", numbers=numbers)
+        if self.first is None:
+            self.first, self.last_line = (step, now), now
         elif now - self.last_line >= PLAIN_SECONDS:
             self.last_line = now
-            text = f"step {step}/{self.total}  epoch {epoch + 1}/{self.epochs}  {numbers}"
-            if step > self.first_step:
-                left = (now - self.started) / (step - self.first_step) * (self.total - step)
-                text += f"  {duration(left)} left"
-            self.line(text)
+            first_step, started = self.first
+            left = (now - started) / max(step - first_step, 1) * (total - step)
+            self(f"step {step}/{total}  epoch {epoch}/{epochs}  {numbers}  {duration(left)} left")
 
-    def line(self, text):
-        """A line that stays, above the bar if there is one."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+class LiveDisplay(Display):
+    """Progress as a bar at the bottom of a terminal or notebook, with lines above it.
+
+    Args:
+      console: a rich Console.
+    """
+
+    def __init__(self, console):
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().__init__(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed}/{task.total} {task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self.task = None
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+    def step(self, step, total, epoch, epochs, numbers):
+        """Move the bar."""
+        fields = {"completed": step, "epoch": f"{epoch}/{epochs}", "numbers": numbers}
+        if self.task is None:
+            self.task = self.bar.add_task("", total=total, **fields)
+            self.bar.start()
+        self.bar.update(self.task, **fields)
 
 
 def duration(seconds):
-    """Seconds as 1:02:03 or 2:03."""
+    """Return seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

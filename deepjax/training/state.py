@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from deepjax.errors import InputError
 from deepjax.optimizers import slow_params
+from deepjax.trace import call_arguments
 
 
 @flax.struct.dataclass
@@ -17,49 +18,51 @@ class TrainState:
 
     step: jax.Array  # i32[]: batches done
     params: Any
-    batch_stats: Any  # {} where the model has none
+    batch_stats: Any  # {} if the model has none
     opt_state: Any
-    ema: Any  # the parameters' moving average; {} where it is off
-    swa: Any = flax.struct.field(default_factory=dict)  # their equal average over epochs' ends; {} where it is off
+    ema: Any  # the parameters' moving average; {} if it is off
+    swa: Any = flax.struct.field(default_factory=dict)  # their equal average over epochs' ends; {} if it is off
 
     @property
     def eval_variables(self):
-        """The variables to evaluate: the moving average or lookahead's slow weights in the parameters' place."""
+        """The variables to evaluate: the moving average, or lookahead's slow weights, replace the parameters."""
         return {"params": self.ema or slow_params(self.opt_state, self.params), "batch_stats": self.batch_stats}
 
 
-def init_state(model, optimizer, key, shape, *, variables=None, ema=False, swa=False):
-    """A fresh state for a Linen model.
+def init_state(model, optimizer, key, shape, *, variables=None, dtype=jnp.float32, ema=False, swa=False):
+    """Return a new state for a Linen model.
 
     Args:
-      model: called as `model(x, train=...)`.
+      model: a Linen module, called with `train=False` if it takes `train`.
       optimizer: an Optax transformation.
-      key: for the parameters.
-      shape: of one example, such as (32, 32, 3).
-      variables: of the model, to begin with; None: those of `model.init`.
-      ema: keep a moving average of the parameters.
-      swa: keep an equal average of the parameters at epochs' ends.
+      key: PRNG key of the parameters.
+      shape: of one example as the model takes it, such as (32, 32, 3).
+      variables: initial variables of the model; None means those of `model.init`.
+      dtype: of the model's inputs, for `model.init`.
+      ema: whether to keep a moving average of the parameters.
+      swa: whether to keep an equal average of the parameters at epochs' ends.
 
     Raises:
-      InputError: the model keeps collections other than params and batch_stats.
+      InputError: the model has variable collections other than params and batch_stats.
     """
-
-    init = partial(_fresh, model, optimizer, shape, ema, swa)
-    # Random numbers are slow to compile and quick to draw: six times less waiting on CPU without optimization.
+    init = partial(_new_state, model, optimizer, shape, dtype, ema, swa)
+    # Random numbers are slow to compile and quick to draw: without optimization, the CPU is ready six times sooner.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options)(key, variables)
 
 
-def state_shapes(model, optimizer, shape, *, ema=False, swa=False):
-    """What `init_state` gives, as shapes; nothing is computed."""
-    return jax.eval_shape(partial(_fresh, model, optimizer, shape, ema, swa), jax.random.key(0), None)
+def state_shapes(model, optimizer, shape, *, dtype=jnp.float32, ema=False, swa=False):
+    """Return what `init_state` returns, as shapes; nothing is computed."""
+    return jax.eval_shape(
+        partial(_new_state, model, optimizer, shape, dtype, ema, swa), jax.eval_shape(lambda: jax.random.key(0)), None
+    )
 
 
-def _fresh(model, optimizer, shape, ema, swa, key, variables):
+def _new_state(model, optimizer, shape, dtype, ema, swa, key, variables):
     if variables is None:
-        variables = model.init(key, jnp.zeros((1, *shape)), train=False)
+        variables = model.init(key, jnp.zeros((1, *shape), dtype), **call_arguments(model, train=False))
     if other := set(variables) - {"params", "batch_stats"}:
-        raise InputError(f"the model keeps {sorted(other)}; training knows params and batch_stats only")
+        raise InputError(f"the model has variables {sorted(other)}; training supports params and batch_stats only")
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -73,5 +76,5 @@ def _fresh(model, optimizer, shape, ema, swa, key, variables):
 
 
 def parameter_count(params):
-    """How many numbers are in a tree of arrays (or of their shapes)."""
+    """Return how many numbers are in a tree of arrays (or of their shapes)."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,13 +1,11 @@
-"""One step of training and of evaluation, as pure functions. Where they run is `sharding`'s business."""
-
-import inspect
+"""One step of training, and one of evaluation, as pure functions of any task. `parallel` decides where they run."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from deepjax import functional, optimizers
-from deepjax.errors import InputError
+from deepjax import optimizers
+from deepjax.trace import call_arguments
 from deepjax.training.freezing import keep_moments
 
 
@@ -17,51 +15,42 @@ def train_step(
     key,
     *,
     model,
+    task,
     optimizer,
     schedule,
-    preprocess,
-    mix=None,
-    smoothing=0.0,
     ema=0.0,
     accumulate=1,
-    kept=None,
+    frozen_moments=None,
     axis_name=None,
 ):
-    """Loss, gradients, update.
-
-    A network with auxiliary heads answers (logits, auxiliary logits, ...) in training. The loss is then that of the
-    logits plus `model.auxiliary_weight` times that of each head (Szegedy et al. 2014, section 5); accuracy is the
-    logits'.
+    """Compute the loss and its gradient on a batch, and update the state.
 
     Args:
       state: `TrainState`.
-      batch: {"image": [batch, ...] as stored, "label": int32 [batch], "mask": bool [batch]}; rows whose mask is False
-        are padding, and count for nothing.
-      key: the run's key; the step's own keys are folded from it by the step number.
-      model: a Linen module called as `model(x, train=...)`, given `mask=` too where it takes it.
+      batch: a dict as the task takes it, with "mask" (bool [batch]): rows whose mask is False are padding and do not
+        count.
+      key: the run's PRNG key. The step's own keys are folded from it by the step number.
+      model: a Linen module, called with those of `train` and `mask` that it takes.
+      task: what is learned; see `deepjax.tasks`.
       optimizer: an Optax transformation.
       schedule: updates -> learning rate, for the metrics only.
-      preprocess: (key, image) -> float input of the model: augmentation and standardization.
-      mix: None, or (key, image, label, mask) -> (image, targets [batch, classes]) after `preprocess`: Mixup and CutMix.
-        Accuracy then counts the class with the largest share.
-      smoothing: of the labels.
-      ema: decay per update of the parameters' moving average; 0: none.
-      accumulate: batches per update, as the optimizer was told.
-      kept: None, or `freezing.kept_moments`'s {pattern: updates}: batch norms so named use their running moments, and
-        keep them, for so many updates.
-      axis_name: the mapped axis over which the batch is split, if it is: gradients and metrics are then those of the
-        whole batch, batch statistics those of replica 0, as with PyTorch's DataParallel.
+      ema: decay per update of the parameters' moving average; 0 means none.
+      accumulate: batches per update, as the optimizer was built with.
+      frozen_moments: {pattern: updates} from `freezing.frozen_moments`, or None: batch norms with these names use
+        their running moments, and keep them, for that many updates.
+      axis_name: name of the mapped axis over which the batch is split, if there is one. Gradients and metrics are then
+        those of the whole batch; batch statistics are those of replica 0, as with PyTorch's DataParallel.
 
     Returns:
-      (TrainState, metrics): metrics of the whole batch, before the update: loss (mean, nats), accuracy (fraction),
-      count (examples), grad_norm (before clipping), learning_rate.
+      (TrainState, metrics). The metrics are of the whole batch, before the update: the task's means, such as "loss",
+      and "count" (predictions), "grad_norm" (before clipping), "learning_rate".
     """
     key = jax.random.fold_in(key, state.step)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    gradients, batch_stats, metrics, loss_of = _gradients(
-        state, batch, key, model, preprocess, mix, smoothing, axis_name, keep_moments(kept, state.step // accumulate)
-    )
+    frozen = keep_moments(frozen_moments, state.step // accumulate)
+    loss_of = _loss_function(state, batch, key, model, task, axis_name, frozen)
+    gradients, batch_stats, metrics = _gradients(loss_of, state.params, axis_name)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         gradients,
         state.opt_state,
@@ -72,75 +61,42 @@ def train_step(
     )
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    averaged = state.ema
-    if ema:
-        # Between two updates the parameters stand still, and so must their average.
-        rate = jnp.where(step % accumulate == 0, 1 - ema, 0.0)
-        # Of equal numbers, such as frozen ones, the average is that number to the bit.
-        averaged = jax.tree.map(lambda new, old: old + rate * (new - old), params, state.ema)
-    metrics |= {
-        "grad_norm": optax.tree.norm(gradients),
-        "learning_rate": jnp.asarray(
-            schedule(state.step // accumulate) * optimizers.rate_scale(state.opt_state), jnp.float32
-        ),
-    }
-    state = state.replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged)
-    return state, metrics
+    rate = schedule(state.step // accumulate) * optimizers.rate_scale(state.opt_state)
+    metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": jnp.asarray(rate, jnp.float32)}
+    averaged = _moving_average(state.ema, params, ema, step % accumulate == 0)
+    return state.replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged), metrics
 
 
-def _gradients(state, batch, key, model, preprocess, mix, smoothing, axis_name, intercepted):
-    """What one forward and backward pass gives, of the whole batch over all devices.
-
-    (gradients, new batch statistics, {"loss", "accuracy", "count"}, params -> (this device's share of the loss, ...)).
-    """
-    image = preprocess(jax.random.fold_in(key, 0), batch["image"])
-    target, mask = batch["label"], batch["mask"]
-    if mix is not None:
-        image, target = mix(jax.random.fold_in(key, 2), image, target, mask)
-    count = jnp.maximum(_sum(mask, axis_name), 1)
+def _loss_function(state, batch, key, model, task, axis_name, frozen):
+    """Return params -> (this device's share of the mean loss, (batch statistics, sums of metrics, whole count))."""
+    inputs, targets = task.prepare(batch, key)
+    rngs = {"dropout": jax.random.fold_in(key, 1)}
 
     def loss_of(params):
-        with intercepted():
-            answer, updated = apply_model(
-                model,
-                {"params": params, "batch_stats": state.batch_stats},
-                image,
-                mask,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.fold_in(key, 1)},
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        with frozen():
+            outputs, updated = apply_model(
+                model, variables, inputs, batch["mask"], train=True, mutable=["batch_stats"], rngs=rngs
             )
-        heads, weights = _heads(model, answer)
-        losses = sum(
-            weight * functional.cross_entropy(logits, target, smoothing=smoothing)
-            for logits, weight in zip(heads, weights, strict=True)
-        )
-        total = jnp.where(mask, losses, 0).sum()
-        return total / count, (heads[0], updated.get("batch_stats", state.batch_stats))
+        sums = task.measure(outputs, targets, batch["mask"])
+        count = jnp.maximum(_total(sums.pop("count"), axis_name), 1)
+        return sums["loss"] / count, (updated.get("batch_stats", state.batch_stats), sums, count)
 
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    return loss_of
+
+
+def _gradients(loss_of, params, axis_name):
+    """Return (gradients, new batch statistics, metrics) of the whole batch, over all devices."""
+    (loss, (batch_stats, sums, count)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+    metrics = {name: _total(value, axis_name) / count for name, value in sums.items()}
     if axis_name is not None:
         gradients, loss = jax.lax.psum((gradients, loss), axis_name)
         batch_stats = _of_replica_0(batch_stats, axis_name)
-    label = target if mix is None else target.argmax(-1)
-    accuracy = _sum(mask & (logits.argmax(-1) == label), axis_name) / count
-    return gradients, batch_stats, {"loss": loss, "accuracy": accuracy, "count": count}, loss_of
-
-
-def _heads(model, answer):
-    """(logits of all heads, the weights of their losses): of one head, or of a network with auxiliary ones."""
-    heads = list(answer) if isinstance(answer, tuple) else [answer]
-    weight = getattr(model, "auxiliary_weight", 0.0)
-    if len(heads) > 1 and not weight:
-        raise InputError(
-            f"{type(model).__name__} answers with {len(heads) - 1} auxiliary heads in training, but has no "
-            f"auxiliary_weight for their losses; give the module that attribute, such as 0.3"
-        )
-    return heads, [1.0, *[weight] * (len(heads) - 1)]
+    return gradients, batch_stats, metrics | {"loss": loss, "count": count}
 
 
 def _whole_loss(loss_of, axis_name):
-    """params -> loss of the whole batch. Its gradient is that of the whole batch too, which that of a psum is not."""
+    """Return params -> loss of the whole batch. Its gradient is also that of the whole batch; a psum's is not."""
 
     def forward(params):
         (loss, _), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -151,33 +107,29 @@ def _whole_loss(loss_of, axis_name):
     return whole
 
 
-def eval_step(variables, batch, *, model, preprocess):
-    """What evaluation needs of each row of a batch.
-
-    Its loss (nats), its likeliest classes (up to five, best first), the logarithms of all classes' probabilities, its
-    label and mask. Rows whose mask is False are padding; their values mean nothing.
-    """
-    image = preprocess(None, batch["image"])
-    logits = apply_model(model, variables, image, batch["mask"], train=False).astype(jnp.float32)
-    return {
-        "label": batch["label"],
-        "mask": batch["mask"],
-        "loss": functional.cross_entropy(logits, batch["label"]),
-        "classes": jax.lax.top_k(logits, min(5, logits.shape[-1]))[1],
-        "log_probabilities": jax.nn.log_softmax(logits),
-    }
+def _moving_average(average, params, decay, updated):
+    """Return the exponential moving average; between two updates neither the parameters nor the average move."""
+    if not decay:
+        return average
+    rate = jnp.where(updated, 1 - decay, 0.0)
+    # Written so that the average of equal numbers, such as frozen parameters, is bit-identical to them.
+    return jax.tree.map(lambda new, old: old + rate * (new - old), params, average)
 
 
-def apply_model(model, variables, x, mask, **call):
-    """`model.apply`, handing on the mask of real rows where the model takes one."""
-    if "mask" in inspect.signature(type(model).__call__).parameters:
-        call["mask"] = mask
-    return model.apply(variables, x, **call)
+def eval_step(variables, batch, *, model, task):
+    """Return the task's rows for a batch, and its "mask". Rows whose mask is False are padding; ignore their values."""
+    inputs, _ = task.prepare(batch)
+    outputs = apply_model(model, variables, inputs, batch["mask"], train=False)
+    return task.rows(outputs, batch) | {"mask": batch["mask"]}
 
 
-def _sum(mask, axis_name):
-    count = mask.sum().astype(jnp.float32)
-    return count if axis_name is None else jax.lax.psum(count, axis_name)
+def apply_model(model, variables, inputs, mask, *, train, **options):
+    """Call `model.apply` with those of `train` and `mask` (of the real rows) that the model takes."""
+    return model.apply(variables, inputs, **call_arguments(model, train=train, mask=mask), **options)
+
+
+def _total(value, axis_name):
+    return value if axis_name is None else jax.lax.psum(value, axis_name)
 
 
 def _of_replica_0(tree, axis_name):

@@ -22,7 +22,7 @@ from deepjax import cli
 from deepjax.cli import compile_cache
 from deepjax.cli.terminal import parse
 from deepjax.config import Config, Optimizer
-from deepjax.training import Checkpoints
+from deepjax.runs.checkpoint import Checkpoints
 
 DEEPJAX = [sys.executable, "-m", "deepjax"]
 TINY = ["--model", "cifar_resnet", "--model-options", "depth=8", "width=4", "--devices.count", "1"]

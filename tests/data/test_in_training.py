@@ -6,11 +6,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
-from deepjax import data, training
+import helpers
+from deepjax import data, inference, training
 from deepjax.config import Augment, Config, Data, Devices, Optimizer
-from deepjax.training import Checkpoints, inference
+from deepjax.runs.checkpoint import Checkpoints
 
 COLORS = Augment(lighting=0.1, hue=0.1, contrast=0.2, randaugment=1, magnitude=5, mixup=0.2)
 KINDS = {
@@ -30,13 +30,6 @@ CONFIG = Config(
 )
 
 
-def newest(folder):
-    manager = Checkpoints(folder / "checkpoints")
-    state = manager.manager.restore(manager.steps[-1])["state"]
-    manager.close()
-    return jax.tree.map(np.asarray, state)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_keeps_what_was_fitted_and_resumes_with_the_same_numbers(tmp_path, kind, monkeypatch):
@@ -49,7 +42,7 @@ def test_a_run_keeps_what_was_fitted_and_resumes_with_the_same_numbers(tmp_path,
     fields, folder = dataclasses.replace(KINDS[kind], name=str(tmp_path / "set.npz")), tmp_path / "run"
     config = dataclasses.replace(CONFIG, data=fields, workdir=str(folder))
 
-    summary, whole = training.train(config, console=Console(quiet=True)), newest(folder)
+    summary, whole = training.train(config), helpers.newest_state(folder)
     record = json.loads((folder / "data.json").read_text())
     assert "mean" not in record
     train_split = data.load(fields, "", 0).train
@@ -63,6 +56,6 @@ def test_a_run_keeps_what_was_fitted_and_resumes_with_the_same_numbers(tmp_path,
     manager.close()
     (folder / "summary.json").unlink()
     monkeypatch.setattr(data.Standardizer, "fit", None)  # a resumed run reads what was fitted
-    again = training.train(config, console=Console(quiet=True))
-    jax.tree.map(np.testing.assert_array_equal, newest(folder), whole)
+    again = training.train(config)
+    jax.tree.map(np.testing.assert_array_equal, helpers.newest_state(folder), whole)
     assert again["test_loss"] == summary["test_loss"]

@@ -12,6 +12,8 @@ import pytest
 from deepjax import data, training
 from deepjax.config import Augment
 from deepjax.data import mixing
+from deepjax.parallel import make_mesh
+from deepjax.tasks import Classification
 
 BATCH = 6
 IMAGES = jax.random.normal(jax.random.key(5), (BATCH, 8, 10, 2))
@@ -191,14 +193,16 @@ def soft_loss(kernel, image, targets, smoothing):
 
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_the_step_uses_soft_targets(strategy):
-    """Loss, accuracy and gradient of mixed rows, by hand; under pmap each device mixes its own rows by its own key."""
-    augment, devices = Augment(mixup=1.0), training.select_devices(2)
+    """Loss, error and gradient of mixed rows, by hand; under pmap each device mixes its own rows by its own key."""
+    augment, mesh = Augment(mixup=1.0), make_mesh(2, strategy)
     kernel = 0.1 * np.random.default_rng(3).standard_normal((160, BATCH)).astype(np.float32)
     state = training.TrainState(
         jnp.zeros((), jnp.int32), {"kernel": jnp.asarray(kernel)}, {}, optax.sgd(1.0).init({}), {}
     )
     batch = {"image": np.asarray(IMAGES), "label": np.asarray(LABELS), "mask": np.asarray(MASK)}
     mix = lambda key, image, label, mask: data.mix(key, image, label, mask, augment, BATCH)  # noqa: E731
+
+    task = Classification(tuple(map(str, range(BATCH))), mix=mix, smoothing=0.1)
 
     def step(state, whole, rows, key, axis_name=None):
         return training.train_step(
@@ -208,15 +212,11 @@ def test_the_step_uses_soft_targets(strategy):
             model=Linear(),
             optimizer=optax.sgd(1.0),
             schedule=lambda count: 1.0,
-            preprocess=lambda key, image: image,
-            mix=mix,
-            smoothing=0.1,
+            task=task,
             axis_name=axis_name,
         )
 
-    parallel = training.parallel_step(step, devices, strategy)
-    rows = training.split_rows(batch, devices, strategy)
-    updated, metrics = parallel(training.replicate(state, devices), (), rows, jax.random.key(0))
+    updated, metrics = mesh.step(step)(mesh.replicate(state), (), mesh.to_devices(batch), jax.random.key(0))
     key = jax.random.fold_in(jax.random.key(0), 0)
     if strategy == "jit":
         parts = [(slice(None), key)]
@@ -233,5 +233,5 @@ def test_the_step_uses_soft_targets(strategy):
         p /= p.sum(-1, keepdims=True)
         gradient += flat.T @ (real * (p - (0.9 * np.asarray(targets) + 0.1 / BATCH))) / 4
     np.testing.assert_allclose(metrics["loss"], np.concatenate(losses).mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["accuracy"], np.concatenate(right).mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["error"], 1 - np.concatenate(right).mean(), rtol=1e-6)
     np.testing.assert_allclose(kernel - np.asarray(updated.params["kernel"]), gradient, atol=1e-5)

@@ -1,7 +1,6 @@
 """Exported networks, read back and compared."""
 
 import dataclasses
-import io
 import json
 
 import jax
@@ -9,15 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
-from deepjax import cli, data, training, weights, zoo
+from deepjax import cli, data, inference, training, weights, zoo
 from deepjax.config import Config, Data, Devices
 from deepjax.errors import InputError
-from deepjax.export import answers, export, pretrained, stablehlo
-from deepjax.training import inference
-from deepjax.training.predict import Classifier
-from deepjax.training.run import Run
+from deepjax.inference import Classifier, Run, export
+from deepjax.inference.export import forward, pretrained, stablehlo
 from deepjax.weights.files import read_state_dict
 
 KEY = jax.random.key(0)
@@ -115,7 +111,7 @@ def test_safetensors_of_ours_are_read_back_whole(tmp_path):
     assert found.preprocessing == run.preprocessing
     assert found.shape == run.shape
     x = photos(2, 16)
-    np.testing.assert_array_equal(answers(found)(x), answers(run)(x))
+    np.testing.assert_array_equal(forward(found)(x), forward(run)(x))
 
 
 def test_safetensors_of_pytorch(tmp_path):
@@ -148,7 +144,7 @@ def digits(tmp_path_factory):
         batch_size=100,
         workdir=str(folder / "run"),
     )
-    training.train(config, console=Console(file=io.StringIO()))
+    training.train(config)
     from sklearn.datasets import load_digits
 
     pixels = (load_digits().images[0] * 255 / 16).round().astype(np.uint8)
@@ -194,7 +190,7 @@ def test_a_bfloat16_run_is_exported_with_float32_weights_and_logits(digits):
     run = inference.load_run(digits / "run")
     half = run._replace(model=zoo.create("cifar_resnet", depth=8, width=4, num_classes=10, dtype=jnp.bfloat16))
     images = np.zeros((1, 8, 8, 1), np.uint8)
-    assert answers(half)(images).dtype == np.float32
+    assert forward(half)(images).dtype == np.float32
     assert pretrained(half).network.dtype is None
     config = dataclasses.replace(run.config, workdir="x")
     tall = run._replace(config=config, shape=(8, 6, 1))

@@ -12,7 +12,7 @@ from PIL import Image
 import helpers
 from deepjax import cli, data, weights, zoo
 from deepjax.errors import InputError
-from deepjax.training import predict
+from deepjax.inference.predict import class_names, load_classifier, predict
 from deepjax.weights.files import save_state_dict
 
 
@@ -66,8 +66,8 @@ def test_a_whole_recipe_is_torchvisions(torchvision, tmp_path):
 def test_class_names_are_torchvisions(torchvision):
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-    assert list(predict.class_names(1000)) == _IMAGENET_CATEGORIES
-    assert predict.class_names(3) == ("0", "1", "2")
+    assert list(class_names(1000)) == _IMAGENET_CATEGORIES
+    assert class_names(3) == ("0", "1", "2")
 
 
 def test_crops_in_their_order(tmp_path):
@@ -148,8 +148,8 @@ def test_predict_by_a_weights_file(pretrained, capsys, crops):
 
 def test_many_images_in_small_batches_are_the_same(pretrained):
     folder, _ = pretrained
-    classifier = predict.load_classifier(NAME, folder / "net.safetensors")
-    one, other = (predict.predict(classifier, [folder / "photos"], crops=5, batch_size=size) for size in (1, 64))
+    classifier = load_classifier(NAME, folder / "net.safetensors")
+    one, other = (predict(classifier, [folder / "photos"], crops=5, batch_size=size) for size in (1, 64))
     for a, b in zip(one, other, strict=True):
         assert a.classes == b.classes
         np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-6)
@@ -161,8 +161,8 @@ def test_torchs_layout_has_imagenets_names_and_its_own_number_of_classes(tmp_pat
         shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))  # noqa: B023
         variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
         save_state_dict(tmp_path / "net.safetensors", weights.to_torch(network, variables))
-        found = predict.load_classifier("resnet18", tmp_path / "net.safetensors")
-        assert found.classes == predict.class_names(count)
+        found = load_classifier("resnet18", tmp_path / "net.safetensors")
+        assert found.classes == class_names(count)
         assert found.shape == (224, 224, 3)
         assert found.model.num_classes == count
 

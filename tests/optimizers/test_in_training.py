@@ -1,9 +1,7 @@
 """Optimizers, groups and schedules in the training step and in a run: frozen parts, plateaus, resuming, devices."""
 
 import dataclasses
-import json
 import math
-import signal
 from functools import partial
 
 import chex
@@ -12,22 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from rich.console import Console
 
-from deepjax import config, data, training, zoo
+import helpers
+from deepjax import config, data, inference, zoo
 from deepjax.errors import InputError, Stopped
 from deepjax.optimizers import make_optimizer
-from deepjax.training import (
-    Checkpoints,
-    inference,
-    init_state,
-    loop,
-    parallel_step,
-    replicate,
-    select_devices,
-    split_rows,
-    train_step,
-)
+from deepjax.parallel import make_mesh
+from deepjax.tasks import Classification
+from deepjax.training import init_state, train_step
 
 KEY = jax.random.key(0)
 
@@ -49,13 +39,18 @@ def steps(model, optimizer, count, strategy="jit", devices=1, **options):
     state = init_state(model, transform, KEY, (3, 3, 2), ema=bool(options.get("ema")))
     before, losses = jax.device_get(state), []
     pure = partial(
-        train_step, model=model, optimizer=transform, schedule=lambda count: 0.1, preprocess=lambda key, x: x, **options
+        train_step,
+        model=model,
+        task=Classification(tuple("0123456789")),
+        optimizer=transform,
+        schedule=lambda count: 0.1,
+        **options,
     )
-    devices = select_devices(devices)
-    step = parallel_step(lambda state, _, rows, key, **axis: pure(state, rows, key, **axis), devices, strategy)
-    state = replicate(state, devices)
+    mesh = make_mesh(devices, strategy)
+    step = mesh.step(lambda state, _, rows, key, **axis: pure(state, rows, key, **axis))
+    state = mesh.replicate(state)
     for _ in range(count):
-        state, metrics = step(state, (), split_rows(batch(), devices, strategy), KEY)
+        state, metrics = step(state, (), mesh.to_devices(batch()), KEY)
         losses.append(float(metrics["loss"]))
     return before, jax.device_get(state), losses
 
@@ -104,38 +99,8 @@ SPIRALS = config.Config(
 )
 
 
-class StopAt:
-    """In place of the loop's Signals: as if a signal came during step `at` of this process."""
-
-    def __init__(self, at):
-        self.left = at - 1
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    @property
-    def received(self):
-        self.left -= 1
-        return signal.SIGTERM if self.left < 0 else 0
-
-
 def train(folder, **changes):
-    return training.train(dataclasses.replace(SPIRALS, workdir=str(folder), **changes), console=Console(quiet=True))
-
-
-def rows(folder):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
-def newest_state(folder):
-    manager = Checkpoints(folder / "checkpoints")
-    state = manager.manager.restore(manager.steps[-1])["state"]
-    manager.close()
-    return jax.tree.map(np.asarray, state)
+    return helpers.train(SPIRALS, folder, **changes)
 
 
 @pytest.mark.slow
@@ -155,21 +120,21 @@ def test_a_resumed_run_has_the_numbers_of_one_that_never_stopped(tmp_path, monke
         "ema": 0.9,
     }
     train(tmp_path / "whole", **changes)
-    monkeypatch.setattr(loop, "Signals", lambda: StopAt(7))  # in the third epoch, before the group thaws
+    helpers.stop_after(monkeypatch, 7)  # in the third epoch, before the group thaws
     with pytest.raises(Stopped):
         train(tmp_path / "parts", **changes)
     monkeypatch.undo()
-    stopped = newest_state(tmp_path / "parts")
+    stopped = helpers.newest_state(tmp_path / "parts")
     train(tmp_path / "parts", **changes)
-    whole = newest_state(tmp_path / "whole")
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    chex.assert_trees_all_equal(newest_state(tmp_path / "parts"), whole)
+    whole = helpers.newest_state(tmp_path / "whole")
+    assert helpers.records(tmp_path / "parts") == helpers.records(tmp_path / "whole")
+    chex.assert_trees_all_equal(helpers.newest_state(tmp_path / "parts"), whole)
     for name, equal in zip(names[:2], (False, True), strict=True):
         assert np.array_equal(stopped["params"][name]["kernel"], whole["params"][name]["kernel"]) == equal
     chex.assert_trees_all_equal(stopped["ema"][names[0]], stopped["params"][names[0]])
     assert inference.load_run(tmp_path / "whole").config.optimizer.groups == groups
     by_epoch = {}
-    for row in rows(tmp_path / "whole"):
+    for row in helpers.records(tmp_path / "whole"):
         if row["kind"] == "train":
             by_epoch.setdefault(math.ceil(row["epoch"]), set()).add(row["learning_rate"])
     assert {epoch: [round(rate, 6) for rate in rates] for epoch, rates in by_epoch.items()} == {
@@ -185,7 +150,7 @@ def test_a_plateau_on_several_devices_and_without_a_validation_set(tmp_path, mon
     monkeypatch.setattr(data, "load", load)
     schedule = config.Schedule("plateau", patience=0, threshold=0.99)
     train(tmp_path / "run", schedule=schedule, devices=config.Devices("pmap", 2), epochs=3)
-    last = [row for row in rows(tmp_path / "run") if row["kind"] == "train"][-1]
+    last = [row for row in helpers.records(tmp_path / "run") if row["kind"] == "train"][-1]
     assert_allclose(last["learning_rate"], 0.001, rtol=1e-5)
 
 

@@ -11,7 +11,7 @@ from deepjax.config import Config, Data, Devices, Optimizer
 from deepjax.errors import InputError
 from deepjax.plan import compiling, device_memory, inputs, plan, step
 from deepjax.summary import summarize
-from deepjax.training.run import make_model
+from deepjax.training.model import make_model
 
 CIFAR = Data(name="cifar10")
 SMALL = {"depth": 14, "width": 4}

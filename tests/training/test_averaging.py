@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import signal
 from functools import partial
 
 import chex
@@ -13,18 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
-from deepjax import cli, data, layers, training
+import helpers
+from deepjax import cli, data, inference, layers
 from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
 from deepjax.data.loaders import epoch_order
 from deepjax.errors import InputError, Stopped
-from deepjax.training import Checkpoints, MomentEstimator, averaging, inference, loop, mean_parameters, moments_step
-from deepjax.training.evaluate import of_probabilities, together
+from deepjax.tasks import Classification
+from deepjax.training import MomentEstimator, averaging, mean_parameters, moments_step
 
 KEY = jax.random.key(0)
-QUIET = Console(quiet=True)
 SWA = Config(  # with batch norms, one of them in a scan; the last batch of an epoch has 17 examples of 160
     data=Data(augment=Augment(translate=1.0)),
     model="mlp",
@@ -46,38 +44,6 @@ SPIRALS = Config(
     batch_size=100,
 )
 SNAPSHOTS = dataclasses.replace(SPIRALS, schedule=Schedule("warm_restarts", period=2.0), snapshots=3, keep=1)
-
-
-def train(config, folder, **changes):
-    return training.train(dataclasses.replace(config, workdir=str(folder), **changes), console=QUIET)
-
-
-def stopped_at(monkeypatch, step):
-    """Make the next process stop after that many of its steps, as if by a signal."""
-
-    class Signals:
-        left = step - 1
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        @property
-        def received(self):
-            self.left -= 1
-            return signal.SIGTERM if self.left < 0 else 0
-
-    monkeypatch.setattr(loop, "Signals", Signals)
-
-
-def stored(folder):
-    """{step: state} of a folder of checkpoints, as NumPy arrays."""
-    manager = Checkpoints(folder)
-    states = {step: jax.tree.map(np.asarray, manager.manager.restore(step)["state"]) for step in manager.steps}
-    manager.close()
-    return states
 
 
 # Moments
@@ -105,9 +71,9 @@ class Net(nn.Module):
 
 def estimated(model, variables, batches, key=KEY):
     """Moments by `moments_step`; batches are (x, mask)."""
-    step = jax.jit(partial(moments_step, model=model, preprocess=lambda _, image: image))
+    step = jax.jit(partial(moments_step, model=model, task=Classification(())))
     for count, (x, mask) in enumerate(batches):
-        batch = {"image": x, "mask": mask}
+        batch = {"image": x, "label": mask, "mask": mask}
         variables = variables | {"batch_stats": step(variables, batch, jax.random.fold_in(key, count), count)}
     return variables["batch_stats"]
 
@@ -247,34 +213,18 @@ def test_weights_of_different_networks_name_the_first_difference(other, message)
         mean_parameters([one, one, other], ["here", "here too", "there"])
 
 
-def test_predictions_together_are_the_mean_of_probabilities_without_underflow():
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(0, 3, (4, 50, 7)), rng.integers(0, 7, 50)
-    logits[:, 0] *= 300  # probabilities of e**-900 in every model
-    logs = logits - logsumexp(logits, -1, keepdims=True)
-    means = list(together(logs.astype(np.float32)))
-    for count, mean in enumerate(means, 1):
-        exact = logsumexp(logs[:count], 0) - np.log(count)
-        np.testing.assert_allclose(mean, exact, rtol=1e-5, atol=1e-5)
-        result = of_probabilities(labels, mean)
-        np.testing.assert_allclose(result.loss, -np.mean(exact[np.arange(50), labels]), rtol=1e-5)
-        likely = softmax(logits[:count], -1).mean(0)
-        assert result.error == np.mean(likely.argmax(-1) != labels)
-        assert result.top5_error == np.mean([label not in np.argsort(-p)[:5] for p, label in zip(likely, labels)])
-
-
 # Stochastic weight averaging
 
 
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("averaged") / "whole"
-    train(SWA, folder)
+    helpers.train(SWA, folder)
     return folder
 
 
 def test_swa_tests_the_mean_of_epochs_ends_with_moments_of_the_training_set(averaged):
-    states, (final,) = stored(averaged / "checkpoints"), stored(averaged / "averaged").values()
+    states, (final,) = helpers.stored(averaged, "checkpoints"), helpers.stored(averaged, "averaged").values()
     ends = [states[step]["params"] for step in (18, 27)]  # 9 steps an epoch; the first epoch is left out
     chex.assert_trees_all_close(final["params"], jax.tree.map(lambda *p: np.mean(p, 0), *ends), rtol=1e-6, atol=1e-7)
     chex.assert_trees_all_equal(final["params"], states[27]["swa"])
@@ -303,7 +253,7 @@ def test_the_summary_and_eval_of_swa_are_of_the_averaged_weights(averaged):
         assert result.error == summary[f"{name}_error"]
         np.testing.assert_allclose(result.loss, summary[f"{name}_loss"], rtol=1e-6)
     # Not the last weights, nor the average with the moments that training left.
-    last = stored(averaged / "checkpoints")[27]
+    last = helpers.stored(averaged, "checkpoints")[27]
     for members in (
         {"params": last["params"], "batch_stats": last["batch_stats"]},
         {"params": last["swa"], "batch_stats": last["batch_stats"]},
@@ -323,23 +273,18 @@ def test_weights_of_a_run_with_itself_are_its_own_and_moments_come_from_the_trai
     assert inference.average_weights([run], None) is run  # nothing to average: its moments stay
 
 
-def test_a_stopped_and_resumed_swa_run_is_bit_identical(tmp_path, averaged, monkeypatch):
-    stopped_at(monkeypatch, 21)  # within the epoch after the first average
+def test_an_unfinished_swa_run_can_be_used(tmp_path, monkeypatch):
+    helpers.stop_after(monkeypatch, 21)  # within the epoch after the first average
     with pytest.raises(Stopped):
-        train(SWA, tmp_path / "run")
-    assert inference.load_run(tmp_path / "run").step in (9, 18)  # can be used while it goes on
-    monkeypatch.undo()
-    summary = train(SWA, tmp_path / "run")
-    for part in ("checkpoints", "averaged"):
-        chex.assert_trees_all_equal(stored(tmp_path / "run" / part)[27], stored(averaged / part)[27])
-    assert summary["test_loss"] == json.loads((averaged / "summary.json").read_text())["test_loss"]
+        helpers.train(SWA, tmp_path / "run")
+    assert inference.load_run(tmp_path / "run").step in (9, 18)
 
 
 def test_swa_on_eight_devices_by_pmap_without_batch_norm(tmp_path):
-    summary = train(SPIRALS, tmp_path, devices=Devices("pmap"), batch_size=80, epochs=4, swa_start=2, keep=10)
-    states = stored(tmp_path / "checkpoints")
+    summary = helpers.train(SPIRALS, tmp_path, devices=Devices("pmap"), batch_size=80, epochs=4, swa_start=2, keep=10)
+    states = helpers.stored(tmp_path, "checkpoints")
     ends = [states[step]["params"] for step in sorted(states)[1:]]
-    (final,) = stored(tmp_path / "averaged").values()
+    (final,) = helpers.stored(tmp_path, "averaged").values()
     chex.assert_trees_all_close(final["params"], jax.tree.map(lambda *p: np.mean(p, 0), *ends), rtol=1e-5, atol=1e-6)
     assert len(ends) == 3
     assert summary["test_error"] == inference.evaluate_run(inference.load_run(tmp_path)).error
@@ -351,7 +296,7 @@ def test_swa_on_eight_devices_by_pmap_without_batch_norm(tmp_path):
 @pytest.fixture(scope="module")
 def snapped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("snapped") / "whole"
-    train(SNAPSHOTS, folder)
+    helpers.train(SNAPSHOTS, folder)
     return folder
 
 
@@ -359,8 +304,8 @@ def test_snapshots_are_kept_at_each_cycles_end_and_tested_together(snapped):
     summary = json.loads((snapped / "summary.json").read_text())
     steps = [shot["step"] for shot in summary["snapshots"]]
     ends = [summary["steps"] * cycle // 3 for cycle in (1, 2, 3)]
-    assert steps == ends == sorted(stored(snapped / "snapshots"))
-    rates = {row["step"]: row["learning_rate"] for row in rows(snapped) if row["kind"] == "train"}
+    assert steps == ends == sorted(helpers.stored(snapped, "snapshots"))
+    rates = {row["step"]: row["learning_rate"] for row in helpers.records(snapped) if row["kind"] == "train"}
     assert (
         max(rates[step] for step in rates if step in ends) < 0.003 < 0.03 * 0.5 < rates[steps[0] + 10 - steps[0] % 10]
     )
@@ -377,46 +322,35 @@ def test_snapshots_are_kept_at_each_cycles_end_and_tested_together(snapped):
         np.testing.assert_allclose(
             shot["test_loss"], np.mean(-np.log(softmax(own, -1)[range(len(labels)), labels])), rtol=1e-4
         )
-    for count, error in enumerate(summary["last_snapshots_test_errors"], 1):
+    errors = [last["error"] for last in summary["last_snapshots"]]
+    for count, error in enumerate(errors, 1):
         assert error == np.mean(softmax(logits[-count:], -1).mean(0).argmax(-1) != labels)
     mean = softmax(logits, -1).mean(0)
-    assert summary["test_error"] == summary["last_snapshots_test_errors"][-1]
+    assert summary["test_error"] == errors[-1]
     np.testing.assert_allclose(summary["test_loss"], np.mean(-np.log(mean[range(len(labels)), labels])), rtol=1e-4)
     found = inference.evaluate_runs([run])
     assert found.together.error == summary["test_error"]
     assert [one.error for one in found.alone] == [shot["test_error"] for shot in summary["snapshots"]]
 
 
-def rows(folder):
-    """metrics.jsonl without its times."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def test_a_stopped_and_resumed_run_of_snapshots_is_bit_identical(tmp_path, snapped, monkeypatch):
-    folder = tmp_path / "run"
+def test_an_unfinished_run_of_snapshots_can_be_used(tmp_path, snapped, monkeypatch):
     third = json.loads((snapped / "summary.json").read_text())["steps"] // 3
-    stopped_at(monkeypatch, third)  # at a cycle's end
+    helpers.stop_after(monkeypatch, third)  # at a cycle's end
     with pytest.raises(Stopped):
-        train(SNAPSHOTS, folder)
-    assert inference.load_run(folder).steps == (third,)
-    monkeypatch.undo()
-    summary = train(SNAPSHOTS, folder)
-    chex.assert_trees_all_equal(stored(folder / "snapshots"), stored(snapped / "snapshots"))
-    assert rows(folder) == rows(snapped)
-    assert summary["snapshots"] == json.loads((snapped / "summary.json").read_text())["snapshots"]
+        helpers.train(SNAPSHOTS, tmp_path / "run")
+    assert inference.load_run(tmp_path / "run").steps == (third,)
 
 
 def test_a_damaged_snapshot_is_named_and_left_out(tmp_path, snapped):
     folder = tmp_path / "run"
     shutil.copytree(snapped, folder)
-    step = sorted(stored(folder / "snapshots"))[1]
+    step = sorted(helpers.stored(folder, "snapshots"))[1]
     largest = max(
         (folder / "snapshots" / str(step)).rglob("*"), key=lambda path: path.is_file() and path.stat().st_size
     )
     largest.write_bytes(largest.read_bytes()[:10])
     said = []
-    assert len(inference.load_run(folder, said.append).members) == 2
+    assert len(inference.load_run(folder, warn=said.append).members) == 2
     assert len(said) == 1
     assert f"snapshots/{step} is damaged" in said[0]
 
@@ -448,7 +382,7 @@ def test_a_damaged_snapshot_is_named_and_left_out(tmp_path, snapped):
 )
 def test_what_does_not_go_together_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        train(SPIRALS, tmp_path / "run", **changes)
+        helpers.train(SPIRALS, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
 
@@ -469,7 +403,7 @@ def runs(tmp_path_factory):
         ("b", {"seed": 1}),
         ("wide", {"model_options": {"width": 24}}),
     ):
-        train(SPIRALS, folder / name, **{"data": drawn, "epochs": 3} | changes)
+        helpers.train(SPIRALS, folder / name, **{"data": drawn, "epochs": 3} | changes)
     return folder
 
 

@@ -5,21 +5,18 @@ import hashlib
 import json
 import math
 import shutil
-import signal
 
 import chex
-import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
-from deepjax import cli, training
+import helpers
+from deepjax import cli
 from deepjax.config import Config, Devices, Optimizer, Schedule
 from deepjax.errors import InputError, Stopped, TrainingFailed
-from deepjax.training import Checkpoints, find_lr, loop, range_test
+from deepjax.training import find_lr, range_test
 from deepjax.training.find_lr import Point, suggest
 
-QUIET = Console(quiet=True)
 DIGITS = Config(
     model="mlp",
     model_options={"width": 16, "norm": "batch", "dropout": 0.1},
@@ -33,25 +30,8 @@ DIGITS = Config(
 )
 
 
-def train(config, folder):
-    return training.train(dataclasses.replace(config, workdir=str(folder)), console=QUIET)
-
-
 def search(config, folder, **options):
-    return range_test(dataclasses.replace(config, workdir=str(folder)), console=QUIET, **options)
-
-
-def rows(folder, kind):
-    """metrics.jsonl without its times."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["kind"] == kind]
-
-
-def newest_state(folder):
-    manager = Checkpoints(folder / "checkpoints")
-    state = manager.manager.restore(manager.steps[-1])["state"]
-    manager.close()
-    return jax.tree.map(np.asarray, state)
+    return range_test(dataclasses.replace(config, workdir=str(folder)), **options)
 
 
 def hashes(folder):
@@ -62,23 +42,10 @@ def hashes(folder):
 def stopped(tmp_path_factory):
     """A run that was stopped within its second epoch."""
     folder = tmp_path_factory.mktemp("runs") / "stopped"
-    steps = iter(range(13))
-
-    class Signals:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        @property
-        def received(self):
-            return 0 if next(steps, None) is not None else signal.SIGTERM
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Signals", Signals)
+        helpers.stop_after(patch, 14)
         with pytest.raises(Stopped):
-            train(DIGITS, folder)
+            helpers.train(DIGITS, folder)
     return folder
 
 
@@ -87,7 +54,7 @@ def finished(stopped, tmp_path_factory):
     """The same run, gone on with."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     shutil.copytree(stopped, folder)
-    train(DIGITS, folder)
+    helpers.train(DIGITS, folder)
     return folder
 
 
@@ -100,15 +67,15 @@ def test_a_run_is_left_as_it_was_and_goes_on_to_the_same_numbers(stopped, finish
     new = {folder / "find_lr.json", folder / "find_lr.png"}
     assert {path: after[path] for path in after.keys() - new} == before
     assert new <= after.keys()
-    train(DIGITS, folder)
-    chex.assert_trees_all_equal(newest_state(folder), newest_state(finished))
+    helpers.train(DIGITS, folder)
+    chex.assert_trees_all_equal(helpers.newest_state(folder), helpers.newest_state(finished))
     for kind in ("train", "train_epoch", "validation"):
-        assert rows(folder, kind) == rows(finished, kind)
+        assert helpers.records(folder, kind) == helpers.records(finished, kind)
     assert hashes(folder)[folder / "find_lr.json"] == after[folder / "find_lr.json"]
     # It began where the run goes on: the same state, batch and keys, so the same loss.
     step = result["start_step"]
-    assert step == int(newest_state(stopped)["step"]) > 10
-    (going_on,) = (row for row in rows(finished, "train") if row["step"] == step + 1)
+    assert step == int(helpers.newest_state(stopped)["step"]) > 10
+    (going_on,) = (row for row in helpers.records(finished, "train") if row["step"] == step + 1)
     assert result["points"][0]["loss"] == going_on["loss"]
 
 
@@ -129,9 +96,9 @@ def test_it_sweeps_rates_whatever_the_schedule_and_training_after_it_is_as_witho
     assert 1e-3 < result["suggestion"] < 1
     assert 1e-3 < result["steepest_descent"] < 10 * result["suggestion"]
     assert (tmp_path / "find_lr.png").read_bytes().startswith(b"\x89PNG")
-    train(DIGITS, tmp_path)
-    chex.assert_trees_all_equal(newest_state(tmp_path), newest_state(finished))
-    assert points[0].loss == rows(finished, "train")[0]["loss"]
+    helpers.train(DIGITS, tmp_path)
+    chex.assert_trees_all_equal(helpers.newest_state(tmp_path), helpers.newest_state(finished))
+    assert points[0].loss == helpers.records(finished, "train")[0]["loss"]
 
 
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
@@ -145,8 +112,8 @@ def test_each_point_is_one_update_of_all_its_batches_on_all_devices(tmp_path, st
         ema=0.0,
     )
     result = search(config, tmp_path / "search", min_rate=1e-3, max_rate=1e3, steps=10, smoothing=0.0)
-    train(dataclasses.replace(config, epochs=1, schedule=Schedule()), tmp_path / "run")
-    losses = [row["loss"] for row in rows(tmp_path / "run", "train")]
+    helpers.train(config, tmp_path / "run", epochs=1, schedule=Schedule())
+    losses = [row["loss"] for row in helpers.records(tmp_path / "run", "train")]
     np.testing.assert_allclose(result["points"][0]["loss"], np.mean(losses[:3]), rtol=1e-6)
     rates = [point["rate"] for point in result["points"]]
     np.testing.assert_allclose(rates, np.geomspace(1e-3, 1e3, 10)[: len(rates)], rtol=1e-4)
@@ -204,8 +171,8 @@ def test_a_loss_that_is_not_finite_ends_the_sweep(tmp_path):
         ({"max_rate": math.inf}, {}, "max_rate inf"),
         ({"steps": 5}, {}, "steps 5 must be at least 10"),
         ({"smoothing": 1.0}, {}, r"smoothing 1.0 must be in \[0, 1\)"),
-        ({}, {"optimizer": Optimizer("rprop"), "schedule": Schedule()}, "rprop finds the sizes of its steps itself"),
-        ({}, {"optimizer": Optimizer("lbfgs", line_search=True)}, "line_search finds the sizes"),
+        ({}, {"optimizer": Optimizer("rprop"), "schedule": Schedule()}, "rprop determines its step sizes itself"),
+        ({}, {"optimizer": Optimizer("lbfgs", line_search=True)}, "line_search determines its step sizes"),
         ({}, {"epochs": 0}, "epochs 0"),
         ({}, {"model": "mpl"}, "did you mean 'mlp'"),
     ],
@@ -257,7 +224,9 @@ def fake_sweep():
             steps, data = 1, ()
             epoch = staticmethod(lambda *_: iter([0]))
 
-        place = staticmethod(lambda rows: rows)
+        class mesh:  # noqa: N801
+            to_devices = staticmethod(lambda rows: rows)
+
         step = staticmethod(lambda state, *_: (state, {"loss": np.float32("nan"), "learning_rate": 0.1}))
 
     return Exp, None, 0, 10, 0.9

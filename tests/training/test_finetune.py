@@ -1,7 +1,6 @@
 """Auxiliary heads in the step; pretrained weights, frozen groups and their batch norms in a run."""
 
 import dataclasses
-import io
 import json
 import shutil
 from functools import partial
@@ -14,24 +13,16 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
-from rich.console import Console
 
-from deepjax import cli, training, weights, zoo
+import helpers
+from deepjax import cli, inference, training, weights, zoo
 from deepjax.cli.configs import configs, load
 from deepjax.config import Config, Data, Devices, Optimizer
 from deepjax.errors import InputError
 from deepjax.layers import BatchNorm
-from deepjax.training import (
-    Checkpoints,
-    freezing,
-    inference,
-    init_state,
-    parallel_step,
-    replicate,
-    select_devices,
-    split_rows,
-    train_step,
-)
+from deepjax.parallel import make_mesh
+from deepjax.tasks import Classification
+from deepjax.training import freezing, init_state, setup, train_step
 from deepjax.units import stack
 from deepjax.weights.files import save_state_dict
 
@@ -53,13 +44,13 @@ class Headed(nn.Module):
         return (logits, *others) if train else logits
 
 
-def step_of(model, optimizer=None, **options):
+def step_of(model, optimizer=None, of_task={}, **options):  # noqa: B006
     return partial(
         train_step,
         model=model,
         optimizer=optimizer or optax.sgd(0.1),
         schedule=lambda count: 0.1,
-        preprocess=lambda key, image: image,
+        task=Classification(tuple("abcd"), auxiliary_weight=getattr(model, "auxiliary_weight", 0.0), **of_task),
         **options,
     )
 
@@ -86,8 +77,8 @@ def test_auxiliary_heads_join_the_loss_by_their_weight():
     (logits, *others), moments = Headed().apply(variables, batch["image"], **call)
     losses = [entropy(each, np.eye(4)[batch["label"]])[:5].mean() for each in (logits, *others)]
     np.testing.assert_allclose(metrics["loss"], losses[0] + 0.3 * (losses[1] + losses[2]), rtol=1e-6)
-    right = np.asarray(logits).argmax(-1)[:5] == batch["label"][:5]
-    np.testing.assert_allclose(metrics["accuracy"], right.mean(), rtol=1e-6)
+    wrong = np.asarray(logits).argmax(-1)[:5] != batch["label"][:5]
+    np.testing.assert_allclose(metrics["error"], wrong.mean(), rtol=1e-6)
     chex.assert_trees_all_close(new.batch_stats, moments["batch_stats"], rtol=1e-6)
     # The first head sees x alone: its gradient is 0.3 times the softmax's error, times x.
     probabilities = np.exp(np.asarray(others[0], np.float64))
@@ -103,7 +94,7 @@ def test_auxiliary_heads_without_a_weight_are_refused():
         auxiliary_weight = 0.0
 
     state = init_state(Weightless(), optax.sgd(0.1), KEY, (6,))
-    with pytest.raises(InputError, match="Weightless answers with 2 auxiliary heads"):
+    with pytest.raises(InputError, match="2 auxiliary outputs in training, but has no auxiliary_weight"):
         step_of(Weightless())(state, batch_of(4, 4), KEY)
 
 
@@ -113,7 +104,7 @@ def test_auxiliary_heads_mix_and_accumulate_as_the_logits_do():
         return image, targets
 
     optimizer = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
-    step = jax.jit(step_of(Headed(), optimizer, mix=mix, accumulate=2, smoothing=0.1))
+    step = jax.jit(step_of(Headed(), optimizer, {"mix": mix, "smoothing": 0.1}, accumulate=2))
     start = state = init_state(Headed(), optimizer, KEY, (6,))
     batch = batch_of(8, 8)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -134,7 +125,7 @@ def test_auxiliary_heads_on_several_devices(strategy):
         pytest.skip("needs two devices")
     half = batch_of(4, 4)
     batch = jax.tree.map(lambda x: np.concatenate([x, x]), half)
-    devices = select_devices(2)
+    mesh = make_mesh(2, strategy)
     pure = step_of(Headed())
 
     def step(state, data, rows, key, axis_name=None):
@@ -142,9 +133,7 @@ def test_auxiliary_heads_on_several_devices(strategy):
 
     state = init_state(Headed(), optax.sgd(0.1), KEY, (6,))
     alone, metrics = jax.jit(pure)(state, batch, KEY)
-    parallel = parallel_step(step, devices, strategy)
-    rows = split_rows(batch, devices, strategy)
-    found, others = parallel(replicate(state, devices), (), rows, KEY)
+    found, others = mesh.step(step)(mesh.replicate(state), (), mesh.to_devices(batch), KEY)
     chex.assert_trees_all_close(found.params, alone.params, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(others["loss"], metrics["loss"], rtol=1e-6)
 
@@ -175,8 +164,8 @@ class Normed(nn.Module):
 def test_kept_moments_are_those_of_evaluation_until_the_thaw():
     state = init_state(Normed(), optax.sgd(0.1), KEY, (6,))
     plain, evaluated = jax.jit(step_of(Normed())), jax.jit(step_of(Normed(frozen=True)))
-    kept = jax.jit(step_of(Normed(), kept={"first*": 2, "*rest*": 2}))
-    always = jax.jit(step_of(Normed(), kept={"*head*": 0, "first*": None, "rest*": None}))
+    kept = jax.jit(step_of(Normed(), frozen_moments={"first*": 2, "*rest*": 2}))
+    always = jax.jit(step_of(Normed(), frozen_moments={"*head*": 0, "first*": None, "rest*": None}))
     for count in range(3):
         batch = batch_of(8, 6, seed=count)
         expected, _ = (evaluated if count < 2 else plain)(state, batch, KEY)
@@ -201,15 +190,15 @@ def test_which_patterns_freeze_until_when():
         "stage1*": {"weight_decay": 0.0, "frozen_until": 2.5},
         "stem*": {"frozen_until": 1.0},
     }
-    assert freezing.kept_moments(config, 10) == {"head/*": 0, "stage1*": 25, "stem*": 10}
+    assert freezing.frozen_moments(config, 10) == {"head/*": 0, "stage1*": 25, "stem*": 10}
     forever = dataclasses.replace(config, thaw=(), optimizer=Optimizer())
-    assert freezing.kept_moments(forever, 10) == {"stem*": None, "stage1*": None}
-    assert freezing.kept_moments(dataclasses.replace(forever, freeze_moments=False), 10) is None
+    assert freezing.frozen_moments(forever, 10) == {"stem*": None, "stage1*": None}
+    assert freezing.frozen_moments(dataclasses.replace(forever, freeze_moments=False), 10) is None
     shared = dataclasses.replace(forever, thaw_share=0.5, epochs=5)
     assert freezing.thaws(shared) == {"stem*": 2.5, "stage1*": 2.5}
     for changes, message in (
         ({"thaw": (1.0, 2.0, 3.0)}, "3 epochs for the 2 patterns"),
-        ({"thaw_share": 0.5}, "both say when"),
+        ({"thaw_share": 0.5}, "both set the time"),
         ({"thaw": (0.0,)}, "above 0"),
         ({"thaw": (), "thaw_share": 1.5}, r"share in \[0, 1\]"),
         ({"freeze": (), "freeze_moments": False}, "thaw .* does nothing without freeze"),
@@ -273,10 +262,7 @@ def command(home, *options, model="cifar_resnet"):
 
 
 def states(folder):
-    checkpoints = Checkpoints(folder / "checkpoints")
-    found = [jax.tree.map(np.asarray, checkpoints.manager.restore(step)["state"]) for step in checkpoints.steps]
-    checkpoints.close()
-    return found
+    return list(helpers.stored(folder).values())
 
 
 def changed(before, after):
@@ -327,7 +313,7 @@ def test_a_new_head_has_ten_times_the_rate(home):
     """One step by plain SGD: the head moves by 0.01 times its gradient, the rest by 0.001 times."""
     folder, _ = home
     config = load(configs()["finetune"])
-    optimizer = training.experiment.make_optimizer(
+    optimizer = setup.make_optimizer(
         dataclasses.replace(freezing.frozen_optimizer(config), name="sgd"), lambda count: 0.001
     )
     params = jax.eval_shape(lambda: zoo.create("resnet18", width=4).init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))
@@ -390,15 +376,15 @@ def test_a_runs_folder_is_a_source_with_its_head_or_without(home, thawed):
     config = dataclasses.replace(run.config, pretrained=str(thawed), **plain)
     for keeps in (True, False):
         again = dataclasses.replace(config, reset_head=not keeps, workdir=str(folder / f"again{keeps}"))
-        exp = training.experiment.load(again, folder / f"again{keeps}")
-        state = exp.init()
+        exp = setup.setup(again, folder / f"again{keeps}")
+        state = exp.initial_state(print)
         same = jax.tree.map(lambda a, b: bool((a == b).all()), dict(state.params), dict(run.variables["params"]))
         assert same.pop("head") == {"kernel": keeps, "bias": keeps}
         assert jax.tree.all(same)
         np.testing.assert_array_equal(exp.statistics.standardizer.shift, run.standardizer.shift)
     other = dataclasses.replace(config, data=Data(name="digits"), data_dir="", reset_head=True)
     with pytest.raises(InputError, match="stem_conv"):
-        training.experiment.load(other, folder / "other")
+        setup.setup(other, folder / "other")
 
 
 @pytest.mark.parametrize(
@@ -414,7 +400,7 @@ def test_a_runs_folder_is_a_source_with_its_head_or_without(home, thawed):
         ),
         (["--model", "resnet34", "--model-options", "width=4"], "is of the network cifar_resnet, model is resnet34"),
         (["--freeze", "stemm*"], "freeze (optimizer.groups) 'stemm*' matches no parameter"),
-        (["--init", "lsuv"], "both say where parameters begin"),
+        (["--init", "lsuv"], "both set the initial parameters"),
         (["--data-dir", ""], "folder: needs --data-dir"),
         (["--data-dir", "nowhere"], "has no train/"),
         (["--thaw", "2"], "does nothing without freeze"),
@@ -442,11 +428,11 @@ def test_grey_runs_are_sources_too(tmp_path):
         batch_size=500,
         workdir=str(tmp_path / "digits"),
     )
-    training.train(config, console=Console(file=io.StringIO()))
+    training.train(config)
     config = dataclasses.replace(config, pretrained=str(tmp_path / "digits"), freeze=("stem*",))
-    exp = training.experiment.load(config, tmp_path / "again")
+    exp = setup.setup(config, tmp_path / "again")
     stem = inference.load_run(tmp_path / "digits").variables["params"]["stem_conv"]["kernel"]
-    np.testing.assert_array_equal(exp.init().params["stem_conv"]["kernel"], stem)
+    np.testing.assert_array_equal(exp.initial_state(print).params["stem_conv"]["kernel"], stem)
     whole = dataclasses.replace(config, data=Data(name="digits", standardize="zca", epsilon=0.1))
     with pytest.raises(InputError, match=r"set data\.standardize channel"):
-        training.experiment.load(whole, tmp_path / "again")
+        setup.setup(whole, tmp_path / "again")

@@ -1,25 +1,22 @@
 """The loop: stopping, resuming, choosing, failing. On the digits and toys, with tiny networks."""
 
 import dataclasses
-import io
 import json
 import shutil
-import signal
 
 import chex
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 from tensorboard.compat.proto.event_pb2 import Event
 
-from deepjax import training
+import helpers
+from deepjax import inference
 from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
 from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.runs import workdir
-from deepjax.training import Checkpoints, inference, loop
+from deepjax.runs.checkpoint import Checkpoints
 
-QUIET = Console(quiet=True)
 DIGITS = Config(
     data=Data(augment=Augment(translate=1.0, flip=True)),
     model="cifar_resnet",
@@ -44,83 +41,12 @@ SPIRALS = Config(
 )
 
 
-def train(config, folder, **changes):
-    config = dataclasses.replace(config, workdir=str(folder), **changes)
-    return training.train(config, console=QUIET)
-
-
-def rows(folder):
-    """metrics.jsonl without its times."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def newest_state(folder):
-    manager = Checkpoints(folder / "checkpoints")
-    step = manager.steps[-1]
-    state = manager.manager.restore(step)["state"]
-    manager.close()
-    return jax.tree.map(np.asarray, state)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of DIGITS that was never stopped."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    train(DIGITS, folder)
+    helpers.train(DIGITS, folder)
     return folder
-
-
-class StopAt:
-    """In the loop's Signals' place: as if a signal came during step `at` of this process."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    @property
-    def received(self):
-        self.left -= 1
-        return signal.SIGTERM if self.left < 0 else 0
-
-
-@pytest.mark.parametrize("stops", [(3,), (1, 5), (11,)])  # 11 steps an epoch: within it, and at its end
-def test_a_stopped_and_resumed_run_is_bit_identical(tmp_path, whole, monkeypatch, stops):
-    folder = tmp_path / "run"
-    for at in stops:
-        monkeypatch.setattr(loop, "Signals", lambda at=at: StopAt(at - 1))
-        with pytest.raises(Stopped, match=r"stopped by SIGTERM at step \d+ of 22, saved") as stop:
-            train(DIGITS, folder)
-        assert stop.value.number == signal.SIGTERM
-        assert (folder / "curves.png").exists()
-    monkeypatch.undo()
-    summary = train(DIGITS, folder)
-    chex.assert_trees_all_equal(newest_state(folder), newest_state(whole))
-    assert rows(folder) == rows(whole)
-    other = json.loads((whole / "summary.json").read_text())
-    for field in ("test_error", "test_loss", "train_loss", "steps", "epochs", "parameters", "best_epoch"):
-        assert summary[field] == other[field]
-
-
-def test_records_after_the_last_checkpoint_of_a_killed_run_come_again(tmp_path, whole):
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    (folder / "summary.json").unlink()
-    manager = Checkpoints(folder / "checkpoints")
-    manager.manager.delete(22)  # as if killed between step 20's checkpoint and the end
-    left = manager.steps[-1]
-    manager.close()
-    assert left == 20
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 22, "lo')  # cut short by the kill
-    train(DIGITS, folder)
-    assert rows(folder) == rows(whole)
-    chex.assert_trees_all_equal(newest_state(folder), newest_state(whole))
 
 
 def read_events(path):
@@ -138,12 +64,12 @@ def test_what_a_run_leaves(whole):
     assert config["versions"]["jax"] == jax.__version__
     assert config["seed"] == 0
     assert config["device_kind"] == "cpu"
-    records = rows(whole)
+    records = helpers.records(whole)
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 23))
     assert [r["epoch"] for r in records if r["kind"] == "validation"] == [1, 2]
     assert set(json.loads((whole / "summary.json").read_text())) == {
-        "test_error", "test_loss", "train_loss", "steps", "epochs", "seconds", "compile_seconds", "images_per_second",
-        "parameters", "best_epoch",
+        "result", "test_error", "test_loss", "train_error", "train_loss", "steps", "epochs", "seconds",
+        "compile_seconds", "examples_per_second", "parameters", "best_epoch",
     }  # fmt: skip
     for picture in ("curves.png", "confusion.png"):
         assert (whole / picture).read_bytes().startswith(b"\x89PNG")
@@ -160,23 +86,26 @@ def test_what_a_run_leaves(whole):
     assert [scalar for scalar in scalars if not scalar[1].endswith("seconds")] == written
 
 
-def test_a_finished_run_says_so_and_stays(tmp_path, whole, capsys):
+def test_a_finished_run_reports_its_result_and_stays(whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
-    console = Console(force_terminal=False)
-    training.train(dataclasses.replace(DIGITS, workdir=str(whole)), console=console)
-    assert "finished" in capsys.readouterr().out
+    lines = []
+    summary = helpers.train(DIGITS, whole, log=lines.append)
+    assert lines == [f"{whole}: finished, {summary['result']}"]
+    assert f"test error {100 * summary['test_error']:.2f} %" in lines[0]
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    assert helpers.train(DIGITS, whole) == summary
+    assert capsys.readouterr() == ("", "")  # without log, nothing is printed
 
 
 def test_another_config_is_refused_with_both_values(whole):
     with pytest.raises(InputError, match=r"epochs 2 there, 3 here.*--workdir"):
-        train(DIGITS, whole, epochs=3)
+        helpers.train(DIGITS, whole, epochs=3)
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="holds no deepjax run"):
-        train(DIGITS, tmp_path)
+        helpers.train(DIGITS, tmp_path)
 
 
 def test_evaluation_of_the_run_gives_the_summarys_numbers(whole):
@@ -204,13 +133,12 @@ def test_a_truncated_checkpoint_is_passed_over_and_named(tmp_path, whole):
     shutil.copytree(whole, folder)
     (folder / "summary.json").unlink()
     damage(folder, 22)
-    output = io.StringIO()
-    training.train(dataclasses.replace(DIGITS, workdir=str(folder)), console=Console(file=output, width=200))
-    said = output.getvalue()
-    assert "checkpoints/22 is damaged" in said
-    assert "continuing at step 20" in said
+    lines = []
+    helpers.train(DIGITS, folder, log=lines.append)
+    assert any(line.startswith("warning: ") and "checkpoints/22 is damaged" in line for line in lines)
+    assert "continuing at step 20 of 22" in lines
     assert (folder / "damaged" / "22").exists()
-    chex.assert_trees_all_equal(newest_state(folder), newest_state(whole))
+    chex.assert_trees_all_equal(helpers.newest_state(folder), helpers.newest_state(whole))
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(tmp_path, whole):
@@ -219,16 +147,16 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(tmp_path, whole):
     (folder / "summary.json").unlink()
     for path in (folder / "checkpoints").iterdir():
         damage(folder, path.name)
-    before = rows(folder)
+    before = helpers.records(folder)
     with pytest.raises(InputError, match="no checkpoint in .* is whole"):
-        train(DIGITS, folder)
-    assert rows(folder) == before
+        helpers.train(DIGITS, folder)
+    assert helpers.records(folder) == before
     with pytest.raises(InputError, match="no checkpoint in .* is whole"):
         inference.load_run(folder, warn=lambda text: None)
 
 
 def test_any_damaged_file_of_a_checkpoint_is_noticed_or_does_not_matter(tmp_path, whole):
-    state = newest_state(whole)
+    state = helpers.newest_state(whole)
     for path in sorted((whole / "checkpoints" / "22").rglob("*")):
         if path.is_dir():
             continue
@@ -239,14 +167,14 @@ def test_any_damaged_file_of_a_checkpoint_is_noticed_or_does_not_matter(tmp_path
             with copy.open("r+b") as file:
                 file.truncate(size)
             said = []
-            run = inference.load_run(folder, said.append)
+            run = inference.load_run(folder, warn=said.append)
             if path.name == "sha256.json" or path.stat().st_size == size:
                 assert not said
             else:
                 assert any("22 is damaged" in text for text in said), path
                 assert run.step < 22
             shutil.rmtree(folder)
-    chex.assert_trees_all_equal(newest_state(whole), state)
+    chex.assert_trees_all_equal(helpers.newest_state(whole), state)
 
 
 def write_npz(path, count, classes=3):
@@ -255,52 +183,52 @@ def write_npz(path, count, classes=3):
     np.savez(path, x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
 
 
-@pytest.mark.parametrize(("count", "classes"), [(1100, 3), (2000, 3), (1000, 5)])
+@pytest.mark.parametrize(("count", "classes"), [(1100, 3), (1000, 5)])
 def test_data_that_changed_since_are_refused_and_nothing_is_lost(tmp_path, count, classes, monkeypatch):
     write_npz(tmp_path / "set.npz", 1000)
     config = dataclasses.replace(SPIRALS, data=Data(name=str(tmp_path / "set.npz")))
-    monkeypatch.setattr(loop, "Signals", lambda: StopAt(11))
+    helpers.stop_after(monkeypatch, 12)
     with pytest.raises(Stopped):
-        train(config, tmp_path / "run")
+        helpers.train(config, tmp_path / "run")
     monkeypatch.undo()
     before = (tmp_path / "run" / "data.json").read_text()
     write_npz(tmp_path / "set.npz", count, classes)
     with pytest.raises(InputError, match="has changed since"):
-        train(config, tmp_path / "run")
+        helpers.train(config, tmp_path / "run")
     assert (tmp_path / "run" / "data.json").read_text() == before
 
 
 def test_one_workdir_has_one_process(tmp_path):
     with workdir.locked(tmp_path / "run"), pytest.raises(InputError, match="in use by another process"):
-        train(SPIRALS, tmp_path / "run")
-    train(SPIRALS, tmp_path / "run", epochs=1)
+        helpers.train(SPIRALS, tmp_path / "run")
+    helpers.train(SPIRALS, tmp_path / "run", epochs=1)
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "bert"}', "[1]", "{"])
 def test_a_config_json_of_something_else_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json"):
-        train(SPIRALS, tmp_path)
+        helpers.train(SPIRALS, tmp_path)
     with pytest.raises(InputError, match=r"config\.json"):
         inference.load_run(tmp_path)
 
 
 def test_pmap_does_not_go_on_with_other_devices(tmp_path, monkeypatch):
     config = dataclasses.replace(SPIRALS, devices=Devices("pmap"), batch_size=80)
-    monkeypatch.setattr(loop, "Signals", lambda: StopAt(2))
+    helpers.stop_after(monkeypatch, 3)
     with pytest.raises(Stopped):
-        train(config, tmp_path / "run")
+        helpers.train(config, tmp_path / "run")
     monkeypatch.undo()
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps(record | {"device_count": 4}))
-    with pytest.raises(InputError, match="was run on 4 devices, now there are 8"):
-        train(config, tmp_path / "run")
+    with pytest.raises(InputError, match="was run on 4 devices, here are 8"):
+        helpers.train(config, tmp_path / "run")
 
 
 def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
     folder = tmp_path / "run"
-    summary = train(SPIRALS, folder, epochs=6, keep=1)
-    errors = [(r["error"], r["loss"], r["epoch"]) for r in rows(folder) if r["kind"] == "validation"]
+    summary = helpers.train(SPIRALS, folder, epochs=6, keep=1)
+    errors = [(r["error"], r["loss"], r["epoch"]) for r in helpers.records(folder) if r["kind"] == "validation"]
     assert summary["best_epoch"] == min(errors)[2]
     manager = Checkpoints(folder / "checkpoints", 1)
     steps_per_epoch = summary["steps"] // 6
@@ -317,17 +245,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rate_and_checkpo
         checkpoint_every=1,
     )
     with pytest.raises(TrainingFailed, match=r"at step \d+ .*learning rate 1e\+25.*(checkpoint)") as error:
-        train(config, folder)
+        helpers.train(config, folder)
     step = int(str(error.value).split()[2])
     kept = [int(path.name) for path in (folder / "checkpoints").iterdir()]
     assert max(kept, default=0) < step
-    assert max((r["step"] for r in rows(folder)), default=0) < step
+    assert max((r["step"] for r in helpers.records(folder)), default=0) < step
     assert not (folder / "summary.json").exists()
 
 
 def test_early_stopping_stops_after_patience_epochs_without_improvement(tmp_path):
     config = dataclasses.replace(SPIRALS, optimizer=Optimizer(name="sgd", learning_rate=1e-30))
-    summary = train(config, tmp_path / "run", epochs=50, patience=3)
+    summary = helpers.train(config, tmp_path / "run", epochs=50, patience=3)
     assert summary["epochs"] == 4
     assert summary["best_epoch"] == 4  # all are equal, and of equals the newest counts
 
@@ -338,33 +266,35 @@ def test_without_validation_the_newest_state_is_tested(tmp_path):
     arrays |= {f"y_{split}": np.arange(100) % 3 for split in ("train", "test")}
     np.savez(tmp_path / "set.npz", **arrays)
     data = Data(name=str(tmp_path / "set.npz"), validation=0.0)
-    summary = train(dataclasses.replace(SPIRALS, data=data), tmp_path / "run")
+    summary = helpers.train(dataclasses.replace(SPIRALS, data=data), tmp_path / "run")
     assert summary["best_epoch"] == 3
-    assert not [r for r in rows(tmp_path / "run") if r["kind"] == "validation"]
+    assert not [r for r in helpers.records(tmp_path / "run") if r["kind"] == "validation"]
 
 
 def test_images_on_the_device_and_from_the_host_train_alike(tmp_path):
     states = []
     for placement in ("device", "host"):
         config = dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, placement=placement))
-        train(config, tmp_path / placement, epochs=1)
-        states.append(newest_state(tmp_path / placement))
+        helpers.train(config, tmp_path / placement, epochs=1)
+        states.append(helpers.newest_state(tmp_path / placement))
     chex.assert_trees_all_close(*states, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
 def test_eight_devices_train_the_digits(tmp_path, strategy):
-    summary = train(DIGITS, tmp_path / "run", devices=Devices(strategy=strategy), batch_size=64, epochs=1)
+    summary = helpers.train(DIGITS, tmp_path / "run", devices=Devices(strategy=strategy), batch_size=64, epochs=1)
     assert summary["steps"] == 21
-    losses = [r["loss"] for r in rows(tmp_path / "run") if r["kind"] == "train"]
+    losses = [r["loss"] for r in helpers.records(tmp_path / "run") if r["kind"] == "train"]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
 
 
 def test_accumulation_in_half_precision(tmp_path):
     optimizer = dataclasses.replace(DIGITS.optimizer, accumulate=4, clip_norm=1.0)
-    summary = train(DIGITS, tmp_path / "run", optimizer=optimizer, dtype="bfloat16", batch_size=32, label_smoothing=0.1)
+    summary = helpers.train(
+        DIGITS, tmp_path / "run", optimizer=optimizer, dtype="bfloat16", batch_size=32, label_smoothing=0.1
+    )
     assert np.isfinite(summary["test_loss"])
-    losses = [r["loss"] for r in rows(tmp_path / "run") if r["kind"] == "train_epoch"]
+    losses = [r["loss"] for r in helpers.records(tmp_path / "run") if r["kind"] == "train_epoch"]
     assert losses[1] < losses[0]
 
 
@@ -378,7 +308,7 @@ def test_accumulation_in_half_precision(tmp_path):
         ({"ema": 1.5}, "ema 1.5"),
         ({"model": "cifar_resnt"}, "did you mean 'cifar_resnet'"),
         ({"model_options": {"dpth": 8}}, "did you mean 'depth'"),
-        ({"model_options": {"num_classes": 7}}, "7 differs from the 10 classes"),
+        ({"model_options": {"num_classes": 7}}, "model_options.num_classes 7 is not an option; leave it out"),
         ({"model_options": {"dtype": "float16"}}, "set by --dtype"),
         ({"data": Data(name="digit")}, "did you mean 'digits'"),
         ({"data": Data(mean=(0.5,))}, "each have 1 values"),
@@ -391,6 +321,6 @@ def test_accumulation_in_half_precision(tmp_path):
 )
 def test_bad_input_names_itself_and_leaves_nothing(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as error:
-        train(DIGITS, tmp_path / "run", **changes)
+        helpers.train(DIGITS, tmp_path / "run", **changes)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -8,20 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from deepjax import zoo
-from deepjax.errors import InputError
-from deepjax.training import (
-    eval_step,
-    init_state,
-    parallel_eval,
-    parallel_step,
-    replicate,
-    select_devices,
-    split_rows,
-    train_step,
-)
+from deepjax.parallel import make_mesh
+from deepjax.tasks import Classification
+from deepjax.training import eval_step, init_state, train_step
 
 KEY = jax.random.key(0)
 
@@ -35,8 +26,7 @@ class Perceptron(nn.Module):
         return nn.Dense(10, name="head")(nn.Dropout(0.5, deterministic=not train)(nn.relu(x)))
 
 
-def as_float(key, image):
-    return image
+TEN = Classification(tuple("0123456789"))
 
 
 def make(model, optimizer=None, **options):
@@ -46,7 +36,7 @@ def make(model, optimizer=None, **options):
         model=model,
         optimizer=optimizer,
         schedule=lambda count: 0.05,
-        preprocess=as_float,
+        task=TEN,
         **options,
     )
 
@@ -124,7 +114,7 @@ def test_metrics_are_those_of_the_whole_batch_before_the_update():
     logits, label = np.asarray(logits, np.float64)[:9], batch["label"][:9]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(metrics["loss"], -log_p[np.arange(9), label].mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(-1) == label).mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["error"], (logits.argmax(-1) != label).mean(), rtol=1e-6)
 
 
 def test_dropout_differs_from_step_to_step_and_one_key_gives_one_result():
@@ -162,16 +152,16 @@ def test_ema_stands_still_between_updates():
 
 
 def run(model, strategy, count, batches, shape, **options):
-    devices = select_devices(count, len(batches[0]["label"]))
+    mesh = make_mesh(count, strategy, len(batches[0]["label"]))
     step = make(model, **options)
 
     def with_rows(state, data, rows, key, **axis):
         return step(state, rows, key, **axis)
 
-    compiled = parallel_step(with_rows, devices, strategy)
-    state = replicate(fresh(model, shape), devices)
+    compiled = mesh.step(with_rows)
+    state = mesh.replicate(fresh(model, shape))
     for batch in batches:
-        state, metrics = compiled(state, (), split_rows(batch, devices, strategy), KEY)
+        state, metrics = compiled(state, (), mesh.to_devices(batch), KEY)
     return jax.device_get((state, metrics))
 
 
@@ -205,16 +195,6 @@ def test_pmap_normalizes_per_device_and_keeps_the_moments_of_replica_0():
     chex.assert_trees_all_close(state.params, jax.device_get(mean), rtol=1e-4, atol=1e-6)
 
 
-def test_the_lectures_example_a_batch_of_50_is_25_on_each_of_two_devices():
-    devices = select_devices(2, 50)
-    rows = split_rows({"x": np.zeros((50, 10), np.float32)}, devices, "pmap")
-    chex.assert_shape(rows["x"], (2, 25, 10))
-    assert {shard.data.shape for shard in rows["x"].addressable_shards} == {(1, 25, 10)}
-    rows = split_rows({"x": np.zeros((50, 10), np.float32)}, devices, "jit")
-    chex.assert_shape(rows["x"], (50, 10))
-    assert {shard.data.shape for shard in rows["x"].addressable_shards} == {(25, 10)}
-
-
 def test_pmap_draws_other_dropout_masks_on_each_device():
     half = batch_of(8, SHAPE)
     both = jax.tree.map(lambda x: np.concatenate([x, x]), half)
@@ -223,24 +203,13 @@ def test_pmap_draws_other_dropout_masks_on_each_device():
     assert once["loss"] != twice["loss"]  # equal masks would give the same mean twice
 
 
-@pytest.mark.parametrize(("count", "batch"), [(0, 20), (3, 16), (9, 18), (-1, 16)])
-def test_a_batch_that_the_devices_do_not_divide_is_refused_with_both_numbers(count, batch):
-    with pytest.raises(InputError) as error:
-        select_devices(count, batch)
-    if count in (0, 3):
-        assert str(batch) in str(error.value)
-        assert str(count or 8) in str(error.value)
-
-
 def test_evaluation_of_a_row_does_not_depend_on_the_others():
     model = SMALL()
     state, batch = fresh(model, SHAPE), batch_of(16, SHAPE)
-    devices = select_devices(8, 16)
-    step = parallel_eval(
-        lambda variables, data, rows: eval_step(variables, rows, model=model, preprocess=as_float), devices
-    )
-    together = jax.device_get(step(replicate(state.eval_variables, devices), (), split_rows(batch, devices)))
-    alone = jax.jit(partial(eval_step, model=model, preprocess=as_float))(
+    mesh = make_mesh(8, batch_size=16)
+    step = mesh.evaluation(lambda variables, data, rows: eval_step(variables, rows, model=model, task=TEN))
+    together = jax.device_get(step(mesh.replicate(state.eval_variables), (), mesh.split_rows(batch)))
+    alone = jax.jit(partial(eval_step, model=model, task=TEN))(
         state.eval_variables, jax.tree.map(lambda x: x[3:4], batch)
     )
     np.testing.assert_allclose(together["loss"][3], alone["loss"][0], rtol=1e-5)

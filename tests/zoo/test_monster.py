@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from deepjax import cli, weights, zoo
 from deepjax.cli.configs import configs, load
 from deepjax.errors import InputError
-from deepjax.training import Checkpoints, pretrained
+from deepjax.runs.checkpoint import Checkpoints
+from deepjax.training import fine_tuning
 
 KEY = jax.random.key(0)
 
@@ -42,8 +43,8 @@ def first_layer(seed=0):
 
 def begin(tensors, **options):
     model = zoo.create("monster", depth=2, width=8, num_classes=3, **options)
-    source = pretrained.Source("FILE", None, None, tensors, None)
-    return model, pretrained.begin(source, model, "monster", (32, 32, 3), KEY, reset_head=True)
+    source = fine_tuning.Source("FILE", None, None, tensors, None)
+    return model, fine_tuning.initial_variables(source, model, "monster", (32, 32, 3), KEY, reset_head=True)
 
 
 def test_parameters_are_counted_by_hand():
@@ -117,9 +118,9 @@ def test_a_whole_alexnet_of_ours_will_do(tmp_path):
     alexnet = zoo.create("alexnet")
     shapes = jax.eval_shape(lambda: alexnet.init(KEY, jnp.zeros((1, 224, 224, 3)), train=False))
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.25, np.float32), shapes)
-    source = pretrained.Source("FILE", "alexnet", alexnet, variables, None)
+    source = fine_tuning.Source("FILE", "alexnet", alexnet, variables, None)
     model = zoo.create("monster", depth=1, width=4)
-    found = pretrained.begin(source, model, "monster", (32, 32, 3), KEY, reset_head=True)
+    found = fine_tuning.initial_variables(source, model, "monster", (32, 32, 3), KEY, reset_head=True)
     assert float(found["params"]["features"]["conv"]["kernel"].min()) == 0.25
     assert float(abs(found["params"]["head"]["kernel"]).max()) != 0.25
 

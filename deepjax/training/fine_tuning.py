@@ -1,5 +1,6 @@
-"""Where the parameters of a run begin, if not anew: `config.pretrained`."""
+"""Pretrained weights as the initial parameters of a run: `config.pretrained`."""
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax import data, weights, zoo
 from deepjax.errors import InputError
-from deepjax.training.run import load_run
+from deepjax.runs import workdir
+from deepjax.training.model import make_model
 from deepjax.weights.files import TORCH, is_ours, read_state_dict
 from deepjax.weights.hub import PRETRAINED, find
 from deepjax.weights.pytorch import LEAVES, fit, to_numpy
@@ -22,21 +24,20 @@ class Source(NamedTuple):
     """Weights to begin with, and how images were standardized for them."""
 
     where: str
-    name: str | None  # of the network, in the zoo; None: of a PyTorch state dict, which does not say
+    name: str | None  # of the network, in the zoo; None for a PyTorch state dict, which does not record it
     network: Any  # a Linen module; None for a state dict
     tensors: Any  # variables; or {PyTorch's name: array or tensor}
     standardizer: data.Standardizer
 
 
 def read(where, model):
-    """The Source that `config.pretrained` names; `model` is the name of the network which is to be trained.
+    """Return the Source that `config.pretrained` names; `model` is the name of the network to be trained.
 
-    Raises InputError for a file, folder or name that is none of what may be there.
+    Raises InputError for a file, folder or name that is not a valid source.
     """
     path = Path(where).expanduser()
     if path.is_dir():
-        run = load_run(path)
-        return Source(where, run.config.model, run.model, run.variables, run.standardizer)
+        return _read_run(where, path)
     if path.suffix in SUFFIXES and not is_ours(path):
         return Source(where, None, None, read_state_dict(path), _standardizer(zoo.preprocessing(model)))
     if path.suffix not in SUFFIXES and ("/" in where or path.exists()):
@@ -49,8 +50,18 @@ def read(where, model):
     return Source(where, name, found.network, found.variables, _standardizer(preprocessing))
 
 
+def _read_run(where, path):
+    from deepjax.runs.weights import read_weights  # imports Orbax
+
+    config, record = workdir.read_config(path), workdir.read_data(path)
+    network = make_model(config, len(record["classes"]))
+    newest = read_weights(path, config, warnings.warn)[-1]
+    statistics: Any = workdir.read_statistics(path)  # not None, since data.json exists
+    return Source(where, config.model, network, newest.variables, statistics.standardizer)
+
+
 def _check_network(where, name, model, borrowed):
-    """Raises InputError where weights of the network `name` are no use for `model`."""
+    """Raise InputError if weights of the network `name` cannot be used for `model`."""
     if name != model and not borrowed:
         raise InputError(f"pretrained {where} is of the network {name}, model is {model}; set one to the other")
 
@@ -59,29 +70,29 @@ def _standardizer(preprocessing):
     return data.Standardizer("channel", *(np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std)))
 
 
-def begin(source, model, name, shape, key, *, reset_head):
-    """The variables with which the network `model`, called `name`, begins, for examples of `shape`.
+def initial_variables(source, model, name, shape, key, *, reset_head):
+    """Return the initial variables of the network `model`, called `name`, for examples of `shape`.
 
-    A network with weights of its own name takes them all; without reset_head its head, too. One that borrows layers
-    from another (`Network.borrowed`) takes these, and the rest begins anew, drawn with `key`.
+    Weights of a network of the same name are all taken; those of the head only without `reset_head`. A network that
+    borrows layers of another one (`Network.borrowed`) takes these; the rest is initialized with the PRNG key `key`.
 
-    Raises InputError for weights of another network, or which do not fit, with both shapes.
+    Raises InputError for weights of another network, or of other shapes, which the message gives.
     """
-    model = model.clone(usual_input=tuple(shape))  # what a head of flattened maps, or a stem of grey images, depends on
+    model = model.clone(usual_input=tuple(shape))  # a head of flattened maps, or a stem of gray images, depends on it
     if source.name is not None:
         _check_network(source.where, source.name, name, model.borrowed)
     if source.name == name:
         return fit(model, source.tensors, reset_head=reset_head, key=key)
     if model.borrowed:
         if not reset_head:
-            raise InputError(f"reset_head False: {name} only borrows layers of {source.where}, its head begins anew")
+            raise InputError(f"reset_head False: {name} only borrows layers of {source.where}; its head must be reset")
         tensors = source.tensors if source.name is None else weights.to_torch(source.network, source.tensors)
         return _borrow(model, tensors, source.where, key)
     return weights.from_torch(model, source.tensors, reset_head=reset_head, key=key)
 
 
 def _borrow(model, tensors, where, key):
-    """Fresh variables, with those of `model.borrowed` from a state dict, of which the rest is left alone."""
+    """Return new variables, with those of `model.borrowed` replaced from a state dict."""
     shape = (1, *model.usual_input)
     drawn = jax.jit(lambda key: model.init(key, jnp.zeros(shape), train=False))(key)
     leaves: Any = flatten_dict(jax.device_get(drawn))
@@ -91,7 +102,9 @@ def _borrow(model, tensors, where, key):
             continue
         name = f"{theirs}.{LEAVES[path[-1]]}"
         if name not in tensors:
-            raise InputError(f"pretrained {where} lacks {name}, which the network borrows; is it of another network?")
+            raise InputError(
+                f"pretrained {where} lacks {name}, which the network borrows; the weights may be of another network"
+            )
         value = to_numpy(tensors[name])
         value = np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 1 else value
         if value.shape != leaf.shape:

@@ -1,4 +1,4 @@
-"""Predictions for image files: by a run, or by a network with pretrained weights."""
+"""Predictions for image files by a run, or by a network with pretrained weights."""
 
 from importlib import resources
 from pathlib import Path
@@ -10,13 +10,14 @@ import numpy as np
 
 from deepjax import data, weights, zoo
 from deepjax.errors import InputError, choices
+from deepjax.tasks.classification import Classification, Prediction
 from deepjax.training.step import apply_model
 
 SUFFIXES = data.IMAGE_SUFFIXES
 
 
 class Classifier(NamedTuple):
-    """A network with pretrained weights, for `predict` in a Run's place."""
+    """A network with pretrained weights; `predict` and `export` take it like a Run."""
 
     model: Any  # Linen module
     members: tuple  # variables; one
@@ -26,24 +27,29 @@ class Classifier(NamedTuple):
     preprocessing: weights.Preprocessing
     source: dict  # of the network and its weights, as of `weights.Pretrained`
 
+    @property
+    def task(self):
+        """The task, for evaluation."""
+        return Classification(self.classes, self.standardizer.apply)
+
     @staticmethod
     def check_crops(crops):
-        """Raises InputError unless crops is 1, 5 or 10."""
+        """Raise InputError unless crops is 1, 5 or 10."""
         data.check_crops(crops)
 
     def read(self, path, crops=1):
-        """An image file as uint8 [crops, *shape], resized and cropped as the weights want it."""
+        """Return an image file as uint8 [crops, *shape], resized and cropped as the weights require."""
         cut = data.resizing(self.preprocessing.resize, self.preprocessing.interpolation)
         return data.read_crops(path, cut, self.shape, crops)
 
 
 def load_classifier(name, path="") -> Classifier:
-    """The network called `name` with the weights in the file `path`, or, without it, with those of the hub.
+    """Return the network called `name` with the weights in the file `path`, or, without it, with those of the hub.
 
-    Class names and preprocessing are those recorded with the weights; else ImageNet's, where there are 1000 logits, and
-    those of torchvision's weights of the network.
+    Class names and preprocessing are those recorded with the weights. If none are, they are ImageNet's names for 1000
+    logits (else numbers), and torchvision's preprocessing for the network.
 
-    Raises InputError for an unknown network, or weights that are not its own.
+    Raises InputError for an unknown network, or weights of another one.
     """
     if path and name not in zoo.MODELS:
         raise InputError(f"model {name!r} is unknown; {choices(name, zoo.MODELS)}")
@@ -62,32 +68,23 @@ def load_classifier(name, path="") -> Classifier:
 
 
 def class_names(count) -> tuple[str, ...]:
-    """ImageNet's names, in torchvision's order, where `count` is 1000; else numbers."""
+    """Return ImageNet's names, in torchvision's order, if `count` is 1000; else numbers."""
     if count != 1000:
         return tuple(map(str, range(count)))
     return tuple(resources.files("deepjax.data").joinpath("imagenet_classes.txt").read_text("utf8").splitlines())
 
 
-class Prediction(NamedTuple):
-    """The likeliest classes of one image file, or why it could not be read."""
-
-    path: str
-    classes: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    problem: str = ""
-
-
-def predict(run, paths, *, top=5, crops=1, batch_size=64):
-    """Predictions for image files and for the images in folders (not in their subfolders), in order.
+def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list[Prediction]:
+    """Return predictions for image files and for the images in folders (not in their subfolders), in order.
 
     An image that cannot be read gives a Prediction with `problem`; the others are predicted all the same.
 
     Args:
       run: a Run or a Classifier.
       paths: of files and folders.
-      top: classes to tell.
-      crops: 1: the centre. 5: corners and centre; 10: these and their mirror images; probabilities are averaged.
-      batch_size: most crops to look at together, though never less than those of one image.
+      top: number of classes for each image.
+      crops: 1: the center. 5: corners and center; 10: these and their mirror images; probabilities are averaged.
+      batch_size: maximum number of crops of one call, but never less than those of one image.
 
     Raises:
       InputError: a folder without images, a run that was not trained on images, or does not crop them.
@@ -96,18 +93,13 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64):
         raise InputError(f"top {top} must be at least 1")
     run.check_crops(crops)
     files = [file for path in paths for file in _image_files(Path(path))]
-    rows = max(1, min(len(files), batch_size // crops))  # of one call; always as many, so that it compiles once
+    rows = max(1, min(len(files), batch_size // crops))  # the same for every call, so that it compiles once
 
     @jax.jit
     def probabilities(members, images):
         flat = images.reshape(-1, *run.shape)
-        mean = jnp.stack([answer(variables, flat) for variables in members]).mean(0)
+        mean = jnp.stack([jax.nn.softmax(logits(run, variables, flat)) for variables in members]).mean(0)
         return mean.reshape(len(images), -1, mean.shape[-1]).mean(1)
-
-    def answer(variables, images):
-        x = run.standardizer.apply(images)
-        logits = apply_model(run.model, variables, x, jnp.ones(len(images), bool), train=False)
-        return jax.nn.softmax(logits.astype(jnp.float32))
 
     predictions = []
     for start in range(0, len(files), rows):
@@ -118,15 +110,18 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64):
                 images[i] = run.read(file, crops)
             except InputError as error:
                 problems[i] = str(error)
-        likely = np.asarray(probabilities(run.members, images))
-        for i, file in enumerate(chunk):
-            best = np.argsort(-likely[i], kind="stable")[:top]
-            predictions.append(
-                Prediction(str(file), problem=problems[i])
-                if i in problems
-                else Prediction(str(file), tuple(run.classes[c] for c in best), tuple(likely[i, best].tolist()))
-            )
+        found = run.task.predictions(chunk, np.asarray(probabilities(run.members, images))[: len(chunk)], top)
+        for i, problem in problems.items():
+            found[i] = Prediction(str(chunk[i]), problem=problem)
+        predictions += found
     return predictions
+
+
+def logits(run, variables, images):
+    """Return float32 logits of images as they are stored, by one member of a Run or Classifier."""
+    x = run.standardizer.apply(images)
+    mask = jnp.ones(images.shape[:1], bool)
+    return apply_model(run.model, variables, x, mask, train=False).astype(jnp.float32)
 
 
 def _image_files(path):

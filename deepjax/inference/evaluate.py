@@ -1,0 +1,145 @@
+"""Evaluation of finished or unfinished runs on their own data: one run, or several averaged."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from deepjax import data
+from deepjax.errors import InputError
+from deepjax.inference.run import Run
+from deepjax.parallel import make_mesh
+from deepjax.tasks.classification import Evaluation
+from deepjax.training import setup
+from deepjax.training.averaging import mean_parameters
+
+
+class Evaluated(NamedTuple):
+    """Evaluations of several runs, or of the snapshots of one, on one data set."""
+
+    together: Evaluation
+    alone: list[Evaluation]  # of each run; where there is but one run, of each of its members
+
+
+def evaluate_run(run, *, split="test", data_dir="", data=None) -> Evaluation:
+    """Return a Run's Evaluation on a split of its data set, read from `data_dir` or from where it was trained.
+
+    `data`: the data set, if `train` was called with `data=`.
+
+    Raises InputError if the data set is missing, or its classes or shape have changed since.
+    """
+    return evaluate_runs([run], split=split, data_dir=data_dir, data=data).together
+
+
+def evaluate_runs(runs, *, average="predictions", split="test", data_dir="", data=None) -> Evaluated:
+    """Return Evaluations of runs on one split of their data set, each alone and all together.
+
+    Args:
+      runs: of the same data set. A run of snapshots counts as one, by the mean of its snapshots.
+      average: "predictions": the mean of softmax probabilities; each run standardizes images in its own way.
+        "weights": the mean of parameters, with batch norms' moments estimated again (see `average_weights`).
+      split: "test", "validation" or "train".
+      data_dir: where the data set is, if not where the first run found it.
+      data: the data set, if `train` was called with `data=`.
+
+    Raises:
+      InputError: the data set is missing, or its classes or shape have changed since; the runs are of different data
+        sets, or of different splits of one; for weights, of different networks.
+    """
+    first, dataset = runs[0], _dataset(runs[0], data_dir, data)
+    rows = getattr(dataset, split)
+    if not len(rows):
+        raise InputError(f"split {split}: {dataset.name} has none in this run")
+    for other in runs[1:]:
+        _check_alike(first, other)
+        if split != "test" and not _same(rows, getattr(_dataset(other, data_dir, data), split)):
+            raise InputError(
+                f"split {split} of {first.config.workdir} differs from that of {other.config.workdir}, as their seeds "
+                f"or data.validation do; --split test is the same for both"
+            )
+    merged = average_weights(runs, dataset.train) if average == "weights" else None
+    task, found = first.task, [_rows(run, rows) for run in runs]
+    parts = found[0] if len(runs) == 1 else [task.average(members) for members in found]
+    together = task.average(_rows(merged, rows) if merged else parts)
+    return Evaluated(task.evaluate(together), [task.evaluate(part) for part in parts])
+
+
+def _dataset(run, data_dir, given):
+    """Return the data set that a Run was trained on."""
+    given = data.from_arrays(**given) if isinstance(given, Mapping) else given
+    dataset = data.load(run.config.data, data_dir or run.config.data_dir, run.config.seed, given=given)
+    if dataset.classes != run.classes or dataset.shape != run.shape:
+        raise InputError(
+            f"data {dataset.name} now has {len(dataset.classes)} classes of shape {dataset.shape}, the run was trained "
+            f"on {len(run.classes)} of {run.shape}; use the data set it was trained on"
+        )
+    return dataset
+
+
+def _check_alike(first, other):
+    """Raise InputError if two runs cannot be averaged, with the first reason."""
+    for name, one, two in (
+        ("data.name", first.config.data.name, other.config.data.name),
+        ("image shape", first.shape, other.shape),
+        ("classes", first.classes, other.classes),
+    ):
+        if one != two:
+            raise InputError(
+                f"{first.config.workdir} and {other.config.workdir} cannot be averaged: {name} is {one} in one, {two} "
+                f"in the other; average runs of one data set"
+            )
+
+
+def _same(rows, others):
+    """Return whether two splits of a data set hold the same examples; the seed draws a validation split."""
+    which = "images" if isinstance(rows, data.Arrays) else "indices"
+    return np.array_equal(getattr(rows, which), getattr(others, which))
+
+
+def _rows(run, split):
+    """Return the rows of each member that averaging needs."""
+    mesh = make_mesh(1)
+    evaluator = setup.make_evaluator(run.config, run.model, run.task, split, mesh)
+    return [evaluator.rows(mesh.replicate(member), run.task.averaged) for member in run.members]
+
+
+def average_weights(runs, train) -> Run:
+    """Return the Run whose parameters are the mean of several runs' (for each run, the mean over its members).
+
+    Everything else is the first run's: options, standardization, batch size. Batch norms' moments are estimated by one
+    pass over `train`, a training set, because no run's moments fit. A single member is returned as it is.
+
+    Raises:
+      InputError: parameters differ in name or shape, or the runs standardize images differently.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        _check_standardization(first, other)
+    if len(runs) == len(first.members) == 1:
+        return first
+    names = [run.config.workdir for run in runs]
+    means = [
+        mean_parameters([member["params"] for member in run.members], [run.config.workdir] * len(run.members))
+        for run in runs
+    ]
+    variables = {"params": mean_parameters(means, names), "batch_stats": first.variables["batch_stats"]}
+    mesh = make_mesh(1)
+    estimate = setup.make_moment_estimator(first.config, first.model, first.task, train, mesh)
+    return first._replace(members=(estimate(mesh.replicate(variables)),), steps=(first.step,))
+
+
+def _check_standardization(first, other):
+    """Raise InputError if two runs standardize differently; statistics of two seeds' training sets differ a little."""
+    one, two = first.standardizer, other.standardizer
+    alike = one.kind == two.kind and one.shift.shape == two.shift.shape and one.scale.shape == two.scale.shape
+    if alike and one.basis is None:
+        alike = bool(
+            np.all(np.abs(one.shift - two.shift) <= 0.05 * one.scale) and np.allclose(one.scale, two.scale, 0.05)
+        )
+    elif alike:  # directions of nearly equal variance are arbitrary
+        alike = all(np.array_equal(mine, its) for mine, its in zip(one[1:], two[1:], strict=True))
+    if not alike:
+        raise InputError(
+            f"weights of {first.config.workdir} and {other.config.workdir} cannot be averaged: their standardization "
+            f"of images differs ({one.kind} and {two.kind}); average predictions"
+        )

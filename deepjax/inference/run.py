@@ -1,0 +1,91 @@
+"""The network that a run has trained, from the folder of the run."""
+
+import warnings
+from typing import Any, NamedTuple
+
+from deepjax import data, zoo
+from deepjax.config import Config
+from deepjax.errors import InputError
+from deepjax.runs import workdir
+from deepjax.runs.weights import read_weights
+from deepjax.tasks import Classification
+from deepjax.training.model import make_model
+
+
+class Run(NamedTuple):
+    """What a workdir holds."""
+
+    config: Config
+    model: Any  # Linen module
+    members: tuple  # variables whose predictions are averaged: of all snapshots, oldest first; else of one state
+    steps: tuple[int, ...]  # of each
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]  # of one example
+    standardizer: data.Standardizer
+    fit: str  # how images of another size are brought to `shape`: "whole" or "photograph"
+
+    @property
+    def variables(self):
+        """The variables of the newest member."""
+        return self.members[-1]
+
+    @property
+    def step(self):
+        """The step of the newest member."""
+        return self.steps[-1]
+
+    @property
+    def task(self):
+        """The task, for evaluation."""
+        return Classification(self.classes, self.standardizer.apply)
+
+    def check_crops(self, crops):
+        """Raise InputError if the run cannot use this many crops of an image file."""
+        if len(self.shape) != 3:
+            raise InputError(
+                f"the run was trained on {self.shape[0]} features, not on images; it cannot read image files"
+            )
+        data.check_crops(crops)
+        if crops > 1 and self.fit != "photograph":
+            raise InputError(f"crops {crops}: this run resizes whole images and does not crop them; use 1")
+
+    def read(self, path, crops=1):
+        """Return an image file as uint8 [crops, *shape], as the run's images were read; see `data.read_crops`."""
+        if crops == 1:
+            return data.read_image(path, self.shape, self.fit)[None]
+        return data.read_crops(path, data.photograph_crops, self.shape, crops)
+
+
+def load_run(folder, *, model=None, warn=warnings.warn) -> Run:
+    """Return the Run in a workdir: the weights that its summary has the test error of.
+
+    These are the state that validated best (the newest, without validation); the averaged weights of SWA; or all
+    snapshots. While such a run is unfinished: the snapshots so far; before the first one, and for SWA, the best state.
+
+    Args:
+      folder: of the run.
+      model: the Linen module, if `train` was called with `model=`.
+      warn: receives one line for each damaged checkpoint that is skipped.
+
+    Raises:
+      InputError: the folder holds no run, or no complete checkpoint; the model is not in the zoo and not given.
+    """
+    config = workdir.read_config(folder)
+    record = workdir.read_data(folder)
+    if model is None and config.model not in zoo.MODELS:
+        raise InputError(
+            f"workdir {folder}: the zoo has no model {config.model}; pass load_run(..., model={config.model}())"
+        )
+    model = make_model(config, len(record["classes"]), model)
+    statistics: Any = workdir.read_statistics(folder)  # not None, since data.json exists
+    weights = read_weights(folder, config, warn)
+    return Run(
+        config=config,
+        model=model,
+        members=tuple(each.variables for each in weights),
+        steps=tuple(each.step for each in weights),
+        classes=tuple(record["classes"]),
+        shape=tuple(record["shape"]),
+        standardizer=statistics.standardizer,
+        fit=record["fit"],
+    )

@@ -1,0 +1,50 @@
+"""The weights that a run is used with, read from its folder without building the model or the optimizer."""
+
+import contextlib
+from pathlib import Path
+
+from deepjax.errors import InputError
+from deepjax.runs.checkpoint import Checkpoints, Weights
+
+
+def final_checkpoints(config, folder, *, make=True):
+    """Return the Checkpoints of what a run tests instead of its best state, or None if it tests the best state.
+
+    `averaged/` has the one model of SWA, `snapshots/` one model for every finished cycle. Without `make`, return None
+    if there is no such folder yet.
+    """
+    path = Path(folder) / ("averaged" if config.swa_start else "snapshots")
+    if not (config.swa_start or config.snapshots) or not (make or path.exists()):
+        return None
+    return Checkpoints(path, max(config.snapshots, 1))
+
+
+def read_weights(folder, config, warn) -> list[Weights]:
+    """Return the weights that a run's summary has the test error of, oldest first.
+
+    These are those of the state that validated best (the newest, without validation); the averaged weights of SWA; or
+    all snapshots. While such a run is unfinished: the snapshots so far; before the first one, and for SWA, the best
+    state.
+
+    Args:
+      folder: of the run.
+      config: of the run.
+      warn: receives one line for each damaged checkpoint that is skipped.
+
+    Raises:
+      InputError: there is no checkpoint, or none is complete.
+    """
+    missing = InputError(f"workdir {folder} has no checkpoint yet; `deepjax train` with --workdir {folder} makes one")
+    if not (Path(folder) / "checkpoints").exists():
+        raise missing
+    with contextlib.ExitStack() as stack:
+        if final := final_checkpoints(config, folder, make=False):
+            stack.callback(final.close)
+            if weights := final.whole(None, warn):
+                return weights
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", config.keep)
+        stack.callback(checkpoints.close)
+        best = checkpoints.best_or_newest(None, warn)
+        if best is None:
+            raise missing
+        return [best]

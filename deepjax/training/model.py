@@ -1,0 +1,52 @@
+"""The model of a config: one of the zoo's networks, or a Linen module that the caller gives."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from deepjax import zoo
+from deepjax.config import Config
+from deepjax.errors import InputError
+
+RESERVED = {  # parameters of `zoo.create` that are not options of a network, and what sets them
+    "name": "set --model",
+    "num_classes": "leave it out: it is the number of classes of the data",
+    "dtype": "set --dtype",
+}
+
+
+def make_model(config, num_classes, model=None):
+    """Return `model`, or, if it is None, the zoo's network of a config.
+
+    Args:
+      config: the experiment.
+      num_classes: of the data set; None: the network's usual number.
+      model: a Linen module in place of the zoo's.
+
+    Raises InputError if the options and the data do not go together, or if the zoo has no such network.
+    """
+    if model is not None:
+        return model
+    for name, remedy in RESERVED.items():
+        if name in config.model_options:
+            raise InputError(f"model_options.{name} {config.model_options[name]!r} is not an option; {remedy}")
+    dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
+    return zoo.create(config.model, num_classes=num_classes, dtype=dtype, **config.model_options)
+
+
+def with_given(config, model, dataset):
+    """Return the config with the names of the model and the data set that the caller gives as objects, if any.
+
+    Raises InputError for fields of the config that would have no effect on such a model.
+    """
+    if dataset is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=dataset.name))
+    if model is None:
+        return config
+    default, name = Config(), type(model).__name__
+    for field in ("model_options", "dtype", "pretrained"):
+        if getattr(config, field) != getattr(default, field):
+            raise InputError(f"{field} {getattr(config, field)} has no effect on model={name}(...); leave it out")
+    if name in zoo.MODELS:
+        raise InputError(f"model={name}(...): the zoo has a network of this name; rename the class")
+    return dataclasses.replace(config, model=name)

@@ -1,0 +1,228 @@
+"""From a config to everything that a run needs, once and in order: `check`, then `setup`."""
+
+import contextlib
+import dataclasses
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from deepjax import data, init_from_data
+from deepjax.config import Augment, Config
+from deepjax.config import check as check_fields
+from deepjax.errors import InputError
+from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, make_schedule
+from deepjax.parallel import Mesh, make_mesh
+from deepjax.runs.workdir import Statistics, key_of, read_statistics
+from deepjax.tasks import classification
+from deepjax.trace import call_arguments
+from deepjax.training import averaging, fine_tuning, freezing
+from deepjax.training.evaluator import Evaluator
+from deepjax.training.model import make_model
+from deepjax.training.state import init_state, state_shapes
+from deepjax.training.step import apply_model, eval_step, train_step
+
+PARAMETERS, MOMENTS = 2**31, 2**31 + 1  # folded into the run's key; the steps' keys are folded from step numbers
+
+
+def check(config, model=None):
+    """Raise InputError for fields that are wrong or contradict each other, before anything is loaded.
+
+    Args:
+      config: the experiment.
+      model: a Linen module in place of the zoo's.
+    """
+    check_fields(config)
+    make_model(config, None, model)  # so that a wrong option of the model is found before data are read
+    averaging.check(config)
+    freezing.check(config)
+    check_schedule(config.optimizer, config.schedule, config.epochs)
+    check_optimizer(freezing.frozen_optimizer(config), config.schedule, config.epochs)
+    if config.pretrained and config.init != "model":
+        raise InputError(
+            f"init {config.init} and pretrained {config.pretrained} both set the initial parameters; leave one out"
+        )
+
+
+def with_absolute_paths(config):
+    """Return the config with absolute paths, so that `deepjax eval` finds the data from any folder."""
+    path, data_dir = Path(config.data.name).expanduser(), config.data_dir
+    if (path / "train").is_dir() or (path.suffix == ".npz" and path.exists()):
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=str(path.absolute())))
+    if config.pretrained and (source := Path(config.pretrained).expanduser()).exists():
+        config = dataclasses.replace(config, pretrained=str(source.absolute()))
+    return dataclasses.replace(config, data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a run needs and does not change."""
+
+    config: Config
+    mesh: Mesh
+    dataset: data.Dataset
+    statistics: Statistics  # of the training set
+    model: Any  # Linen module
+    task: classification.Classification
+    loader: Any  # of the training set
+    schedule: Any  # updates -> learning rate
+    optimizer: Any  # an Optax transformation
+    variables: Any = None  # pretrained ones to begin with; None: as config.init determines
+
+    @cached_property
+    def abstract_state(self):
+        """The TrainState as shapes, replicated on the devices: what a checkpoint is restored into.
+
+        Raises InputError for inputs that the model does not accept, and for groups of parameters that it does not have.
+        """
+        shapes = state_shapes(self.model, self.optimizer, **self._state_options)
+        place = partial(jax.ShapeDtypeStruct, sharding=self.mesh.replicated)
+        return jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), shapes)
+
+    def initial_state(self, log):
+        """Return a new TrainState on the devices; `log` receives what `init_from_data.auto` chose."""
+        key, variables = jax.random.fold_in(key_of(self.config), PARAMETERS), self.variables
+        if self.config.init != "model":
+            variables = self._variables_from_data(key, log)
+        state = init_state(self.model, self.optimizer, key, variables=variables, **self._state_options)
+        return self.mesh.replicate(state)
+
+    @property
+    def _state_options(self):
+        inputs, _ = jax.eval_shape(self.task.prepare, self.task.abstract_batch(self.dataset, 1))
+        averages = {"ema": self.config.ema > 0, "swa": self.config.swa_start > 0}
+        return {"shape": inputs.shape[1:], "dtype": inputs.dtype, **averages}
+
+    def _variables_from_data(self, key, log):
+        """Return variables by `config.init` from the first batch of the first epoch, without augmentation."""
+        loader, init, options = self.loader, self.config.init, call_arguments(self.model, train=True)
+        with contextlib.closing(loader.epoch(0)) as batches:
+            batch = jax.device_get(loader.fetch(loader.data, next(batches)))
+        x, _ = self.task.prepare(jax.tree.map(lambda rows: rows[batch["mask"]], batch))
+        if init != "auto":
+            return getattr(init_from_data, init)(self.model, key, x, **options)
+        return init_from_data.auto(self.model, key, x, report=lambda choice: log(f"init: {choice}"), **options)
+
+    @cached_property
+    def step(self):
+        """The training step, jitted for the devices: (state, data, rows, key) -> (state, metrics)."""
+        config, loader = self.config, self.loader
+        pure_step = partial(
+            train_step,
+            model=self.model,
+            task=self.task,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            ema=config.ema,
+            accumulate=config.optimizer.accumulate,
+            frozen_moments=freezing.frozen_moments(config, loader.steps),
+        )
+
+        def step(state, whole, rows, key, axis_name=None):
+            return pure_step(state, loader.fetch(whole, rows), key, axis_name=axis_name)
+
+        return self.mesh.step(step)
+
+    def evaluator(self, split):
+        """Return the function variables -> evaluation on one of the data set's splits, compiled at its first call."""
+        return make_evaluator(self.config, self.model, self.task, split, self.mesh)
+
+    def moment_estimator(self):
+        """Return the function variables -> the same with batch norms' moments estimated on the training set."""
+        loader = self.loader if self.config.data.augment.area is None else None
+        return make_moment_estimator(self.config, self.model, self.task, self.dataset.train, self.mesh, loader)
+
+
+def setup(config, folder, *, model=None, dataset=None, schedule=None) -> Experiment:
+    """Return the Experiment of a config whose run is in `folder`. Reads data and pretrained weights, writes nothing.
+
+    Args:
+      config: has passed `check`.
+      folder: of the run. A run that has a checkpoint uses the recorded statistics and reads no pretrained weights.
+      model: a Linen module in place of the zoo's.
+      dataset: a `data.Dataset` in place of the one that the config names.
+      schedule: updates -> learning rate, in place of the config's.
+
+    Raises:
+      InputError: the parts do not fit each other: data, model, batch size, devices, pretrained weights.
+    """
+    mesh = make_mesh(config.devices.count, config.devices.strategy, config.batch_size)
+    dataset = data.load(config.data, config.data_dir, config.seed, given=dataset)
+    network = make_model(config, len(dataset.classes), model)
+    source = variables = None
+    if config.pretrained and not has_checkpoint(folder):
+        source = fine_tuning.read(config.pretrained, config.model)
+        key, reset = jax.random.fold_in(key_of(config), PARAMETERS), config.reset_head
+        variables = fine_tuning.initial_variables(source, network, config.model, dataset.shape, key, reset_head=reset)
+    statistics = read_statistics(folder) or classification.fit_statistics(config, dataset, source)
+    experiment = assemble(config, mesh, dataset, statistics, network, schedule=schedule, variables=variables)
+    if model is not None:
+        experiment.task.check_outputs(_outputs(experiment).shape)
+    return experiment
+
+
+def _outputs(experiment):
+    """Return the shape and dtype of the model's outputs for one example."""
+    batch = experiment.task.abstract_batch(experiment.dataset, 1)
+    inputs, _ = jax.eval_shape(experiment.task.prepare, batch)
+    apply = partial(apply_model, experiment.model, train=False)
+    return jax.eval_shape(apply, experiment.abstract_state.eval_variables, inputs, batch["mask"])
+
+
+def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variables=None) -> Experiment:
+    """Return the Experiment of parts that have been read.
+
+    Raises InputError if the batch is larger than the data set, or the input does not fit the model.
+    """
+    if config.patience and not len(dataset.validation):
+        raise InputError(f"patience {config.patience} needs a validation set; give data.validation a fraction above 0")
+    if config.batch_size > len(dataset.train):
+        raise InputError(
+            f"batch_size {config.batch_size} is larger than the training set of {len(dataset.train)} examples; set "
+            f"batch_size {len(dataset.train)} or less"
+        )
+    task = classification.of_config(config, dataset, statistics, model)
+    loader = data.make_loader(
+        dataset.train, config.data, config.batch_size, config.seed, train=True, put=mesh.replicate
+    )
+    times = {"epochs": config.epochs, "steps_per_epoch": loader.steps}
+    schedule = schedule or make_schedule(config.optimizer, config.schedule, **times)
+    optimizer = make_optimizer(freezing.frozen_optimizer(config), schedule, config.schedule, **times)
+    experiment = Experiment(config, mesh, dataset, statistics, model, task, loader, schedule, optimizer, variables)
+    experiment.abstract_state  # noqa: B018, computed here so that its errors come before anything is written
+    return experiment
+
+
+def has_checkpoint(folder):
+    """Return whether a folder holds a run with a complete checkpoint."""
+    return any(path.name.isdigit() for path in (Path(folder) / "checkpoints").glob("*"))
+
+
+def make_evaluator(config, model, task, split, mesh):
+    """Return the Evaluator of a split; the variables must be replicated on the mesh."""
+    # Rounded up to a multiple of the devices. Unlike in training, the result does not depend on it.
+    batch_size = -(-(config.eval_batch_size or config.batch_size) // len(mesh)) * len(mesh)
+    loader = data.make_loader(split, config.data, batch_size, config.seed, train=False, put=mesh.replicate)
+
+    def step(variables, whole, rows):
+        return eval_step(variables, loader.fetch(whole, rows), model=model, task=task)
+
+    return Evaluator(task, mesh.evaluation(step), loader, mesh.split_rows)
+
+
+def make_moment_estimator(config, model, task, split, mesh, loader=None):
+    """Return the MomentEstimator of a training set: by jit, without augmentation, in batches of batch_size.
+
+    `loader`: of that set, without random crops, if there is one on the devices already.
+    """
+    if loader is None:
+        plain = dataclasses.replace(config.data, augment=Augment())
+        loader = data.make_loader(split, plain, config.batch_size, config.seed, train=True, put=mesh.replicate)
+    key = jax.random.fold_in(key_of(config), MOMENTS)
+
+    def step(variables, whole, rows, count):
+        batch, batch_key = loader.fetch(whole, rows), jax.random.fold_in(key, count)
+        return averaging.moments_step(variables, batch, batch_key, count, model=model, task=task)
+
+    return averaging.MomentEstimator(mesh.moments(step), loader, mesh.split_rows)

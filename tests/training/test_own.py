@@ -1,0 +1,96 @@
+"""A module and arrays of a user's own, in training, resuming, evaluation and prediction."""
+
+import dataclasses
+import json
+
+import chex
+import flax.linen as nn
+import numpy as np
+import pytest
+
+import helpers
+from deepjax import data, inference
+from deepjax.config import Config, Data, Devices, Optimizer
+from deepjax.errors import InputError, Stopped
+
+CONFIG = Config(
+    optimizer=Optimizer("adam", learning_rate=0.03), devices=Devices(count=1), epochs=4, batch_size=40, log_every=1
+)
+
+
+class Mine(nn.Module):
+    """Takes neither `train` nor `mask`."""
+
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.classes, name="head")(nn.relu(nn.Dense(16, name="hidden")(x)))
+
+
+def arrays(count=150):
+    rng = np.random.default_rng(0)
+    y = np.arange(count) % 3
+    x = rng.normal(size=(count, 4)) + 2 * np.eye(3, 4)[y]
+    return {"x_train": x[:-30], "y_train": y[:-30], "x_test": x[-30:], "y_test": y[-30:]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own") / "run"
+    helpers.train(CONFIG, folder, module=Mine(), arrays=arrays())
+    return folder
+
+
+def test_it_learns_and_is_evaluated_by_hand(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["test_error"] < 0.3
+    run = inference.load_run(whole, model=Mine())
+    assert inference.evaluate_run(run, data=arrays()).metrics == pytest.approx(
+        {"error": summary["test_error"], "loss": summary["test_loss"]}
+    )
+    given = arrays()
+    logits = Mine().apply(
+        {"params": run.variables["params"]}, run.standardizer.apply(given["x_test"].astype("float32"))
+    )
+    assert summary["test_error"] == np.mean(np.asarray(logits).argmax(-1) != given["y_test"])
+
+
+def test_a_dataset_object_and_a_stop_give_the_same_bits(whole, tmp_path, monkeypatch):
+    dataset = data.from_arrays(**arrays())
+    with monkeypatch.context() as patch:
+        helpers.stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            helpers.train(CONFIG, tmp_path, module=Mine(), arrays=dataset)
+    helpers.train(CONFIG, tmp_path, module=Mine(), arrays=dataset)
+    chex.assert_trees_all_equal(helpers.newest_state(tmp_path), helpers.newest_state(whole))
+    assert helpers.records(tmp_path) == helpers.records(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "message"),
+    [
+        ({"model_options": {"depth": 3}}, {}, "model_options .* has no effect on model=Mine"),
+        ({"dtype": "bfloat16"}, {}, "dtype bfloat16 has no effect"),
+        ({"pretrained": "resnet18"}, {}, "pretrained resnet18 has no effect"),
+        ({}, {"module": Mine(5)}, r"outputs of shape \(1, 5\) for one example; the data have 3 classes"),
+        ({"batch_size": 500}, {}, "larger than the training set of 108"),
+        ({"data": Data(augment=dataclasses.replace(Data().augment, flip=True))}, {}, "needs images"),
+        ({}, {"arrays": arrays() | {"y_train": np.zeros(7, int)}}, "y_train"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, changes, given, message):
+    with pytest.raises(InputError, match=message):
+        helpers.train(CONFIG, tmp_path / "run", **{"module": Mine(), "arrays": arrays()} | given, **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_an_own_model_and_own_arrays_needs_them_again(whole, tmp_path):
+    with pytest.raises(InputError, match=r"the zoo has no model Mine; pass load_run\(..., model=Mine\(\)\)"):
+        inference.load_run(whole)
+    run = inference.load_run(whole, model=Mine())
+    with pytest.raises(InputError, match="arrays"):
+        inference.evaluate_run(run)
+    with pytest.raises(InputError, match="has changed since"):
+        (whole / "summary.json").rename(tmp_path / "summary.json")
+        helpers.train(CONFIG, whole, module=Mine(), arrays=arrays(120))
