@@ -1,14 +1,14 @@
-"""CIFAR-100 with the lecture's network "1x3-3x1": batch normalization and augmentation.
+"""CIFAR-100 with the lecture's network "1x3-3x1", batch normalization and augmentation.
 
-cifar100_bn with images mirrored and shifted by up to 4 pixels (padded, then cropped at random).
+Expected result: not measured. It was not run in full, since an epoch takes minutes on two CPU cores. Tests build the
+network and train a small one of its kind.
 
-SGD with momentum 0.9, rate 0.01 halved every 50 epochs, batches of 32. The lecture does not say for how long: we take
-200 epochs. Data: TFDS `cifar100`, or the original binary files in --data-dir.
+cifar100_bn with images that are mirrored, and shifted by up to 4 pixels (padded, then cropped at random).
+
+SGD with momentum 0.9, a learning rate of 0.01 halved every 50 epochs, batches of 32. The lecture does not give the
+number of epochs; this config has 200. Data: TFDS `cifar100`, or the original binary files in --data-dir.
 
     deepjax train cifar100_augmented --data-dir FOLDER
-
-Not run in full: an epoch takes minutes on two CPU cores, and the set was not at hand. Nor have its first steps been
-taken on images: tests build the network and train a small one of its kind.
 """
 
 from deepjax.config import Augment, Config, Data, Optimizer, Schedule

@@ -1,14 +1,16 @@
-"""CIFAR-10 with eight layers, He's weights and batch normalization: it learns faster, and more.
+"""CIFAR-10 with eight layers, He's initialization and batch normalization.
+
+Expected result: 47.6 % test error after 7 s of training on two CPU cores (seed 0, a JPEG-coded copy of the data set:
+--data.name cifar10_jpeg).
+
+Compare with cifar10_mlp_eight_layer_he, which learns more slowly.
 
 The lecture's experiment has five configs: cifar10_mlp_linear, _two_layer, _eight_layer_gaussian, _eight_layer_he and
-_eight_layer_he_bn. The three of eight layers share optimizer, rate and number of epochs.
-Compare with cifar10_mlp_eight_layer_he.
+_eight_layer_he_bn. Those with eight layers have the same optimizer, learning rate and number of epochs.
+
 Data: TFDS `cifar10`, or the original binary files in --data-dir.
 
     deepjax train cifar10_mlp_eight_layer_he_bn --data-dir FOLDER
-
-Measured on two CPU cores, seed 0, on a JPEG-coded copy of the set (--data.name cifar10_jpeg):
-47.6 % test error, 7 s of training.
 """
 
 from deepjax.config import Config, Data, Optimizer, Schedule

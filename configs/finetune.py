@@ -1,14 +1,16 @@
-"""Fine-tuning: a network with pretrained weights learns the classes of a folder of photographs.
+"""Fine-tuning of a pretrained network on the classes of a folder of photographs.
 
-The head begins anew, at ten times the rate of the rest. Images are cropped and mirrored at random, and standardized as
-they were for the weights. FOLDER has train/CLASS/*.jpg, and val/ or test/ with the same classes. --pretrained takes a
-weights file, a run's folder, or a network of which there are weights on the hub.
+Expected result: depends on the photographs; not measured.
+
+FOLDER has train/CLASS/*.jpg, and val/ or test/ with the same classes. --pretrained takes a weights file, the folder of
+a run, or a network with weights on the hub. The head is initialized from scratch, and learns with ten times the
+learning rate of the rest. Images are cropped and mirrored at random, and standardized as for the weights.
 
     deepjax train finetune --model resnet18 --pretrained PATH --data-dir FOLDER --freeze "stem*"
 
-What --freeze names stays to the bit; with --thaw 3 it is trained after three epochs. --freeze "*" trains the head
-alone: of the groups that match, the first counts, and here that is the head's. Frozen batch norms go on moving their
-running moments, as PyTorch's do, unless there is --freeze-moments. Inception v3 wants --data.image-size 299.
+Parameters that --freeze names do not change; with --thaw 3 they are trained after three epochs. --freeze "*" trains the
+head alone: the first group that matches counts, and the head has one. Frozen batch norms update their running moments,
+as in PyTorch, unless --freeze-moments is set. Inception v3 needs --data.image-size 299.
 """
 
 from deepjax.config import Augment, Config, Data, Optimizer, Schedule

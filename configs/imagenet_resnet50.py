@@ -1,9 +1,11 @@
 """ImageNet with the residual network of 50 layers: He et al. 2015, trained as in Goyal et al. 2017, section 5.1.
 
-90 epochs with batches of 256, rate 0.1 with five epochs of warm-up, divided by ten after 30, 60 and 80; random-area
-crops of 224 pixels, mirrored. Goyal et al. report 23.6 % top-1 error for their baseline with these settings (table 1).
-The full run is one for several GPUs; we have exercised it on small folders of images only. Data: TFDS `imagenet2012`
-in --data-dir, or a folder with train/CLASS/*.jpg and val/CLASS/*.jpg as --data.name.
+Expected result: 23.6 % top-1 error for the baseline of Goyal et al. with these settings (table 1). Not run in full
+here; that needs several GPUs. It was run on small folders of images only.
+
+90 epochs with batches of 256; the learning rate grows to 0.1 over five epochs and is divided by ten after epochs 30, 60
+and 80. Random-area crops of 224 pixels, mirrored. Data: TFDS `imagenet2012` in --data-dir, or a folder with
+train/CLASS/*.jpg and val/CLASS/*.jpg as --data.name.
 
     deepjax train imagenet_resnet50 --data-dir FOLDER
 """

@@ -1,11 +1,11 @@
 """MNIST with a residual network of 20 layers.
 
-He et al. 2015, section 4.2, with a stride of 2 in the stem: a quarter of the cost. The images are shifted and scaled a
-little. Data: TFDS `mnist`, or the original IDX files in --data-dir.
+Expected result: 0.40 % test error (seed 0) in 14 minutes on two CPU cores.
+
+The network is that of He et al. 2015, section 4.2, with a stride of 2 in the stem, which makes it four times cheaper.
+The images are shifted and scaled a little. Data: TFDS `mnist`, or the original IDX files in --data-dir.
 
     deepjax train mnist_resnet --data-dir FOLDER
-
-Measured on two CPU cores: test error 0.40 % for seed 0, in 14 minutes.
 """
 
 from deepjax.config import Augment, Config, Data, Optimizer, Schedule

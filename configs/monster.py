@@ -1,12 +1,13 @@
-"""The lecture's monster: AlexNet's first layer, trained on ImageNet, and sixteen residual blocks on top, on CIFAR-10.
+"""CIFAR-10 with the lecture's monster: the first layer of a pretrained AlexNet, then sixteen residual blocks.
+
+Expected result: not measured. The full run needs a GPU; it was run on small folders of images only.
 
 The layer is frozen for the first half of the epochs. PATH is torchvision's AlexNet as .safetensors or .pth; only its
-features.0.weight and features.0.bias are read. The images are enlarged to 64x64 pixels, and standardized as AlexNet's.
-Data: TFDS `cifar10`, or the original files in --data-dir; or --data.name folder, with train/CLASS/*.jpg in --data-dir.
+features.0.weight and features.0.bias are read. The images are enlarged to 64x64 pixels, and standardized as for
+AlexNet. Data: TFDS `cifar10`, or the original files in --data-dir; or --data.name folder, with train/CLASS/*.jpg in
+--data-dir.
 
     deepjax train monster --pretrained PATH --data-dir FOLDER
-
-The full run is one for a GPU; we have exercised it on small folders of images only.
 """
 
 from deepjax.config import Augment, Config, Data, Optimizer, Schedule

@@ -25,6 +25,12 @@ def choices(name: str, valid: Iterable[str]) -> str:
     return f"choose from {', '.join(valid)}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, at most 200 characters; the name of its type if it is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:200] if lines else type(error).__name__
+
+
 class TrainingFailed(RuntimeError):
     """Training cannot go on: the loss is not finite. The command line prints the message and exits with 1."""
 

@@ -6,7 +6,6 @@ turns at training steps, so that whatever slows the machine for a while slows al
 
 import contextlib
 import datetime
-import json
 import math
 import os
 import platform
@@ -16,6 +15,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from deepjax import files
 from deepjax.benchmarks import cells, growth, report
 from deepjax.benchmarks.process import Ended, Process, cached
 from deepjax.errors import InputError
@@ -239,8 +239,6 @@ def _writable(out):
 
 def _write(folder, record):
     record["fits"] = growth.fits(record["nets"])
-    beside = folder / "depth.json.tmp"
-    beside.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-    beside.replace(folder / "depth.json")
+    files.write_json(folder / "depth.json", record)
     (folder / "depth.md").write_text(report.markdown(record))
     report.plot(record).savefig(folder / "depth.png", dpi=150)

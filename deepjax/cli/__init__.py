@@ -1,64 +1,73 @@
-"""The command line: `deepjax COMMAND ...`. Arguments in, exit code out; the work is done elsewhere."""
+"""The command line: `deepjax COMMAND ...`. Each command is a function: list of arguments -> exit code."""
 
+import inspect
 import logging
 import os
 import signal
 import sys
 
 import deepjax
-from deepjax.cli import bench, catalogue, export, plan, runs, training, weights
+from deepjax.cli.bench import bench
+from deepjax.cli.compare import compare
 from deepjax.cli.compile_cache import keep_compiled
+from deepjax.cli.convert import convert
+from deepjax.cli.datasets import datasets
+from deepjax.cli.evaluate import evaluate
+from deepjax.cli.export import export
+from deepjax.cli.find_lr import find_lr
+from deepjax.cli.models import models
+from deepjax.cli.plan import plan
+from deepjax.cli.predict import predict
+from deepjax.cli.summary import summary
 from deepjax.cli.terminal import complain
+from deepjax.cli.train import train
+from deepjax.cli.weights import weights
 from deepjax.errors import InputError, Stopped, TrainingFailed, choices
 
-USAGE = """usage: deepjax COMMAND ...
-
-  train NAME-or-FILE   train a config; `deepjax train` lists them, `deepjax train NAME --help` its options
-  plan NAME-or-FILE    what a config needs before it runs: memory, operations, and which remat fits
-  find-lr NAME-or-FILE   the learning rate range test of a config: a plot and a suggestion
-  eval WORKDIR...      test error of a trained run, class by class; of several runs, each and averaged
-  predict WORKDIR-or-NAME IMAGE...   the likeliest classes of image files or folders, by a run or a pretrained network
-  export WORKDIR-or-NAME --format FORM --out FILE   a network as StableHLO or as a weights file
-  models               the networks and their options
-  datasets             the data that can be trained on; `deepjax datasets prepare NAME` makes a TFDS set ready
-  summary MODEL        the layers of a network: output shapes, parameters, operations, receptive fields
-  convert NAME SOURCE DESTINATION   a file of weights from PyTorch's layout to deepjax's, or back
-  weights list         the pretrained weights that can be fetched
-  compare A B          two sets of weights, layer by layer: where do they diverge?
-  bench depth          what depth costs: compile time, memory and step time, beside plain Flax and PyTorch
-
-`deepjax COMMAND --help` tells the rest; `deepjax --version` the version."""
-
 COMMANDS = {
-    "train": training.train,
-    "plan": plan.plan,
-    "find-lr": training.find_lr,
-    "eval": runs.evaluate,
-    "predict": runs.predict,
-    "export": export.export,
-    "models": catalogue.models,
-    "datasets": catalogue.datasets,
-    "summary": catalogue.summary,
-    "convert": weights.convert,
-    "weights": weights.weights,
-    "compare": weights.compare,
-    "bench": bench.bench,
+    "train": train,
+    "plan": plan,
+    "find-lr": find_lr,
+    "eval": evaluate,
+    "predict": predict,
+    "export": export,
+    "models": models,
+    "datasets": datasets,
+    "summary": summary,
+    "convert": convert,
+    "weights": weights,
+    "compare": compare,
+    "bench": bench,
 }
+
+
+def usage():
+    """Return the list of commands, each with the first line of its docstring."""
+    lines = (f"  {name:<9} {(inspect.getdoc(command) or '').splitlines()[0]}" for name, command in COMMANDS.items())
+    return "\n".join(
+        (
+            "usage: deepjax COMMAND ...",
+            "",
+            *lines,
+            "",
+            "`deepjax COMMAND --help` lists the options of a command; `deepjax --version` prints the version.",
+        )
+    )
 
 
 def main(argv=None):
     """Run a command and return its exit code: 0, 1 (training failed), 2 (bad input), 128 + signal (stopped)."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    for narrator in ("absl", "matplotlib"):  # what goes wrong there is raised anyway
-        logging.getLogger(narrator).setLevel(logging.CRITICAL)
+    for name in ("absl", "matplotlib"):  # their errors are raised as exceptions too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         code = _run(argv)
-        if sys.stdout:  # None where it was closed from the start
+        if sys.stdout:  # None if it was closed before the process started
             sys.stdout.flush()  # while a closed pipe can still be caught
         return code
     except InputError as error:
         return complain(error, 2)
-    except BrokenPipeError:  # `deepjax models | head`: the reader has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, such as `deepjax models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -68,12 +77,12 @@ def main(argv=None):
     except Stopped as stop:
         return complain(stop, 128 + stop.number)
     except KeyboardInterrupt:
-        return complain("interrupted; what was saved before stays", 128 + signal.SIGINT)
+        return complain("interrupted; what was saved before is complete", 128 + signal.SIGINT)
 
 
 def _run(argv):
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"deepjax {deepjax.__version__}")

@@ -1,29 +1,33 @@
 """`deepjax plan`: estimate what a config needs before it runs."""
 
 import json
-import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Annotated
 
-from deepjax.cli import training
-from deepjax.cli.terminal import table
+import tyro
+
+from deepjax.cli.configs import chosen, docstring, load, with_file_options, without_config
+from deepjax.cli.terminal import parse, table
 from deepjax.config import Config
 from deepjax.errors import InputError
+from deepjax.fields import option
 
 
 @dataclass(frozen=True)
-class Options(Config):
+class Options:
     """A config, and what to plan it for."""
 
+    config: Annotated[Config, tyro.conf.arg(name="")] = option(inline=True)
     input: str = ""
     """Shape of one example: height,width,channels. Empty: that of the data. With --classes, no data is looked for."""
-    classes: int | None = None
+    classes: int | None = option(None, at_least=1)
     """Number of classes. Unset: that of the data."""
-    memory: float | None = None
+    memory: float | None = option(None, above=0)
     """GiB of memory of each device. Unset: the device's own figure, else the machine's RAM."""
     quick: bool = False
     """Compile nothing: print only parameters, optimizer state, inputs and FLOPs."""
-    seconds: float = 300.0
+    seconds: float = option(300.0, above=0)
     """Time limit of each compilation."""
     json: bool = False
     """Print JSON."""
@@ -31,17 +35,16 @@ class Options(Config):
 
 def plan(arguments):
     """Estimate memory, FLOPs and compile time of a config without running it; exit code 1 if no remat fits."""
-    if (path := training.chosen("plan", arguments)) is None:
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    options = training.configured("plan", path, arguments, Options)
-    config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
+    if (path := chosen("plan", arguments)) is None:
+        return without_config(arguments)
+    default = Options(load(path))
+    options = parse(Options, arguments[1:], f"deepjax plan {arguments[0]}", docstring(path), default=default)
+    config = with_file_options(options.config, default.config)
     if not re.fullmatch(r"(\d+(,\d+)*)?", options.input):
         raise InputError(f"--input {options.input!r} must be numbers with commas between, such as 32,32,3")
     shape = tuple(map(int, options.input.split(","))) if options.input else None
     from deepjax.plan import plan as estimate
 
-    if options.memory is not None and not 0 < options.memory < math.inf:
-        raise InputError(f"--memory {options.memory:g} must be a number of GiB above 0")
     found = estimate(
         config,
         shape=shape,

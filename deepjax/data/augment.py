@@ -1,6 +1,5 @@
 """Random changes of a batch of training images, in pure JAX, inside the jitted step: which, and in which order."""
 
-import math
 from dataclasses import replace
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 
 from deepjax import config
 from deepjax.data import color
-from deepjax.data.randaugment import STRONGEST, randaugment
+from deepjax.data.randaugment import randaugment
 from deepjax.errors import InputError
 
 # The numbers of channels that each color operation supports. brightness supports any.
@@ -19,37 +18,23 @@ CHANNELS = {"contrast": (1, 3), "saturation": (3,), "hue": (3,), "lighting": (3,
 def check(augment: config.Augment, shape: tuple[int, ...]) -> None:
     """Raise InputError if `augment` cannot be applied to inputs of `shape`, (H, W, C) or (features,)."""
     default = config.Augment()
-    _at_least_0(augment, ("mixup", "cutmix"), math.inf)
+    config.check(augment, "data.augment.")
     if replace(augment, mixup=0.0) == default:
         return
     if len(shape) != 3:
         raise InputError(f"data.augment: needs images, but the inputs have shape {shape}; leave data.augment unset")
     side = min(shape[:2])
-    _at_least_0(augment, ("crop", "translate"), side)
-    _at_least_0(augment, ("scale",), 1)
-    _at_least_0(augment, ("brightness", "contrast", "saturation", "lighting", "randaugment"), math.inf)
-    if not 0 <= augment.hue <= 0.5:
-        raise InputError(f"data.augment.hue {augment.hue}: must be at least 0 and at most 0.5, half of the circle")
-    if not 0 <= augment.magnitude <= STRONGEST:
-        raise InputError(f"data.augment.magnitude {augment.magnitude}: must be at least 0 and at most {STRONGEST}")
+    for name, limit in (("crop", side), ("translate", side), ("cutout", 2 * side)):
+        if getattr(augment, name) >= limit:
+            raise InputError(f"data.augment.{name} {getattr(augment, name)} must be less than {limit} for these images")
     if augment.magnitude != default.magnitude and not augment.randaugment:
         raise InputError(f"data.augment.magnitude {augment.magnitude}: is for data.augment.randaugment; set that too")
-    if not 0 <= augment.cutout < 2 * side:
-        raise InputError(f"data.augment.cutout {augment.cutout}: must be at least 0 and less than {2 * side}")
-    if augment.area is not None and not 0 < augment.area[0] <= augment.area[1] <= 1:
-        raise InputError(f"data.augment.area {augment.area}: must be two fractions, 0 < minimum <= maximum <= 1")
+    if augment.area is not None and augment.area[0] > augment.area[1]:
+        raise InputError(f"data.augment.area {augment.area} must be two fractions, the lower one first")
     for name, channels in CHANNELS.items():
         if getattr(augment, name) and shape[2] not in channels:
             needed = " or ".join(map(str, channels))
             raise InputError(f"data.augment.{name}: needs {needed} channels, the images have {shape[2]}; leave it 0")
-
-
-def _at_least_0(augment, names, limit):
-    for name in names:
-        value = getattr(augment, name)
-        if not 0 <= value < limit:
-            below = "finite" if limit == math.inf else f"less than {limit}"
-            raise InputError(f"data.augment.{name} {value}: must be at least 0 and {below}")
 
 
 # The PRNG key of a step is folded with a number for each use. The numbers must not change, or resumed runs would

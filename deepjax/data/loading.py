@@ -45,10 +45,7 @@ def check_fields(data: config.Data, seed: int) -> None:
     """Raise InputError for numbers that are out of range for every data set."""
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}: must be at least 0 and less than 2**32")
-    if data.image_size < 0:
-        raise InputError(f"data.image_size {data.image_size}: must be 0 (as stored) or a number of pixels")
-    if data.validation is not None and not 0 <= data.validation < 1:
-        raise InputError(f"data.validation {data.validation}: must be a fraction, at least 0 and less than 1")
+    config.check(data, "data.")
 
 
 class About(NamedTuple):

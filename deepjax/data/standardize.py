@@ -17,6 +17,7 @@ import numpy as np
 from deepjax import config
 from deepjax.data.records import Arrays, Records, Split
 from deepjax.errors import InputError, choices
+from deepjax.files import replacing
 from deepjax.functional.arrays import at_least_float32, per_feature
 
 KINDS = get_args(get_type_hints(config.Data)["standardize"])
@@ -131,12 +132,10 @@ class Standardizer(NamedTuple):
         return (len(self.scale),) if self.kind == "pca" else tuple(shape)
 
     def save(self, path: Path) -> None:
-        """Write to an .npz file, by renaming a temporary file, so that it is never incomplete."""
+        """Write to an .npz file, atomically."""
         arrays = {name: value for name, value in self._asdict().items() if value is not None}
-        beside = path.with_suffix(".tmp")
-        with beside.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-        beside.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Standardizer":

@@ -1,12 +1,11 @@
 """A trained network as one file: for other programs, other machines, PyTorch."""
 
 from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from deepjax import weights
+from deepjax import files, weights
 from deepjax.errors import InputError
 from deepjax.inference.predict import logits
 from deepjax.inference.run import Run
@@ -104,7 +103,7 @@ def export(run, form, path, *, layout="deepjax", platforms=PLATFORMS):
       InputError: another form or layout, and as `stablehlo`, `pretrained` and `weights.to_torch`.
     """
     if form == "stablehlo":
-        Path(path).write_bytes(stablehlo(run, platforms=platforms))
+        files.write_bytes(path, stablehlo(run, platforms=platforms))
     elif form == "safetensors" and layout == "deepjax":
         weights.save_pretrained(check_suffix(path, (".safetensors",)), pretrained(run))
     elif form == "safetensors" and layout == "torch":

@@ -166,27 +166,7 @@ def _check(o, schedule, where):
             f"{where}optimizer.momentum {o.momentum} does nothing with schedule.name one_cycle; set schedule.momentum "
             f"instead, to {o.momentum} {o.momentum} for a constant one"
         )
-    _check_ranges(o, where)
-
-
-def _check_ranges(o, where):
-    for field, fits, wanted in (
-        ("learning_rate", lambda x: x > 0, "greater than 0"),
-        ("momentum", lambda x: 0 <= x < 1, "in [0, 1)"),
-        ("second_moment", lambda x: 0 <= x < 1, "in [0, 1)"),
-        ("epsilon", lambda x: x > 0, "greater than 0"),
-        ("momentum_decay", lambda x: x >= 0, "at least 0"),
-        ("history", lambda x: x >= 1, "at least 1"),
-        ("weight_decay", lambda x: x >= 0, "at least 0"),
-        ("clip_adaptive", lambda x: x > 0, "greater than 0"),
-        ("clip_value", lambda x: x > 0, "greater than 0"),
-        ("clip_norm", lambda x: x > 0, "greater than 0"),
-        ("lookahead", lambda x: x >= 0, "at least 0"),
-        ("slow_rate", lambda x: 0 < x <= 1, "in (0, 1]"),
-        ("accumulate", lambda x: x >= 1, "at least 1"),
-    ):
-        if getattr(o, field) is not None and not fits(getattr(o, field)):
-            raise InputError(f"{where}optimizer.{field} {getattr(o, field)} must be {wanted}")
+    config.check(o, f"{where}optimizer.")
 
 
 def _check_together(o, groups, epochs):

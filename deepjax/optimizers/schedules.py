@@ -179,7 +179,7 @@ def check_schedule(optimizer, schedule, epochs):
     """Raise InputError as `make_schedule` does, as far as it does not depend on the number of batches."""
     s = schedule
     if s.name not in SCHEDULES:
-        raise InputError(f"schedule.name {s.name!r} is not one of {', '.join(SCHEDULES)}; {choices(s.name, SCHEDULES)}")
+        raise InputError(f"schedule.name {s.name!r} is unknown; {choices(s.name, SCHEDULES)}")
     if not 0 <= s.warmup < epochs:
         raise InputError(f"schedule.warmup {s.warmup} must be at least 0 and less than epochs {epochs}")
     if optimizer.name == "rprop" and (s.name != "constant" or s.warmup):
@@ -194,25 +194,13 @@ def check_schedule(optimizer, schedule, epochs):
                 f"schedule.{field} {getattr(s, field)} belongs to the schedule {' or '.join(owners)}, not {s.name}; "
                 f"set schedule.name {owners[0]}"
             )
-    _check_ranges(s)
+    config.check(s, "schedule.")
+    if s.name == "plateau" and s.factor >= 1:
+        raise InputError(f"schedule.factor {s.factor} must be less than 1 for plateau")
+    if s.name == "warm_restarts" and not s.period:
+        raise InputError(f"schedule.period {s.period} must be greater than 0 for warm_restarts")
     if s.name == "step":
         _check_milestones(s)
-
-
-def _check_ranges(s):
-    for field, fits, wanted in (
-        ("factor", s.factor > 0 and (s.name != "plateau" or s.factor < 1), "greater than 0 (plateau: and less than 1)"),
-        ("final", 0 <= s.final <= 1, "in [0, 1]"),
-        ("power", s.power > 0, "greater than 0"),
-        ("multiplier", s.multiplier >= 1, "at least 1"),
-        ("period", s.period > 0 or (s.period == 0 and s.name != "warm_restarts"), "greater than 0"),
-        ("momentum", all(0 <= m < 1 for m in s.momentum) and len(s.momentum) == 2, "two numbers in [0, 1)"),
-        ("patience", s.patience >= 0, "at least 0"),
-        ("threshold", 0 <= s.threshold < 1, "in [0, 1)"),
-        ("cooldown", s.cooldown >= 0, "at least 0"),
-    ):
-        if not fits:
-            raise InputError(f"schedule.{field} {getattr(s, field)} must be {wanted}")
 
 
 def _check_milestones(s):

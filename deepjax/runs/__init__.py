@@ -1,1 +1,1 @@
-"""The folder of a run: its config and data records, checkpoints, metrics and plots."""
+"""The folder of a run: config and data records, checkpoints, metrics, plots."""

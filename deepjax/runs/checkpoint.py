@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from deepjax.errors import InputError
+from deepjax.errors import InputError, first_line
+from deepjax.files import read_json, write_json
 from deepjax.parallel import is_main
-from deepjax.runs.workdir import read_json, write_json
 
 DIGESTS = "sha256.json"
 
@@ -63,7 +63,7 @@ class Checkpoints:
             self.manager.save(step, args=items, force=True)
         except ValueError as error:  # TensorStore reports a full disk as a ValueError, in many words
             reason = re.search(r": ([^:\[]+?) \[os_error_code", str(error))
-            reason = reason[1] if reason else _first_line(error)
+            reason = reason[1] if reason else first_line(error)
             raise OSError(f"cannot write checkpoint {self.folder / str(step)}: {reason}") from error
         if is_main():
             write_json(self.folder / str(step) / DIGESTS, _digests(self.folder / str(step)))
@@ -106,7 +106,7 @@ class Checkpoints:
             restored = self.manager.restore(step, args=items)
         except Exception as error:  # Orbax raises bare Exception for unreadable arrays
             kind = InputError if expected else Damaged
-            raise kind(f"checkpoint {folder} cannot be read: {_first_line(error)}") from error
+            raise kind(f"checkpoint {folder} cannot be read: {first_line(error)}") from error
         return restored["state"], restored["progress"]
 
     def newest(self, like, warn, *, repair=False):
@@ -237,7 +237,3 @@ def _difference(expected, found):
         if found.get(name) != digest:
             return f"{name} {'has changed or is truncated' if name in found else 'is missing'}"
     return ""
-
-
-def _first_line(error):
-    return str(error).strip().partition("\n")[0][:200]

@@ -1,23 +1,46 @@
-"""The pictures of a run. Numbers come from metrics.jsonl and the confusion counts; here they are only drawn."""
+"""The figures of a run. Each function draws given numbers; matplotlib is imported when the first figure is drawn."""
 
 import numpy as np
-from matplotlib.figure import Figure
+
+from deepjax.files import replacing
+from deepjax.parallel import is_main
 
 
-def curves(records):
-    """Loss and error over epochs, from the records of metrics.jsonl, as a matplotlib Figure."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+def save(figure, path):
+    """Write a figure as a PNG file of 150 dots per inch. Only the main process writes."""
+    if is_main():
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png", dpi=150)
+
+
+def _figure(width, height):
+    """Return an empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def curves(lines):
+    """Draw loss and error over epochs.
+
+    Args:
+      lines: of `metrics.read`.
+
+    Returns:
+      A matplotlib Figure.
+    """
+    figure = _figure(10, 4)
     loss_axes, error_axes = figure.subplots(1, 2)
     for kind, style in (
         ("train", {"linewidth": 1}),
         ("train_epoch", {"marker": "."}),
         ("validation", {"marker": "."}),
     ):
-        rows = [record for record in records if record["kind"] == kind]
+        rows = [line for line in lines if line["kind"] == kind]
         if not rows:
             continue
         epochs = [row["epoch"] for row in rows]
-        if kind == "train":  # single batches, behind the epochs' means
+        if kind == "train":  # single batches, behind the means of epochs
             loss_axes.plot(epochs, [row["loss"] for row in rows], color="0.8", label="training batches", **style)
             continue
         label = "training, mean of the epoch" if kind == "train_epoch" else "validation"
@@ -33,8 +56,17 @@ def curves(records):
 
 
 def learning_rates(points, tenth, steepest, title):
-    """Loss over learning rate, from the Points of a range test, and its two suggestions, as a matplotlib Figure."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    """Draw loss over learning rate in a range test.
+
+    Args:
+      points: `find_lr.Point`s.
+      tenth, steepest: the two suggested learning rates, or None.
+      title: of the figure.
+
+    Returns:
+      A matplotlib Figure.
+    """
+    figure = _figure(7, 4.5)
     axes = figure.subplots()
     rates = [point.rate for point in points]
     axes.plot(rates, [point.loss for point in points], color="0.8", linewidth=1, label="batches")
@@ -49,14 +81,23 @@ def learning_rates(points, tenth, steepest, title):
 
 
 def confusion(counts, classes, title):
-    """Counts [true, predicted] as a coloured table, as a matplotlib Figure. Colours are shares of the true class."""
+    """Draw a confusion matrix.
+
+    Args:
+      counts: i[classes, classes], by true class, then predicted class. Colors are fractions of the true class.
+      classes: names of the classes.
+      title: of the figure.
+
+    Returns:
+      A matplotlib Figure.
+    """
     n = len(classes)
     size = min(4 + 0.35 * n, 16)
-    figure = Figure(figsize=(size, size), layout="constrained")
+    figure = _figure(size, size)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the true class")
     axes.set(xlabel="predicted", ylabel="true", title=title)
     if n <= 30:
         axes.set_xticks(range(n), classes, rotation=45, ha="right")

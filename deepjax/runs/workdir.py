@@ -1,10 +1,10 @@
-"""The folder of a run: what was run, on which data, with which versions; and whether a command may go on in it."""
+"""The folder of a run: the record of its config, versions and data, and whether a command may resume it."""
 
 import contextlib
 import dataclasses
 import hashlib
-import json
 import platform
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -13,38 +13,50 @@ import jax
 import numpy as np
 from filelock import FileLock, Timeout
 
-from deepjax.config import Config, flatten, from_dict
+from deepjax.config import Config, flatten, from_dict, is_free
 from deepjax.data import Standardizer
 from deepjax.errors import InputError
+from deepjax.files import PARTIAL, read_json, write_json
+from deepjax.parallel import is_main
 
 LOCK = "lock"
 INPUTS = "inputs.npz"
 
-# Where and how often things are written, and how fast images are read, may change when a run goes on.
-FREE = ("workdir", "data_dir", "keep", "checkpoint_every", "log_every", "data.workers")
+# The learning rates of the epochs done do not depend on the number of epochs.
+EXTENDABLE = ("constant", "exponential", "step", "warm_restarts", "plateau")
 
 
 def check_workdir(config, name):
-    """The Path of config.workdir (default runs/NAME), which is new, empty, or of a run of the same config.
+    """Return the Path of config.workdir (default runs/NAME): a new or empty folder, or one with a run to resume.
 
     Raises InputError for a folder that holds something else, or a run of another config.
     """
-    workdir = Path(config.workdir or Path("runs") / name)
+    workdir = Path(config.workdir or Path("runs") / name).expanduser()
     if (workdir / "config.json").exists():
-        _check_same(config, _read_record(workdir)["config"], workdir)
+        _changes(config, workdir)
     elif workdir.exists() and (not workdir.is_dir() or any(_is_foreign(path) for path in workdir.iterdir())):
         raise InputError(f"workdir {workdir} exists and holds no deepjax run; choose another with --workdir")
     return workdir
 
 
 def _is_foreign(path):
-    """Not what a run leaves that was killed before its config.json was whole, or the range test before any run."""
-    return path.name not in (LOCK, "find_lr.json", "find_lr.png") and path.suffix != ".tmp"
+    """Return whether a file is none of those that exist before config.json: of the range test, or of a killed run."""
+    return path.name not in (LOCK, "find_lr.json", "find_lr.png") and path.suffix != PARTIAL
+
+
+def finished(workdir, config):
+    """Return the contents of summary.json if the run in a folder has all the epochs of a config, else None."""
+    if not (workdir / "summary.json").exists() or "epochs" in _changes(config, workdir):
+        return None
+    return read_json(workdir / "summary.json")
 
 
 @contextlib.contextmanager
 def locked(workdir):
-    """Make the folder, and hold it against other processes. Raises InputError where one has it."""
+    """Make the folder, and lock it against other processes. Raises InputError if another process has locked it."""
+    if not is_main():
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(workdir / LOCK).acquire(timeout=0)
@@ -55,18 +67,19 @@ def locked(workdir):
 
 
 def write_config(workdir, config, name, devices):
-    """config.json: what is run, with which versions, where. One that is there stays as it is.
+    """Write config.json: the config, package versions and devices. To be called inside `locked`.
 
-    Raises InputError where it is there and tells of another number of devices, and that number is part of the result.
+    If the folder holds a run, its config must be the same, but for fields that may change when a run is resumed.
+
+    Returns:
+      What has changed, in one line, or "".
+
+    Raises:
+      InputError: the run in the folder has another config; or it was run on another number of devices, on which the
+        result depends.
     """
     if (workdir / "config.json").exists():
-        count = _read_record(workdir).get("device_count")
-        if config.devices.strategy == "pmap" and count != len(devices):
-            raise InputError(
-                f"workdir {workdir} was run on {count} devices, here are {len(devices)}; with devices.strategy pmap "
-                f"their number changes the result: set --devices.count {count}, or choose another --workdir"
-            )
-        return
+        return _update_config(workdir, config, devices)
     versions = {package: version(package) for package in ("deepjax", "jax", "jaxlib", "flax", "optax", "numpy")}
     record = {
         "name": name,
@@ -76,54 +89,124 @@ def write_config(workdir, config, name, devices):
         "device_count": len(devices),
         "seed": config.seed,
     }
-    write_json(workdir / "config.json", record)
+    write_record(workdir, "config.json", record)
+    return ""
 
 
-def _check_same(config, recorded, workdir):
-    """Raises InputError naming every field in which the workdir's config differs."""
-    ours = flatten(json.loads(json.dumps(dataclasses.asdict(config))))
-    theirs = flatten(recorded)
-    differing = [
-        f"{field} {theirs.get(field)!r} there, {ours.get(field)!r} here"
-        for field in sorted(ours.keys() | theirs.keys())
-        if field not in FREE and ours.get(field) != theirs.get(field)
-    ]
-    if differing:
+def _update_config(workdir, config, devices):
+    record, changes = _read_record(workdir), _changes(config, workdir)
+    count = record.get("device_count")
+    if config.devices.strategy != "jit" and count != len(devices):
         raise InputError(
-            f"workdir {workdir} holds a run of another config ({'; '.join(differing)}); choose another with --workdir"
+            f"workdir {workdir} was run on {count} devices, now there are {len(devices)}; with devices.strategy "
+            f"{config.devices.strategy} their number changes the result: set --devices.count {count}, or choose "
+            f"another --workdir"
         )
+    if not changes:
+        return ""
+    if "epochs" in changes and is_main():
+        (workdir / "summary.json").unlink(missing_ok=True)  # first: with the new config, it would not be the summary
+    write_record(workdir, "config.json", record | {"config": dataclasses.asdict(config)})
+    listed = (f"{field} from {old!r} to {new!r}" for field, (old, new) in changes.items())
+    return f"changed since the run was started: {', '.join(listed)}"
+
+
+def _changes(config, workdir):
+    """Return {field: (recorded value, new value)} of the fields of a recorded config that change.
+
+    Raises InputError naming every field that must not change.
+    """
+    old, new = (flatten(dataclasses.asdict(one)) for one in (read_config(workdir), config))
+    changes = {
+        field: (old.get(field), new.get(field))
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field) and field != "workdir"
+    }
+    refused = [
+        f"{field} {before!r} there, {now!r} here{_why(field, config, before, now)}"
+        for field, (before, now) in changes.items()
+        if not _may_change(field, config, before, now)
+    ]
+    if refused:
+        raise InputError(
+            f"workdir {workdir} holds a run of another config ({'; '.join(refused)}); choose another with --workdir"
+        )
+    return changes
+
+
+def _may_change(field, config, before, now):
+    """Return whether a field of a recorded config may change without changing the numbers of the epochs done."""
+    if field == "devices.count":
+        return config.devices.strategy == "jit"
+    if field == "epochs":
+        return now > before and not _depends_on_epochs(config)
+    return is_free(Config, field)
+
+
+def _depends_on_epochs(config):
+    """Return the option by which the epochs done depend on the number of epochs, or ""."""
+    if config.schedule.name not in EXTENDABLE:
+        return f"schedule.name {config.schedule.name}"
+    return next((f"{name} {value}" for name in ("snapshots", "thaw_share") if (value := getattr(config, name))), "")
+
+
+def _why(field, config, before, now):
+    reason = _depends_on_epochs(config) if field == "epochs" and now > before else ""
+    return f", on which {reason} depends" if reason else ""
 
 
 def read_config(workdir):
-    """The Config of the run in a folder. Raises InputError where there is none."""
+    """Return the Config of the run in a folder. Fields that its record lacks have their defaults.
+
+    Raises InputError if there is no run, or its record does not fit this version of deepjax.
+    """
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"workdir {workdir} holds no run (there is no {path}); `deepjax train` makes one")
-    config = from_dict(Config, _read_record(Path(workdir))["config"])
+    values = _read_record(Path(workdir))["config"]
+    try:
+        config = from_dict(Config, values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return dataclasses.replace(config, workdir=str(workdir))
 
 
 def _read_record(workdir):
-    """config.json, or InputError where another program wrote it."""
+    """Return config.json. Raises InputError if another program wrote it."""
     record = read_json(workdir / "config.json")
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise InputError(f"{workdir / 'config.json'} is not one of a deepjax run; choose another --workdir")
+        raise InputError(f"{workdir / 'config.json'} is not that of a deepjax run; choose another --workdir")
     return record
 
 
+def write_record(workdir, name, record):
+    """Write a JSON file in the folder of a run. Only the main process writes."""
+    if is_main():
+        write_json(Path(workdir) / name, record)
+
+
+def remove_partial(workdir):
+    """Remove the incomplete files and checkpoints of a process that was killed. To be called inside `locked`."""
+    if is_main():
+        for path in workdir.glob("*/*.orbax-checkpoint-tmp"):
+            shutil.rmtree(path)
+        for path in workdir.glob(f".*{PARTIAL}"):
+            path.unlink()
+
+
 class Statistics(NamedTuple):
-    """What is fitted on the training set, and kept with the run."""
+    """What is fitted on the training set and recorded with the run."""
 
     standardizer: Standardizer
-    lighting: np.ndarray | None = None  # f32[3, 3]: the colours' principal components, where augmentation uses them
+    lighting: np.ndarray | None = None  # f32[3, 3]: principal components of the colors, if augmentation uses them
 
 
 def write_data(workdir, dataset, statistics):
-    """data.json: what resuming, evaluation and prediction must know of the training set. One that is there stays.
+    """Write data.json: what resuming, evaluation and prediction need of the training set. To be called inside `locked`.
 
-    A standardizer that is more than a mean and a deviation per channel goes to inputs.npz.
+    A standardizer other than a mean and a standard deviation per channel is written to inputs.npz.
 
-    Raises InputError where it is there and tells of other data.
+    Raises InputError if the folder holds a run on other data.
     """
     labels = [np.asarray(split.labels, np.int32) for split in (dataset.train, dataset.validation, dataset.test)]
     record = {
@@ -141,16 +224,16 @@ def write_data(workdir, dataset, statistics):
         record["lighting"] = lighting.tolist()
     path = workdir / "data.json"
     if not path.exists():
-        if standardizer.kind != "channel":
+        if standardizer.kind != "channel" and is_main():
             standardizer.save(workdir / INPUTS)
-        write_json(path, record)
+        write_record(workdir, path.name, record)
         return
     before = read_json(path)
     for field in ("classes", "shape", "examples", "labels_sha256"):
         if before[field] != record[field]:
             raise InputError(
-                f"{dataset.name} has changed since the run in {workdir} began: its {field} were {before[field]}, are "
-                f"{record[field]}; restore the data, or choose another --workdir"
+                f"data set {dataset.name} has changed since the run in {workdir} was started: {field} was "
+                f"{before[field]}, is now {record[field]}; restore the data, or choose another --workdir"
             )
 
 
@@ -160,7 +243,7 @@ def read_data(workdir):
 
 
 def read_statistics(workdir):
-    """The Statistics of the run in a folder, or None where they have not been written."""
+    """Return the Statistics of the run in a folder, or None if they have not been written."""
     path = Path(workdir) / "data.json"
     if not path.exists():
         return None
@@ -173,23 +256,6 @@ def read_statistics(workdir):
     return Statistics(standardizer, arrays.get("lighting"))
 
 
-def read_json(path):
-    """A JSON file. Raises InputError where it is missing or not JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); it may be truncated") from None
-
-
-def write_json(path, record):
-    """Write beside and rename, so that a file is either the old one or whole."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-    beside.replace(path)
-
-
 def key_of(config):
-    """The run's key: everything random in training is folded from it."""
+    """Return the PRNG key of a run, from which all keys of training are folded."""
     return jax.random.key(config.seed)

@@ -7,7 +7,7 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 
-from deepjax.errors import InputError
+from deepjax.errors import InputError, first_line
 
 
 def accepts(module: Any, name: str) -> bool:
@@ -61,5 +61,4 @@ def input_errors(shape):
     except InputError:
         raise
     except (TypeError, ValueError, flax.errors.FlaxError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"the model does not take an input of shape {shape}: {reason}") from error
+        raise InputError(f"the model does not take an input of shape {shape}: {first_line(error)}") from error

@@ -13,10 +13,8 @@ from deepjax.trace.batch_norm import batch_moments
 
 def check(config):
     """Raise InputError if SWA or snapshots do not fit the rest of a config."""
-    if not 0 <= config.swa_start <= config.epochs:
+    if config.swa_start > config.epochs:
         raise InputError(f"swa_start {config.swa_start} must be an epoch, 1 to epochs {config.epochs}, or 0 for off")
-    if config.snapshots < 0:
-        raise InputError(f"snapshots {config.snapshots} must be at least 0")
     chosen = [f"{name} {getattr(config, name)}" for name in ("swa_start", "snapshots") if getattr(config, name)]
     if len(chosen) == 2:
         raise InputError(f"{' and '.join(chosen)} both determine what the run tests; set one of them to 0")

@@ -10,7 +10,6 @@ import numpy as np
 
 from deepjax.config import Config, Schedule
 from deepjax.errors import InputError, TrainingFailed
-from deepjax.parallel import is_main
 from deepjax.runs import workdir
 from deepjax.training import setup
 from deepjax.training.progress import Display
@@ -127,10 +126,9 @@ def _newest(exp, folder, display):
 def _write(folder, record, points, title):
     from deepjax.runs import plots
 
-    if is_main():
-        workdir.write_json(folder / "find_lr.json", record)
-        figure = plots.learning_rates(points, record["tenth_of_minimum"], record["steepest_descent"], title)
-        figure.savefig(folder / "find_lr.png", dpi=150)
+    workdir.write_record(folder, "find_lr.json", record)
+    figure = plots.learning_rates(points, record["tenth_of_minimum"], record["steepest_descent"], title)
+    plots.save(figure, folder / "find_lr.png")
 
 
 def _verdict(points, tenth, steepest):

@@ -31,10 +31,6 @@ def check(config):
             f"thaw has {len(config.thaw)} epochs for the {len(config.freeze)} patterns of freeze; give one for all, or "
             f"one for each"
         )
-    if min(config.thaw, default=1) <= 0 or not 0 <= config.thaw_share <= 1:
-        raise InputError(
-            f"thaw {config.thaw} and thaw_share {config.thaw_share} must be epochs above 0 and a share in [0, 1]"
-        )
 
 
 def thaws(config):

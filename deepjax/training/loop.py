@@ -1,7 +1,6 @@
 """Training with all its input and output: progress, records, checkpoints, signals, and the final test."""
 
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -54,18 +53,17 @@ def train(
     display = log if isinstance(log, Display) else Display(log)
     dataset = _dataset(data)
     config = with_given(setup.with_absolute_paths(config), model, dataset)
-    setup.check(config)
+    setup.check(config, model)
     folder = workdir.check_workdir(config, name)
-    if (folder / "summary.json").exists():
-        summary = workdir.read_json(folder / "summary.json")
+    if summary := workdir.finished(folder, config):
         display(f"{folder}: finished, {summary['result']}")
         return summary
     experiment = setup.setup(config, folder, model=model, dataset=dataset)
     # Everything fits. Nothing was written before this line.
     with workdir.locked(folder):
-        if is_main():
-            workdir.write_config(folder, config, name, experiment.mesh.devices)
-            workdir.write_data(folder, experiment.dataset, experiment.statistics)
+        if changes := workdir.write_config(folder, config, name, experiment.mesh.devices):
+            display(changes)
+        workdir.write_data(folder, experiment.dataset, experiment.statistics)
         with Trainer(experiment, folder, display) as trainer:
             return trainer.run()
 
@@ -99,16 +97,14 @@ class Trainer:
 
     def __init__(self, experiment, folder, display):
         # Imported here: they import Orbax and TensorBoard, which `import deepjax.training` must not.
-        from deepjax.runs import records
         from deepjax.runs.checkpoint import Checkpoints
+        from deepjax.runs.metrics import MetricsLog
         from deepjax.runs.weights import final_checkpoints
 
         self.exp, self.config, self.task = experiment, experiment.config, experiment.task
         self.folder, self.display = folder, display
         self.key = workdir.key_of(self.config)
-        if is_main():
-            for leftover in folder.glob("*/*.orbax-checkpoint-tmp"):  # of a process killed while it saved
-                shutil.rmtree(leftover)
+        workdir.remove_partial(folder)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.config.keep)
         self.final: Any = final_checkpoints(self.config, folder)
         restored = self.checkpoints.newest(experiment.abstract_state, display.warn, repair=True)
@@ -116,7 +112,7 @@ class Trainer:
         self.progress = Progress(**restored[1]) if restored else Progress()
         self.parameters = parameter_count(self.state.params)
         self.done = int(self.state.step)
-        self.records = records.Records(folder, self.done) if is_main() else None
+        self.metrics = MetricsLog(folder, self.done)
         self.total = experiment.loader.steps * self.config.epochs
         validation = experiment.dataset.validation
         self.validate = experiment.evaluator(validation) if len(validation) else None
@@ -127,7 +123,7 @@ class Trainer:
         return self
 
     def __exit__(self, *_):
-        for opened in (self.records, self.checkpoints, self.final):
+        for opened in (self.metrics, self.checkpoints, self.final):
             if opened is not None:
                 opened.close()
 
@@ -211,8 +207,7 @@ class Trainer:
         return {name: total / self.progress.count for name, total in self.progress.sums.items()}
 
     def _record(self, kind, step, epoch, values):
-        if self.records:
-            self.records.write(kind, step, epoch, **values, seconds=round(self.progress.seconds, 3))
+        self.metrics.write(kind, step, epoch, **values, seconds=round(self.progress.seconds, 3))
 
     def _fail(self, problem, step):
         steps = self.checkpoints.steps
@@ -285,14 +280,15 @@ class Trainer:
         )
 
     def _draw_curves(self):
-        from deepjax.runs import plots, records
+        from deepjax.runs import metrics, plots
 
         if is_main():
-            found = records.read(self.folder / "metrics.jsonl")
-            plots.curves(found).savefig(self.folder / "curves.png", dpi=150)
+            plots.save(plots.curves(metrics.read(self.folder)), self.folder / "curves.png")
 
     def _summarize(self):
         """Test, draw, and write summary.json last."""
+        from deepjax.runs import plots
+
         p, dataset = self.progress, self.exp.dataset
         members, epoch = self._final_weights()
         test, more = self._test([variables for _, variables in members], [step for step, _ in members])
@@ -316,8 +312,8 @@ class Trainer:
         if is_main():
             title = f"{self.config.model} on {dataset.name}: test {self.task.text(test.metrics)}"
             for name, figure in self.task.figures(test, title).items():
-                figure.savefig(self.folder / name, dpi=150)
-            workdir.write_json(self.folder / "summary.json", summary)
+                plots.save(figure, self.folder / name)
+        workdir.write_record(self.folder, "summary.json", summary)
         self.display(f"{result} after {duration(p.seconds)}; see {self.folder}")
         return summary
 

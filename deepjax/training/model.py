@@ -8,25 +8,30 @@ from deepjax import zoo
 from deepjax.config import Config
 from deepjax.errors import InputError
 
+RESERVED = {  # parameters of `zoo.create` that are not options of a network, and what sets them
+    "name": "set --model",
+    "num_classes": "leave it out: it is the number of classes of the data",
+    "dtype": "set --dtype",
+}
+
 
 def make_model(config, num_classes, model=None):
-    """Return `model`, or, if it is None, the zoo's network of a config, for a data set of `num_classes`.
+    """Return `model`, or, if it is None, the zoo's network of a config.
+
+    Args:
+      config: the experiment.
+      num_classes: of the data set; None: the network's usual number.
+      model: a Linen module in place of the zoo's.
 
     Raises InputError if the options and the data do not go together, or if the zoo has no such network.
     """
     if model is not None:
         return model
-    options = dict(config.model_options)
-    if "dtype" in options:
-        raise InputError("model_options dtype is set by --dtype")
-    given = options.pop("num_classes", num_classes)
-    if given != num_classes:
-        raise InputError(
-            f"model_options num_classes {given} differs from the {num_classes} classes of {config.data.name}; leave it "
-            f"out"
-        )
+    for name, remedy in RESERVED.items():
+        if name in config.model_options:
+            raise InputError(f"model_options.{name} {config.model_options[name]!r} is not an option; {remedy}")
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
-    return zoo.create(config.model, num_classes=num_classes, dtype=dtype, **options)
+    return zoo.create(config.model, num_classes=num_classes, dtype=dtype, **config.model_options)
 
 
 def with_given(config, model, dataset):

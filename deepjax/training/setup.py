@@ -10,6 +10,7 @@ import jax
 
 from deepjax import data, init_from_data
 from deepjax.config import Augment, Config
+from deepjax.config import check as check_fields
 from deepjax.errors import InputError
 from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, make_schedule
 from deepjax.parallel import Mesh, make_mesh
@@ -25,16 +26,15 @@ from deepjax.training.step import apply_model, eval_step, train_step
 PARAMETERS, MOMENTS = 2**31, 2**31 + 1  # folded into the run's key; the steps' keys are folded from step numbers
 
 
-def check(config):
-    """Raise InputError for numbers that cannot work, before anything is loaded."""
-    for field, lowest in (
-        ("epochs", 1), ("batch_size", 1), ("eval_batch_size", 0), ("patience", 0), ("seed", 0), ("log_every", 1),
-        ("checkpoint_every", 0), ("keep", 1),
-    ):  # fmt: skip
-        if getattr(config, field) < lowest:
-            raise InputError(f"{field} {getattr(config, field)} must be at least {lowest}")
-    if not 0 <= config.ema < 1:
-        raise InputError(f"ema {config.ema} must be in [0, 1)")
+def check(config, model=None):
+    """Raise InputError for fields that are wrong or contradict each other, before anything is loaded.
+
+    Args:
+      config: the experiment.
+      model: a Linen module in place of the zoo's.
+    """
+    check_fields(config)
+    make_model(config, None, model)  # so that a wrong option of the model is found before data are read
     averaging.check(config)
     freezing.check(config)
     check_schedule(config.optimizer, config.schedule, config.epochs)
@@ -43,8 +43,6 @@ def check(config):
         raise InputError(
             f"init {config.init} and pretrained {config.pretrained} both set the initial parameters; leave one out"
         )
-    if not 0 <= config.label_smoothing <= 1:
-        raise InputError(f"label_smoothing {config.label_smoothing} must be in [0, 1]")
 
 
 def with_absolute_paths(config):

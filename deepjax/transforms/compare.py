@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from deepjax import zoo
-from deepjax.errors import InputError
+from deepjax.errors import InputError, first_line
 from deepjax.trace import input_errors
 from deepjax.weights.pytorch import fit, to_torch, whole_network
 
@@ -89,7 +89,7 @@ def torchvision_module(name, network, variables):
         import torch
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another PyTorch
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(
             f"comparing with torchvision needs torch and torchvision: {reason}; pip install torch torchvision"
         ) from None

@@ -5,7 +5,6 @@ holds the network's name, its options and its classes as JSON.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from deepjax.errors import InputError
+from deepjax.errors import InputError, first_line
+from deepjax.files import replacing
 
 TORCH = (".pth", ".pt")
 MARK = "deepjax"  # the key of our JSON in a file's metadata
@@ -193,16 +193,13 @@ def _replacing(path):
     """Yield the name of a temporary file, which replaces `path` at the end, or is removed if writing fails."""
     if not path.parent.is_dir():
         raise InputError(f"weights file {path}: the folder {path.parent} does not exist; create it first")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield partial
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            yield partial
     except (SafetensorError, RuntimeError) as error:  # a full disk, a folder without write permission
         raise InputError(f"weights file {path} cannot be written: {_line(error)}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _line(error):
-    """The first sentence of an error, as one line."""
-    return (str(error) or type(error).__name__).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+    """Return the first sentence of an error."""
+    return first_line(error).partition(". ")[0].rstrip(".")

@@ -15,7 +15,8 @@ import jax
 from filelock import FileLock
 
 from deepjax import zoo
-from deepjax.errors import InputError, choices
+from deepjax.errors import InputError, choices, first_line
+from deepjax.files import write_json
 from deepjax.weights.bundle import Pretrained, load_file
 from deepjax.weights.files import TORCH, read_state_dict
 from deepjax.weights.pytorch import from_torch
@@ -104,9 +105,7 @@ def fetch(name, *, revision=None, cache_dir=None, endpoint=None) -> tuple[Path, 
         with FileLock(folder / "lock"):
             if not note.exists():  # another process may have fetched it in the meantime
                 record = _download(file, folder, revision, endpoint)
-                partial = note.with_suffix(".partial")
-                partial.write_text(json.dumps(record, indent=2) + "\n")
-                partial.replace(note)  # the record is written last: its existence marks the download as complete
+                write_json(note, record)  # the record is written last: its existence marks the download as complete
                 return path, record
     try:
         record = dict(json.loads(note.read_text()))
@@ -145,8 +144,7 @@ def _download(file, folder, revision, endpoint):
             f"revision {wanted!r} is not in the hub's {file.repository}; leave it out, or take one that is listed there"
         ) from None
     except Exception as error:  # the hub's client may use any HTTP library
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{where} cannot be fetched from the hub: {reason}") from None
+        raise InputError(f"{where} cannot be fetched from the hub: {first_line(error)}") from None
     digest = sha256(folder / file.file)
     if len(about.etag or "") == len(digest) and about.etag != digest:  # the ETag of a large file is its SHA-256
         (folder / file.file).unlink()

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax import zoo
-from deepjax.errors import InputError
+from deepjax.errors import InputError, first_line
 from deepjax.units import stack_units, unstack_units
 from deepjax.weights.files import read_state_dict, unwrap
 
@@ -96,7 +96,7 @@ def to_numpy(value, name="tensor") -> np.ndarray:
         value = value.detach().cpu()
         return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     except (TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
-        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        reason = first_line(error).partition(". ")[0].rstrip(".")
         raise InputError(f"weights {name} are not a plain array: {reason}; store dense tensors") from None
 
 

@@ -1,5 +1,7 @@
-"""The command line as users meet it: a process of its own, its exit code, its lines."""
+"""The command line: exit codes and lines. Only what needs a process of its own starts one."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -18,17 +20,21 @@ from PIL import Image
 import helpers
 from deepjax import cli
 from deepjax.cli import compile_cache
+from deepjax.cli.terminal import parse
+from deepjax.config import Config, Optimizer
 from deepjax.runs.checkpoint import Checkpoints
 
 DEEPJAX = [sys.executable, "-m", "deepjax"]
-TINY = [
-    "--model", "cifar_resnet", "--model-options", "depth=8", "width=4", "--batch-size", "128",
+TINY = ["--model", "cifar_resnet", "--model-options", "depth=8", "width=4", "--devices.count", "1"]
+XOR = [
+    "--data.name", "xor", "--model", "mlp", "--data.augment.translate", "0", "--data.augment.scale", "0",
+    "--devices.count", "1",
 ]  # fmt: skip
-SHARED = helpers.TFDS
 
 
 def start(*arguments, folder, **environment):
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")} | environment
+    """Start a command as a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"} | environment
     return subprocess.Popen(
         [*DEEPJAX, *map(str, arguments)],
         cwd=folder,
@@ -40,25 +46,28 @@ def start(*arguments, folder, **environment):
 
 
 def run(*arguments, folder, **environment):
+    """Run a command as a process of its own: (exit code, output, error)."""
     process = start(*arguments, folder=folder, **environment)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
 def here(capsys, *arguments):
-    """A command in this process: (exit code, output, error)."""
+    """Run a command in this process: (exit code, output, error)."""
     code = cli.main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
-    """A short run of `deepjax train digits` in a process of its own."""
-    folder = tmp_path_factory.mktemp("cli")
-    code, out, err = run("train", "digits", "--epochs", 3, *TINY, folder=folder)
-    assert (code, err) == (0, "")
-    return folder / "runs" / "digits", out
+    """The folder and the output of a short `deepjax train digits`."""
+    folder = tmp_path_factory.mktemp("cli") / "digits"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(["train", "digits", "--epochs", "3", "--batch-size", "128", *TINY, "--workdir", str(folder)])
+    assert (code, err.getvalue()) == (0, "")
+    return folder, out.getvalue()
 
 
 def test_training_prints_what_it_does_in_plain_lines(digits_run):
@@ -90,23 +99,22 @@ def newest_state(folder):
     return jax.tree.map(np.asarray, state)
 
 
+SIX_EPOCHS = ["train", "digits", "--epochs", 6, "--log-every", 1, "--checkpoint-every", 5, "--batch-size", 128, *TINY]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run of its own process that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(*SIX_EPOCHS, "--workdir", "run", folder=folder)[0] == 0
+    return folder / "run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_a_signalled_run_resumes_to_the_same_numbers(tmp_path, number):
-    command = [
-        "train",
-        "digits",
-        "--epochs",
-        6,
-        "--log-every",
-        1,
-        "--checkpoint-every",
-        5,
-        *TINY,
-        "--workdir",
-    ]
-    process = start(*command, "stopped", folder=tmp_path)
-    wait_for_records(tmp_path / "stopped", 17)
+def test_a_signalled_run_resumes_to_the_same_numbers(tmp_path, uninterrupted, number):
+    process = start(*SIX_EPOCHS, "--workdir", "run", folder=tmp_path)
+    wait_for_records(tmp_path / "run", 17)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     if number == signal.SIGKILL:
@@ -115,17 +123,15 @@ def test_a_signalled_run_resumes_to_the_same_numbers(tmp_path, number):
         assert process.returncode == 128 + number
         assert err.count("\n") == 1
         assert f"stopped by {number.name} at step" in err
-        assert "the same command continues" in err
-    reached = max(record["step"] for record in without_times(tmp_path / "stopped"))
-    code, out, _ = run(*command, "stopped", folder=tmp_path)
+        assert "the same command" in err
+    reached = max(record["step"] for record in without_times(tmp_path / "run"))
+    code, out, _ = run(*SIX_EPOCHS, "--workdir", "run", folder=tmp_path)
     assert code == 0
-    resumed = int(re.search(r"continuing at step (\d+)", out)[1])
+    resumed = int(re.search(r"at step (\d+)", out)[1])
     assert resumed >= (reached - 5 if number == signal.SIGKILL else reached)  # a checkpoint every 5 steps
-    assert run(*command, "whole", folder=tmp_path)[0] == 0
-    assert without_times(tmp_path / "stopped") == without_times(tmp_path / "whole")
-    states = [newest_state(tmp_path / name) for name in ("stopped", "whole")]
-    chex.assert_trees_all_equal(*states)
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("stopped", "whole")]
+    assert without_times(tmp_path / "run") == without_times(uninterrupted)
+    chex.assert_trees_all_equal(*map(newest_state, (tmp_path / "run", uninterrupted)))
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "run", uninterrupted)]
     assert summaries[0]["test_loss"] == summaries[1]["test_loss"]
 
 
@@ -145,20 +151,7 @@ def test_eval_reports_classes_and_top_5(digits_run, capsys):
 
 
 def test_eval_has_no_top_5_of_two_classes(tmp_path, capsys):
-    command = [
-        "train",
-        "digits",
-        "--data.name",
-        "xor",
-        "--model",
-        "mlp",
-        "--epochs",
-        1,
-        "--workdir",
-        tmp_path / "run",
-    ]
-    options = ["--data.augment.translate", 0, "--data.augment.scale", 0, "--devices.count", 1]
-    assert here(capsys, *command, *options)[0] == 0
+    assert here(capsys, "train", "digits", *XOR, "--epochs", 1, "--workdir", tmp_path / "run")[0] == 0
     code, out, _ = here(capsys, "eval", tmp_path / "run", "--json")
     assert code == 0
     assert "top5_error" not in json.loads(out)
@@ -216,12 +209,19 @@ def test_models_datasets_and_summary(capsys, tmp_path):
     [
         (["trian"], "did you mean 'train'"),
         (["train", "digit"], "did you mean 'digits'"),
-        (["train", "nothing.py"], "'nothing.py' is unknown and no file"),
+        (["train", "nothing.py"], "'nothing.py' is unknown and no .py file"),
         (["train", "digits", "--epochs", "-1"], "epochs -1 must be at least 1"),
         (["train", "digits", "--epochs", "many"], "many"),
         (["train", "digits", "--epochs"], "--epochs"),
         (["train", "digits", "--optimiser.name", "sgd"], "did you mean --optimizer.name"),
-        (["train", "digits", "--optimizer.name", "sdg"], "sdg"),
+        (["train", "digits", "--optimizer.name", "sdg"], "did you mean 'sgd'"),
+        (["train", "digits", "--dtype", "float16"], "float16"),
+        (["train", "digits", "--optimizer.learning-rate", "nan"], "optimizer.learning_rate nan must be finite"),
+        (["train", "digits", "--optimizer.groups", "{'head': 1}"], "is not JSON"),
+        (["train", "digits", "--optimizer.groups", "[1]"], "is not like"),
+        (["train", "digits", "--model-options", "depth=1e999"], "model_options.depth inf must be finite"),
+        (["train", "digits", "--seed", "-1"], "seed -1 must be in [0, 4294967296)"),
+        (["predict", "resnet18", "x.png", "--top", "0"], "top 0 must be at least 1"),
         (["train", "digits", "--model", "cifar_resnt20"], "did you mean 'cifar_resnet20'"),
         (["train", "digits", "--model", "cifar_resnet", "--model-options", "dpth=8"], "did you mean 'depth'"),
         (["train", "digits", "--data.name", "mnits"], "did you mean 'mnist'"),
@@ -236,11 +236,13 @@ def test_models_datasets_and_summary(capsys, tmp_path):
         (["eval"], "eval needs a run"),
         (["eval", "nowhere", "--average", "votes"], "votes"),
         (["find-lr", "digit"], "did you mean 'digits'"),
-        (["find-lr", "digits", "--min-rate", "20"], "min_rate 20.0 and max_rate 10.0 must be finite"),
+        (["find-lr", "digits", "--min-rate", "20"], "min_rate 20.0 and max_rate 10.0 must be"),
         (["find-lr", "digits", "--epochs", "-1"], "epochs -1 must be at least 1"),
         (["train", "digits", "--swa-start", "41"], "swa_start 41 must be an epoch"),
         (["train", "digits", "--snapshots", "4"], "set schedule.name warm_restarts and schedule.period 10"),
         (["train", "digits", "--min-rate", "1"], "--min-rate"),
+        (["find-lr", "digits", "--steps", "9"], "steps 9 must be at least 10"),
+        (["find-lr", "digits", "--smoothing", "1"], "smoothing 1.0 must be in [0, 1)"),
         (["summary", "resnet19"], "did you mean 'resnet1"),
         (["summary", "resnet18", "--input", "wide"], "'wide' must be numbers"),
         (["summary", "resnet18", "--input", "32,32"], "[batch, height, width, channels]"),
@@ -260,7 +262,7 @@ def test_bad_input_is_one_line_and_exit_code_2(command, message, capsys, tmp_pat
 
 
 def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
-    process = start("train", "digits", "--epochs", 1, *TINY, folder=tmp_path)
+    process = start("train", "digits", "--epochs", 1, *XOR, folder=tmp_path)
     process.stdout.readline()
     process.stdout.close()
     with process.stderr:
@@ -270,17 +272,32 @@ def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
 
 
 def test_help_and_version(capsys):
-    assert here(capsys, "--help")[0] == 0
+    code, out, _ = here(capsys, "--help")
+    assert code == 0
+    for name, command in cli.COMMANDS.items():  # each with its own docstring's first line
+        assert re.search(rf"^  {name} +{re.escape(command.__doc__.splitlines()[0])}$", out, re.MULTILINE)
+    assert here(capsys)[0] == 2
     code, out, _ = here(capsys, "--version")
     assert code == 0
     assert out.startswith("deepjax 0.")
     code, out, _ = here(capsys, "train", "--help")
     assert code == 0
     assert "mnist_resnet" in out
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "digits", "--help"])
-    assert stop.value.code == 0
-    assert "--optimizer.learning-rate" in capsys.readouterr().out
+    for command, option in (("train", "--optimizer.learning-rate"), ("find-lr", "--min-rate"), ("plan", "--epochs")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, "digits", "--help"])
+        assert stop.value.code == 0
+        assert option in capsys.readouterr().out
+
+
+def test_options_and_groups_are_read_and_default_to_those_of_the_config():
+    groups = {"head/*": {"learning_rate": 0.5, "clip_adaptive": None}, "stem*": {"frozen": True}}
+    assert parse(Optimizer, ["--groups", json.dumps(groups)], "x").groups == groups
+    assert parse(Optimizer, [], "x", default=Optimizer(groups=groups)).groups == groups
+    options = {"depth": 38, "shortcut": "B", "scan": False, "remat": None, "rate": 0.5}
+    words = ["depth=38", "shortcut=B", "scan=False", "remat=null", "rate=0.5"]
+    assert parse(Config, ["--model-options", *words], "x").model_options == options
+    assert parse(Config, [], "x", default=Config(model_options=options)).model_options == options
 
 
 def test_a_config_file_of_ones_own(tmp_path, capsys):
@@ -304,36 +321,43 @@ def test_a_config_file_of_ones_own(tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(tmp_path, capsys):
-    command = ["train", "digits", *TINY, "--schedule.name", "constant", "--optimizer.learning-rate", 1e30]
-    code, _, err = here(capsys, *command, "--devices.count", 1, "--workdir", tmp_path / "run")
+    command = ["train", "digits", *XOR, "--schedule.name", "constant", "--optimizer.learning-rate", 1e30]
+    code, _, err = here(capsys, *command, "--workdir", tmp_path / "run")
     assert code == 1
     assert "learning rate 1e+30" in err
     assert err.count("\n") == 1
 
 
 IMPORTS = """
-import importlib, pkgutil, sys
+import contextlib, importlib, io, pkgutil, sys
 import deepjax
+from deepjax import cli
+
+def imported(*names):
+    return [name for name in names if name in sys.modules]
+
+SLOW = ("jax", "flax", "orbax", "matplotlib", "rich", "tensorflow", "torch", "tensorboard")
+for arguments in ([], ["--help"], ["train", "--help"], ["train", "digits", "--help"], ["find-lr", "digits", "--help"]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        cli.main(arguments)
+    assert out.getvalue(), arguments
+    assert not imported(*SLOW), (arguments, imported(*SLOW))
 for module in pkgutil.walk_packages(deepjax.__path__, "deepjax."):
     if ".configs" not in module.name:
         importlib.import_module(module.name)
-from deepjax import cli
+assert not imported("matplotlib", "tensorflow", "torch", "chex", "pytest"), imported("matplotlib", "tensorflow")
 code = cli.main(["train", "digits", "--epochs", "1", *sys.argv[1:]])
-found = [name for name in ("tensorflow", "torch", "chex", "pytest") if name in sys.modules]
-sys.exit(f"imported {found}" if found else code)
+assert not imported("tensorflow", "torch", "chex", "pytest")
+sys.exit(code)
 """
 
 
-def test_neither_tensorflow_nor_torch_is_ever_imported(tmp_path):
+def test_what_is_imported_when(tmp_path):
+    """Help imports nothing slow; the library no matplotlib before a figure; nothing TensorFlow or PyTorch."""
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, *TINY], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", IMPORTS, *XOR], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_a_config_and_help_do_not_wait_for_jax(tmp_path):
-    script = "import sys, deepjax.config, deepjax.cli; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == 0
 
 
 def test_a_second_start_compiles_nothing_and_gives_the_same_numbers(tmp_path):
@@ -343,7 +367,7 @@ def test_a_second_start_compiles_nothing_and_gives_the_same_numbers(tmp_path):
     keep |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     records, kept, read = [], [], []
     for name in ("first", "second"):
-        code, _, err = run("train", "digits", "--epochs", 1, *TINY, "--workdir", name, folder=tmp_path, **keep)
+        code, _, err = run("train", "digits", "--epochs", 1, *XOR, "--workdir", name, folder=tmp_path, **keep)
         assert (code, err) == (0, "")
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         records.append([{k: v for k, v in line.items() if "second" not in k} for line in lines])
@@ -398,9 +422,9 @@ def test_programs_of_another_processor_lie_elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason=f"needs prepared MNIST in {SHARED}")
+@pytest.mark.skipif(not helpers.TFDS.exists(), reason=f"needs prepared MNIST in {helpers.TFDS}")
 def test_mnist_without_tensorflow(tmp_path):
-    command = ["train", "mnist_resnet", "--data-dir", SHARED, "--model-options", "width=2"]
+    command = ["train", "mnist_resnet", "--data-dir", helpers.TFDS, "--model-options", "width=2"]
     code, out, err = run(*command, "--epochs", 1, "--batch-size", 1000, "--workdir", "run", folder=tmp_path)
     assert code == 0, err
     assert "57,000 training, 3,000 validation, 10,000 test" in out
@@ -409,14 +433,14 @@ def test_mnist_without_tensorflow(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.ismount("/dev/shm") or os.geteuid() != 0, reason="needs root, to mount a small disk")
-def test_a_full_disk_is_one_line(tmp_path):
+def test_a_full_disk_is_one_line(tmp_path, capsys):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("cannot mount a small disk here")
     try:
-        code, _, err = run("train", "digits", "--epochs", 1, *TINY, "--workdir", disk / "run", folder=tmp_path)
+        code, _, err = here(capsys, "train", "digits", "--epochs", 1, *XOR, "--workdir", disk / "run")
         assert code == 2
         assert err.count("\n") == 1, err
         assert "space" in err

@@ -65,9 +65,9 @@ def test_own_validation_split():
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"validation": -0.1}, r"data.validation -0.1: must be a fraction"),
-        ({"validation": 1.0}, r"data.validation 1.0: must be a fraction"),
-        ({"validation": float("nan")}, r"data.validation nan: must be a fraction"),
+        ({"validation": -0.1}, r"data.validation -0.1 must be in"),
+        ({"validation": 1.0}, r"data.validation 1.0 must be in"),
+        ({"validation": float("nan")}, r"data.validation nan must be finite"),
         ({"validation": 0.01}, "data.validation 0.01: .*stratified"),
         ({"image_size": -1}, "image_size -1"),
         ({"seed": -1}, "seed -1"),

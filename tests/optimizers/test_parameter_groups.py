@@ -1,8 +1,6 @@
 """Groups of parameters by path: different rates and decays, frozen to the bit, thawed at an epoch."""
 
 import dataclasses
-import json
-from functools import partial
 
 import chex
 import jax
@@ -10,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tyro
 from numpy.testing import assert_allclose
 
 from deepjax import config
@@ -204,17 +201,6 @@ def test_a_group_can_be_left_out_of_adaptive_clipping():
     updates, _ = jax.jit(transform.update)(params, transform.init(params), params)
     assert_allclose(updates["head"]["kernel"], -params["head"]["kernel"], rtol=1e-6)
     assert_allclose(updates["stem_conv"]["kernel"], -0.01 * params["stem_conv"]["kernel"], rtol=1e-5)
-
-
-def test_groups_come_from_the_command_line_as_json(capsys):
-    groups = {"head/*": {"learning_rate": 0.5, "clip_adaptive": None}, "stem*": {"frozen": True}}
-    parse = partial(tyro.cli, config.Optimizer)
-    assert parse(args=["--groups", json.dumps(groups)]).groups == groups
-    assert parse(args=[], default=config.Optimizer(groups=groups)).groups == groups
-    for words, message in ((["{'head': 1}"], "is not JSON"), (["[1]"], "is not like")):
-        with pytest.raises(SystemExit):
-            parse(args=["--groups", *words])
-        assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 # What is refused

@@ -196,8 +196,8 @@ def test_the_command_prints_a_table_and_json(capsys, pretend):
     [
         (["nothing"], "config 'nothing' is unknown"),
         (["digits", "--input", "3x3"], "--input '3x3' must be numbers with commas between"),
-        (["digits", "--memory", "-1"], "--memory -1 must be a number of GiB above 0"),
-        (["digits", "--memory", "nan"], "--memory nan must be a number of GiB above 0"),
+        (["digits", "--memory", "-1"], "memory -1.0 must be greater than 0"),
+        (["digits", "--memory", "nan"], "memory nan must be finite"),
         (["digits", "--classes", "0"], "classes 0 must be at least 1"),
         (["digits", "--input", "0,8,1"], "input 0 must be at least 1"),
         (["digits", "--data.validation", "-0.5"], "data.validation -0.5"),

@@ -16,6 +16,7 @@ from PIL import Image
 
 import helpers
 from deepjax import cli, inference, training, weights, zoo
+from deepjax.cli.configs import configs, load
 from deepjax.config import Config, Data, Devices, Optimizer
 from deepjax.errors import InputError
 from deepjax.layers import BatchNorm
@@ -311,7 +312,7 @@ def test_frozen_parameters_stay_to_the_bit_and_the_head_is_new(home, tuned):
 def test_a_new_head_has_ten_times_the_rate(home):
     """One step by plain SGD: the head moves by 0.01 times its gradient, the rest by 0.001 times."""
     folder, _ = home
-    config = cli.training._load_config(cli.training.configs()["finetune"])
+    config = load(configs()["finetune"])
     optimizer = setup.make_optimizer(
         dataclasses.replace(freezing.frozen_optimizer(config), name="sgd"), lambda count: 0.001
     )

@@ -308,7 +308,7 @@ def test_accumulation_in_half_precision(tmp_path):
         ({"ema": 1.5}, "ema 1.5"),
         ({"model": "cifar_resnt"}, "did you mean 'cifar_resnet'"),
         ({"model_options": {"dpth": 8}}, "did you mean 'depth'"),
-        ({"model_options": {"num_classes": 7}}, "7 differs from the 10 classes"),
+        ({"model_options": {"num_classes": 7}}, "model_options.num_classes 7 is not an option; leave it out"),
         ({"model_options": {"dtype": "float16"}}, "set by --dtype"),
         ({"data": Data(name="digit")}, "did you mean 'digits'"),
         ({"data": Data(mean=(0.5,))}, "each have 1 values"),

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from deepjax import cli, weights, zoo
+from deepjax.cli.configs import configs, load
 from deepjax.errors import InputError
 from deepjax.runs.checkpoint import Checkpoints
 from deepjax.training import fine_tuning
@@ -179,7 +180,7 @@ def test_without_weights_nothing_is_frozen_or_written(tmp_path, capsys):
 def test_the_config_asks_for_half():
     from deepjax.training.freezing import frozen_optimizer
 
-    config = cli.training._load_config(cli.training.configs()["monster"])
+    config = load(configs()["monster"])
     for epochs in (config.epochs, 7):
         groups = frozen_optimizer(dataclasses.replace(config, pretrained="x", epochs=epochs)).groups
         assert groups == {"features/*": {"frozen_until": epochs / 2}}

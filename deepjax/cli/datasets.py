@@ -1,0 +1,56 @@
+"""`deepjax datasets`."""
+
+import json
+from dataclasses import dataclass
+
+import tyro
+
+from deepjax.cli.terminal import parse, table
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Options of `deepjax datasets`."""
+
+    data_dir: str = ""
+    """Folder to search. Empty: TFDS's own."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Options of `deepjax datasets prepare`."""
+
+    name: tyro.conf.Positional[str]
+    """TFDS's name of the data set, such as cifar10."""
+    data_dir: str = ""
+    """Folder in which to prepare it. Empty: TFDS's own."""
+
+
+def datasets(arguments):
+    """List the data sets; `deepjax datasets prepare NAME` downloads and prepares one from TFDS."""
+    if arguments[:1] == ["prepare"]:
+        return _prepare(arguments[1:])
+    options = parse(Datasets, arguments, "deepjax datasets", datasets.__doc__)
+    from deepjax import data
+
+    rows = data.available(options.data_dir)
+    if options.json:
+        print(json.dumps([row._asdict() for row in rows], indent=2))
+    else:
+        table(rows[0]._fields, rows)
+    return 0
+
+
+def _prepare(arguments):
+    """Download a TFDS data set and prepare it once, so that it can be read without TensorFlow.
+
+    Needs the extra `prepare`.
+    """
+    options = parse(Prepare, arguments, "deepjax datasets prepare", _prepare.__doc__)
+    from deepjax import data
+
+    data.prepare(options.name, options.data_dir)
+    print(f"{options.name} is ready")
+    return 0

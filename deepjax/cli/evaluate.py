@@ -1,0 +1,93 @@
+"""`deepjax eval`."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from deepjax.cli.terminal import parse, table, warn
+from deepjax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Options of `deepjax eval`."""
+
+    workdir: tyro.conf.Positional[tuple[str, ...]]
+    """Folder of the run, or folders of several."""
+    average: Literal["predictions", "weights"] = "predictions"
+    """How several runs or snapshots are averaged. predictions: the mean of their softmax probabilities. weights: the
+    mean of their parameters, with the moments of batch norms estimated on the training set."""
+    split: Literal["test", "validation", "train"] = "test"
+    data_dir: str = ""
+    """Folder of the images. Empty: the one that the run has recorded."""
+    json: bool = False
+    """Print JSON."""
+
+
+def evaluate(arguments):
+    """Print the test error of a run by class; of several runs, of each and of their average.
+
+    With more than five classes, the top-5 error is printed too. A run of snapshots is treated like several runs.
+    """
+    options = parse(Eval, arguments, "deepjax eval", evaluate.__doc__)
+    if not options.workdir:
+        raise InputError("eval needs a run: deepjax eval WORKDIR [WORKDIR ...]")
+    from deepjax import inference
+
+    runs = [inference.load_run(folder, warn=warn) for folder in options.workdir]
+    found = inference.evaluate_runs(runs, average=options.average, split=options.split, data_dir=options.data_dir)
+    parts = _parts(options, runs, found.alone)
+    record = _record(options.split, runs, found.together)
+    if parts:
+        record |= {"average": options.average, "runs" if len(runs) > 1 else "snapshots": parts}
+    if options.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    counts = found.together.confusion(len(runs[0].classes)).sum(1)
+    rows = [
+        (name, str(count), "-" if error is None else f"{100 * error:.2f}")
+        for (name, error), count in zip(record["class_errors"].items(), counts, strict=True)
+    ]
+    table(("class", "examples", "error %"), rows)
+    if parts:
+        print()
+        rows = [(part["workdir"], part["step"], f"{100 * part['error']:.2f}", f"{part['loss']:.4f}") for part in parts]
+        together = f"{options.average} averaged", "", f"{100 * record['error']:.2f}", f"{record['loss']:.4f}"
+        table(("run", "step", "error %", "loss"), [*rows, together])
+    top5 = f", top-5 error {100 * record['top5_error']:.2f} %" if "top5_error" in record else ""
+    what = f"{options.average} of {len(parts)} averaged" if parts else f"checkpoint of step {record['step']}"
+    print(
+        f"{options.split} error {100 * record['error']:.2f} %{top5}, loss {record['loss']:.4f}, "
+        f"{record['examples']} examples, {what}"
+    )
+    return 0
+
+
+def _record(split, runs, result) -> dict:
+    """Return what is printed of an Evaluation."""
+    classes = runs[0].classes
+    errors = [None if error != error else error for error in result.class_errors(len(classes)).tolist()]
+    return {
+        "split": split,
+        **({"step": runs[0].step} if len(runs) == 1 else {}),
+        "examples": len(result.labels),
+        "error": result.error,
+        "loss": result.loss,
+        **({"top5_error": result.top5_error} if len(classes) > 5 else {}),
+        "class_errors": dict(zip(classes, errors, strict=True)),
+    }
+
+
+def _parts(options, runs, alone):
+    """Return what was averaged, each with its own error; [] if nothing was averaged."""
+    if len(alone) == 1:
+        return []
+    places = [(run.config.workdir, run.step) for run in runs]
+    if len(runs) == 1:
+        places = [(runs[0].config.workdir, step) for step in runs[0].steps]
+    return [
+        {"workdir": workdir, "step": step, "error": one.error, "loss": one.loss}
+        for (workdir, step), one in zip(places, alone, strict=True)
+    ]

@@ -1,0 +1,56 @@
+"""Files that are either old or complete: every file is written beside its place, then renamed."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deepjax.errors import InputError
+
+PARTIAL = ".tmp"  # the suffix of a file that is not complete
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield the path of a temporary file to write; rename it to `path` when the block ends without an exception.
+
+    The content reaches the disk before the rename (fsync), so a crash leaves the old file or the new one. After an
+    exception the temporary file is removed, and `path` is unchanged.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file. Raises InputError if it is missing or not valid JSON."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; restore it") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); it may be truncated") from None
