@@ -81,7 +81,7 @@ def frozen_batch_norms(frozen: Mapping[str, bool | jax.Array]):
         yield
 
 
-def _evaluate(module, args, kwargs):
+def _evaluate(module, args, kwargs) -> Any:
     """The output of a batch normalization in evaluation mode."""
     if not isinstance(module, nn.BatchNorm):
         return module.clone(parent=None, name=None).apply(module.variables, *args, **{**kwargs, "train": False})
