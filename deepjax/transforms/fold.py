@@ -22,6 +22,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from deepjax import layers
 from deepjax.errors import InputError
+from deepjax.functional.arrays import per_feature
 from deepjax.trace import TOP, Interpreter, around_calls, call_arguments, call_jaxpr, read_mark
 
 # Subclasses are not among them: a subclass may use its kernel in another way.
@@ -62,7 +63,7 @@ class Folded:
         if not module.has_variable("params", "bias"):
             raise InputError(f"{path} has no bias: give a folded model the variables of its Folding")
         bias = module.get_variable("params", "bias")
-        return (y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)).astype(y.dtype)
+        return (y + per_feature(bias, y.ndim)).astype(y.dtype)
 
 
 class Folding(NamedTuple):
