@@ -178,8 +178,8 @@ class Classification:
         shape = getattr(outputs, "shape", type(outputs).__name__)
         if shape != (1, len(self.classes)):
             raise InputError(
-                f"the model returns outputs of shape {shape} for one example; the data have {len(self.classes)} classes, "
-                f"return logits [batch, {len(self.classes)}]"
+                f"the model returns outputs of shape {shape} for one example, but the data has {len(self.classes)} "
+                f"classes; return logits [batch, {len(self.classes)}]"
             )
 
     @staticmethod
