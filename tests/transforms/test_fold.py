@@ -400,6 +400,26 @@ class ActivationInAFunction(nn.Module):
         return nn.BatchNorm(True, name="norm")(function(nn.Dense(4, name="dense"), x))
 
 
+class NormInALoop(nn.Module):
+    """Only the first step normalizes the layer's output."""
+
+    @nn.compact
+    def __call__(self, x):
+        body = repeated(lambda norm, x, _: (norm(x) + 1, None), variable_broadcast=["params", "batch_stats"])
+        return body(nn.BatchNorm(True, name="norm"), nn.Dense(4, name="dense")(x), None)[0]
+
+
+class LayerInABranch(nn.Module):
+    """The other branch gives the norm something else."""
+
+    @nn.compact
+    def __call__(self, x):
+        dense = nn.Dense(4, name="dense")
+        choose = nn.cond if not self.is_initializing() else lambda _, first, second, *args: first(*args)
+        y = choose(x.sum() > 0, lambda dense, x: dense(x), lambda dense, x: 2 * x, dense, x)
+        return nn.BatchNorm(True, name="norm")(y)
+
+
 class Weighted(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -426,6 +446,8 @@ LEFT = [  # model, its norm, the reason why it is left
     (ScannedAlongTheLastAxis(), "block/norm", "are also used elsewhere"),
     (UnusedOutput(), "norm", "its output is not used"),
     (OtherAxis(), "norm", "not the last axis"),
+    (NormInALoop(), "norm", "not the output of one Dense or Conv alone"),
+    (LayerInABranch(), "norm", "not the output of one Dense or Conv alone"),
 ]
 
 
