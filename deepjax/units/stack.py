@@ -1,6 +1,5 @@
-"""Units, and many of them as one scan."""
+"""Units, and stacks of them as one scan."""
 
-import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from deepjax.errors import InputError, choices
+from deepjax.trace import accepts, call_arguments
 from deepjax.units import loop
 from deepjax.units.branch import Branch
 from deepjax.units.joins import Drop
@@ -21,12 +21,12 @@ REMATS = ("none", "unit", "sqrt", "reversible")
 
 
 class Unit(nn.Module):
-    """y = activation(join(shortcut(x), branch(x))), where x first passes `before`, if there is one."""
+    """Compute y = activation(join(shortcut(x), branch(x))). `before`, if there is one, is applied to x first."""
 
     branch: nn.Module
     join: nn.Module
     shortcut: nn.Module | None = None  # None: the identity
-    before: nn.Module | None = None  # shared by the shortcut and the branch
+    before: nn.Module | None = None  # applied before the shortcut and the branch
     activation: Callable | None = None  # None: the identity
 
     @nn.compact
@@ -44,7 +44,7 @@ class Unit(nn.Module):
         return y if self.activation is None else self.activation(y)
 
     def _drop(self, x, skip, call, per_unit):
-        """What the join would give; a branch that the whole batch drops is not computed, forward or backward."""
+        """The output of the join. A branch that the whole batch drops is computed neither forward nor backward."""
         factor = self.join(jnp.zeros(1), jnp.ones(1), train=True, **per_unit)[0].astype(skip.dtype)
 
         def compute(unit, x):
@@ -55,11 +55,12 @@ class Unit(nn.Module):
 
 
 class Reversible(nn.Module):
-    """On halves x1, x2 of the features: y1 = x1 + f(x2), y2 = x2 + g(y1), so that x can be found from y.
+    """Compute y1 = x1 + f(x2), y2 = x2 + g(y1) on halves x1, x2 of the features, so that x follows from y.
 
-    Gomez et al. 2017, "The reversible residual network" (arXiv 1707.04585), eq. 6 and 7. A stack of these with
-    remat="reversible" needs no more memory the deeper it is. f and g are called as units are, and keep their shape.
-    With a `shortcut`, which x1 and x2 pass on their way to the sums, f may change it; such a unit cannot be undone.
+    Gomez et al. 2017, "The reversible residual network" (arXiv 1707.04585), eq. 6 and 7. The memory of a stack of these
+    with remat="reversible" does not grow with depth. f and g are called like units, and keep the shape of their input.
+    With a `shortcut`, which is applied to x1 and x2 before the sums, f may change the shape. Such a unit is not
+    reversible.
     """
 
     f: nn.Module
@@ -70,7 +71,9 @@ class Reversible(nn.Module):
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """x [batch, ..., features], an even number of them -> the same shape."""
         if x.shape[-1] % 2:
-            raise InputError(f"Reversible: x has {x.shape[-1]} features; it needs an even number, for two halves")
+            raise InputError(
+                f"Reversible: x has {x.shape[-1]} features; it needs an even number, to split them into halves"
+            )
         x1, x2 = jnp.split(x, 2, -1)
         y1 = self._skip(x1, train, mask) + self.f(x2, train=train, mask=mask)
         return jnp.concatenate([y1, self._skip(x2, train, mask) + self.g(y1, train=train, mask=mask)], -1)
@@ -80,7 +83,7 @@ class Reversible(nn.Module):
 
 
 class Stack(nn.Module):
-    """`depth` equal units, one after the other. Made by `stack`."""
+    """`depth` equal units, one after the other. Call `stack` to make one."""
 
     unit: nn.Module
     depth: int
@@ -92,15 +95,13 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """x [batch, ...] -> the same shape."""
-        takes = accepted(self.unit)
-        call = {name: value for name, value in {"train": train, "mask": mask}.items() if takes(name)}
+        call = call_arguments(self.unit, train=train, mask=mask)
 
         def step(unit, x, per_unit):
             y = unit(x, **call, **per_unit)
             if (y.shape, y.dtype) != (x.shape, x.dtype):
                 raise InputError(
-                    f"stack: the unit turns {x.dtype}{x.shape} into {y.dtype}{y.shape}; a unit of a stack must keep "
-                    f"shape and dtype"
+                    f"stack: the unit turns {x.dtype}{x.shape} into {y.dtype}{y.shape}; it must keep shape and dtype"
                 )
             return y
 
@@ -119,23 +120,16 @@ class Stack(nn.Module):
         return loop.run(self.unit, x, per_unit, functions, depth=self.depth, remat=remat, unroll=self.unroll)
 
     def _is_watched(self, remat):
-        """Whether more than running moments comes out of the units: in init, or where intermediates are captured.
+        """Whether units return more than running moments: in `init`, or if intermediate values are captured.
 
-        The plain loop, whose results are the same, brings that out. So it does, in place of "reversible", for gradients
-        of anything else that units put out.
+        The plain loop returns these, and its other results are the same. It also replaces "reversible" where gradients
+        of other variables of the units are taken.
         """
         if remat == "reversible":
             mutable: Any = self.scope and self.scope.mutable
             named = {mutable} if isinstance(mutable, str) else mutable
             return named is not False and not (isinstance(named, list | tuple | set) and set(named) <= {"batch_stats"})
         return any(map(self.is_mutable_collection, ("params", "intermediates", "perturbations")))
-
-
-def accepted(unit):
-    """name -> whether the unit's call takes an argument of this name."""
-    parameters = inspect.signature(type(unit).__call__).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return lambda name: anything or name in parameters
 
 
 def stack(
@@ -148,32 +142,33 @@ def stack(
     per_unit: Mapping[str, Sequence[float]] | None = None,
     name=None,
 ):
-    """`depth` units like `unit`, each with parameters of its own, as one Linen module.
+    """Make one Linen module of `depth` units like `unit`, each with its own parameters.
 
     Args:
-      unit: a Linen module called as `unit(x, train=..., mask=...)` that keeps the shape and dtype of x. Without train
-        or mask, where its call does not take them.
-      depth: how many, at least 1.
-      scan: run them as one `lax.scan` over stacked variables, so that compile time does not grow with depth: every
-        variable of the unit has a leading axis of `depth`. False: a Python loop, variables named unit1, unit2, ...
-      remat: what is kept for the backward pass, which computes the rest again. Results and variables are the same.
-        "none": everything, memory grows with depth. "unit": each unit's input. "sqrt": the input of every group of
-        units, of which there are about 2 sqrt(depth). "reversible": nothing, whatever the depth; the unit must be a
-        `Reversible`. All need scan; the last two work where nothing but running moments changes: in `init`, and
-        where intermediate values are captured, everything is kept. What "reversible" finds again is rounded, and
-        units that amplify amplify that: normalize them, and let x be float32.
-      unroll: units per iteration of the scan; for remat "none" and "unit".
-      per_unit: numbers of each unit: {"survival": [0.9, 0.8]} calls the first with survival=0.9, the second with 0.8.
+      unit: a Linen module that is called as `unit(x, train=..., mask=...)` and keeps the shape and dtype of x. `train`
+        and `mask` are left out if its call does not take them.
+      depth: number of units, at least 1.
+      scan: True: run them as one `lax.scan` over stacked variables, so that compile time does not grow with depth.
+        Every variable of the unit has a leading axis of `depth`. False: a Python loop over unit1, unit2, ...
+      remat: what is stored for the backward pass, which recomputes the rest. Results and variables are the same.
+        "none": everything, so memory grows with depth. "unit": the input of each unit. "sqrt": the input of every
+        group of units; there are about 2 sqrt(depth) groups. "reversible": nothing; the unit must be a `Reversible`.
+        All but "none" need scan. "sqrt" and "reversible" apply where units return only running moments besides y: in
+        `init`, and where intermediate values are captured, everything is stored. "reversible" recomputes inputs with
+        rounding errors, and expansive units also amplify them: normalize the units, and use float32 for x.
+      unroll: units per iteration of the scan, for remat "none" and "unit".
+      per_unit: numbers for each unit: {"survival": [0.9, 0.8]} calls the first unit with survival=0.9, the second
+        with 0.8.
       name: of the module in its parent.
 
     Raises:
-      InputError: a unit that is no Linen module, a depth that is no whole number, depth or unroll below 1, an unknown
-        remat or one that does not go with the unit, scan or unroll, a `per_unit` that the unit's call does not take,
-        or that has not one number for each unit, a survival outside [0, 1]; when called, a unit that changes shape or
-        dtype.
+      InputError: a unit that is not a Linen module; a depth that is not a whole number; depth or unroll below 1; an
+        unknown remat, or one that does not go with the unit, scan or unroll; a `per_unit` that the call of the unit
+        does not take, or that does not have one number for each unit; a survival outside [0, 1]. When called: a unit
+        that changes shape or dtype.
     """
     if not isinstance(unit, nn.Module):
-        raise InputError(f"stack: unit {unit!r} is no Linen module; give an instance, such as Unit(...)")
+        raise InputError(f"stack: unit {unit!r} is not a Linen module; pass an instance, such as Unit(...)")
     try:
         depth = operator.index(depth)
     except TypeError:
@@ -183,13 +178,13 @@ def stack(
     _check_remat(unit, remat, scan, unroll)
     per_unit = {key: tuple(map(float, np.ravel(values))) for key, values in (per_unit or {}).items()}
     _check_per_unit(unit, per_unit, depth)
-    # A unit made inside another module's __call__ is bound there; its variables belong to the stack.
+    # A unit that is made inside a module's __call__ is bound to that module. Its variables belong to the stack.
     return Stack(unit.copy(parent=None, name=None), depth, scan, remat, unroll, FrozenDict(per_unit), name=name)
 
 
 def _check_per_unit(unit, per_unit, depth):
     for key, values in per_unit.items():
-        if not accepted(unit)(key):
+        if not accepts(unit, key):
             raise InputError(
                 f"stack: per_unit {key}: {type(unit).__name__} takes no such argument when called; leave it out"
             )
@@ -204,20 +199,20 @@ def _check_remat(unit, remat, scan, unroll):
     if remat not in REMATS:
         raise InputError(f"stack: remat {remat!r} is unknown; {choices(str(remat), REMATS)}")
     if remat != "none" and not scan:
-        raise InputError(f"stack: remat {remat} needs scan=True; without, XLA computes nothing again")
+        raise InputError(f"stack: remat {remat} needs scan=True; in an unrolled stack XLA undoes it")
     if remat in ("sqrt", "reversible") and unroll != 1:
         raise InputError(f"stack: remat {remat} needs unroll=1, not {unroll}")
     if remat == "reversible" and not (isinstance(unit, Reversible) and unit.shortcut is None):
         raise InputError(
-            f"stack: remat reversible needs a Reversible unit without shortcut, which can be undone; "
-            f"{type(unit).__name__} cannot: take remat sqrt"
+            f"stack: remat reversible needs a Reversible unit without shortcut, not {type(unit).__name__}; use sqrt"
         )
 
 
 def unstack_units(tree) -> Any:
-    """Variables of a model whose stacks are scans -> those of the same model with scan=False.
+    """Turn variables of a model whose stacks are scans into those of the same model with scan=False.
 
-    A stack's `unit`, whose arrays have a leading axis of units, becomes unit1, unit2, ...; NumPy arrays stay so.
+    The `unit` of a stack, whose arrays have a leading axis of units, becomes unit1, unit2, ... NumPy arrays stay NumPy
+    arrays.
 
     >>> tree = {"rest": {"unit": {"kernel": np.ones((3, 2))}}}
     >>> jax.tree.map(np.shape, unstack_units(tree))
@@ -236,9 +231,9 @@ def unstack_units(tree) -> Any:
 
 
 def stack_units(tree) -> Any:
-    """Variables of a model with scan=False -> those of the same model whose stacks are scans.
+    """Turn variables of a model with scan=False into those of the same model whose stacks are scans.
 
-    unit1, unit2, ... become one `unit`, with a leading axis of units. The inverse of `unstack_units`.
+    unit1, unit2, ... become one `unit` with a leading axis of units. This is the inverse of `unstack_units`.
 
     >>> tree = {"rest": {"unit1": {"bias": np.zeros(2)}, "unit2": {"bias": np.ones(2)}}}
     >>> stack_units(tree)["rest"]["unit"]["bias"].tolist()
