@@ -118,7 +118,7 @@ def _wanted(option, value: Any, usual: Any):
     kind = TYPES[option] if usual is None else type(usual)
     if type(value) is not kind and not (kind is float and type(value) is int):
         return kind.__name__ + ("" if usual is None else f", such as {usual!r}")
-    return None if kind is not float or math.isfinite(float(value)) else "a finite number"
+    return "a finite number" if isinstance(value, float) and not math.isfinite(value) else None
 
 
 def _is_float_type(dtype):
