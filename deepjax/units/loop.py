@@ -30,7 +30,7 @@ class Each(NamedTuple):
 
 
 def run(unit, x, per_unit, functions, *, depth, remat, unroll, forward_only):
-    """x after `depth` units, whose variables are stacked. To be called in a Linen module that owns `unit`.
+    """Return x after `depth` units, whose variables are stacked. Call it in a Linen module that owns `unit`.
 
     Args:
       unit: a Linen module.
@@ -73,7 +73,7 @@ def _inner(functions, depth, remat, unroll, forward_only, scope_fn, repack, vari
 
 
 def _forward_only(step: Callable, depth: int, remat: str):
-    """(x, each) -> (y, variables), as `lax.scan(step, x, each)`; raises InputError when it is differentiated."""
+    """Return a function like `lax.scan(step, x, each)` that raises InputError when it is differentiated."""
 
     def refuse(*_):
         some = "'params', 'intermediates' or 'perturbations'"
@@ -88,7 +88,7 @@ def _forward_only(step: Callable, depth: int, remat: str):
     return looped
 
 
-# Groups: the input of every group of units is kept
+# Groups: the input of every group of units is stored
 
 
 def group_size(depth):

@@ -147,28 +147,29 @@ def stack(
     """Make one Linen module of `depth` units like `unit`, each with its own parameters.
 
     Args:
-      unit: a Linen module called as `unit(x, train=..., mask=...)` that keeps the shape and dtype of x. Without train
-        or mask, where its call does not take them.
-      depth: how many, at least 1.
-      scan: run them as one `lax.scan` over stacked variables, so that compile time does not grow with depth: every
-        variable of the unit has a leading axis of `depth`. False: a Python loop, variables named unit1, unit2, ...
-      remat: what is kept for the backward pass, which computes the rest again. Results and variables are the same.
-        "none": everything, memory grows with depth. "unit": each unit's input. "sqrt": the input of every group of
-        units, of which there are about 2 sqrt(depth). "reversible": nothing, whatever the depth; the unit must be a
-        `Reversible`. All need scan. "reversible" recomputes inputs with a rounding error, and expansive units amplify
-        that error: normalize them, and use float32 for x. The last two refuse gradients that would need everything
-        again: "sqrt" if "params", "intermediates" or "perturbations" are mutable, "reversible" if any collection but
-        "batch_stats" is. Take gradients with mutable=["batch_stats"], and capture intermediates in a forward pass of
-        its own.
-      unroll: units per iteration of the scan; for remat "none" and "unit".
-      per_unit: numbers of each unit: {"survival": [0.9, 0.8]} calls the first with survival=0.9, the second with 0.8.
+      unit: a Linen module that is called as `unit(x, train=..., mask=...)` and keeps the shape and dtype of x. `train`
+        and `mask` are left out if its call does not take them.
+      depth: number of units, at least 1.
+      scan: True: run them as one `lax.scan` over stacked variables, so that compile time does not grow with depth.
+        Every variable of the unit has a leading axis of `depth`. False: a Python loop over unit1, unit2, ...
+      remat: what is stored for the backward pass, which recomputes the rest. Results and variables are the same.
+        "none": everything, so memory grows with depth. "unit": the input of each unit. "sqrt": the input of every
+        group of units; there are about 2 sqrt(depth) groups. "reversible": nothing; the unit must be a `Reversible`.
+        All but "none" need scan. "reversible" recomputes inputs with rounding errors, and expansive units also amplify
+        them: normalize the units, and use float32 for x. The last two refuse gradients that would need everything
+        stored: "sqrt" if "params", "intermediates" or "perturbations" are mutable, "reversible" if any collection
+        except "batch_stats" is. Take gradients with mutable=["batch_stats"], and capture intermediates in a separate
+        forward pass.
+      unroll: units per iteration of the scan, for remat "none" and "unit".
+      per_unit: numbers for each unit: {"survival": [0.9, 0.8]} calls the first unit with survival=0.9, the second
+        with 0.8.
       name: of the module in its parent.
 
     Raises:
-      InputError: a unit that is no Linen module, a depth that is no whole number, depth or unroll below 1, an unknown
-        remat or one that does not go with the unit, scan or unroll, a `per_unit` that the unit's call does not take,
-        or that has not one number for each unit, a survival outside [0, 1]; when called, a unit that changes shape or
-        dtype; when differentiated, a mutable collection that the remat cannot differentiate.
+      InputError: a unit that is not a Linen module; a depth that is not a whole number; depth or unroll below 1; an
+        unknown remat, or one that does not go with the unit, scan or unroll; a `per_unit` that the call of the unit
+        does not take, or that does not have one number for each unit; a survival outside [0, 1]. When called: a unit
+        that changes shape or dtype. When differentiated: a mutable collection that the remat cannot differentiate.
     """
     if not isinstance(unit, nn.Module):
         raise InputError(f"stack: unit {unit!r} is not a Linen module; pass an instance, such as Unit(...)")

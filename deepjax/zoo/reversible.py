@@ -40,7 +40,7 @@ class RevNet(Network):
         self.check_images(x)
         conv = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         x = Conv(self.features[0], (3, 3), 1, 1, name="stem_conv", **conv)(x)
-        # Streams of 16 bits could not be found again, whatever the branches compute in.
+        # Inputs cannot be recomputed from streams of 16 bits, whatever the precision of the branches.
         x = at_least_float32(x)
         maps = {"stem": x}
         for i, depth in enumerate(self.depths):
