@@ -464,7 +464,7 @@ def test_eval_averages_weights_of_workdirs(runs, capsys):
     ("arguments", "message"),
     [
         (["a", "wide", "--average", "weights"], "cannot be averaged: parameter first/bias is (16,) in"),
-        (["a", "SNAPPED"], "in one, spirals in the other; average runs of one set"),
+        (["a", "SNAPPED"], "in one, spirals in the other; average runs of one data set"),
         (
             ["a", "b", "--split", "validation"],
             "as their seeds or data.validation do; --split test is the same for both",
