@@ -176,3 +176,23 @@ def stop_after(monkeypatch, steps):
             return signal.SIGTERM if self.left < 0 else 0
 
     monkeypatch.setattr(loop, "Signals", Signals)
+
+
+def draw_variables(model, x, gain=1.0, **call):
+    """Variables of a Linen model, drawn by NumPy, so that nothing is compiled and no number has its usual start.
+
+    Kernels have variance gain / fan in. Scales lie around 1, variances around 0.5, all other values around 0.
+    """
+    import jax
+
+    rng = np.random.default_rng(0)
+
+    def one(path, leaf):
+        noise, name = rng.standard_normal(leaf.shape).astype(np.float32), path[-1].key
+        if name == "kernel":
+            fan_in = np.prod(leaf.shape[-4:-1] if leaf.ndim > 3 else leaf.shape[-2:-1])
+            return noise * np.float32(np.sqrt(gain / fan_in))
+        return {"scale": 1 + 0.2 * noise, "var": 0.5 + 0.1 * abs(noise)}.get(name, 0.2 * noise)
+
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, **({"train": False} | call)))
+    return jax.tree_util.tree_map_with_path(one, shapes)

@@ -39,7 +39,7 @@ def summary(arguments):
     from deepjax import zoo
     from deepjax.summary import summarize
 
-    model = zoo.create(options.model, num_classes=options.num_classes, **options.options)
+    model = zoo.create(options.model, options.options, num_classes=options.num_classes)
     text = options.input or ",".join(map(str, zoo.usual_input(options.model)))
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise InputError(f"--input {text!r} must be numbers with commas between, such as 32,32,3")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from deepjax import config
+from deepjax.functional.arrays import per_example
 
 
 def mix(
@@ -100,4 +101,4 @@ def _partners(key, mask, size):
 def _blend(x, partner, share, mask):
     share = share.astype(x.dtype)
     mixed = share * x + (1 - share) * x[partner]
-    return mixed if mask is None else jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), mixed, x)
+    return mixed if mask is None else jnp.where(per_example(mask, x.ndim), mixed, x)

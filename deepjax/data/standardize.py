@@ -18,6 +18,7 @@ from deepjax import config
 from deepjax.data.records import Arrays, Records, Split
 from deepjax.errors import InputError, choices
 from deepjax.files import replacing
+from deepjax.functional.arrays import at_least_float32, per_feature
 
 KINDS = get_args(get_type_hints(config.Data)["standardize"])
 WHITENING = ("pca", "zca")
@@ -103,13 +104,13 @@ class Standardizer(NamedTuple):
         """
         x = jnp.asarray(x)
         self._expect("apply", x.shape, self.shift.shape)
-        values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        values = at_least_float32(x)
         if x.dtype == jnp.uint8:
             values = values / 255
         if self.basis is None:
-            return (values - _wide(self.shift, x.ndim)) / _wide(self.scale, x.ndim)
-        flat = self._flat(values - _wide(self.shift, x.ndim))
-        white = _product(flat, self.basis) / _wide(self.scale, flat.ndim)
+            return (values - per_feature(self.shift, x.ndim)) / per_feature(self.scale, x.ndim)
+        flat = self._flat(values - per_feature(self.shift, x.ndim))
+        white = _product(flat, self.basis) / per_feature(self.scale, flat.ndim)
         return white if self.kind == "pca" else _product(white, self.basis.T).reshape(x.shape)
 
     def invert(self, y: jax.Array | np.ndarray) -> jax.Array:
@@ -117,15 +118,14 @@ class Standardizer(NamedTuple):
 
         Along directions that pca and zca dropped, the result is the mean. Raises InputError for another shape.
         """
-        y = jnp.asarray(y)
-        y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+        y = at_least_float32(y)
         self._expect("invert", y.shape, self.output_shape(self.shift.shape))
         if self.basis is None:
-            return y * _wide(self.scale, y.ndim) + _wide(self.shift, y.ndim)
+            return y * per_feature(self.scale, y.ndim) + per_feature(self.shift, y.ndim)
         white = y if self.kind == "pca" else _product(self._flat(y), self.basis)
-        x = _product(white * _wide(self.scale, white.ndim), self.basis.T)
+        x = _product(white * per_feature(self.scale, white.ndim), self.basis.T)
         x = x.reshape(*x.shape[:-1], *self.shift.shape)
-        return x + _wide(self.shift, x.ndim)
+        return x + per_feature(self.shift, x.ndim)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of one standardized input, for inputs of `shape`."""
@@ -155,10 +155,6 @@ class Standardizer(NamedTuple):
 
     def _flat(self, x):
         return x.reshape(*x.shape[: x.ndim - self.shift.ndim], self.shift.size)
-
-
-def _wide(statistic, rank):
-    return jnp.reshape(statistic, (1,) * (rank - np.ndim(statistic)) + np.shape(statistic))
 
 
 def _product(x, matrix):

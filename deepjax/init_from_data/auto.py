@@ -170,7 +170,7 @@ def _spread_measurer(model, call, layers, shared, ends):
         squares = jax.device_get(gradient(variables, key, x))
         alive = all(np.all(note["variation"] > MIN_VARIATION) for note in notes.values())
         with np.errstate(all="ignore"):  # a signal that overflows or vanishes has an infinite spread
-            signal = _spread(layers, ends, {path: note["reached"] for path, note in notes.items()})
+            signal = _spread(layers, ends, {path: note["variance"] for path, note in notes.items()})
             arriving = {path: square / notes[path]["input"] for path, square in squares.items()}
             spreads = signal, _spread(layers, ends, arriving) ** 0.5
         return spreads if alive else (np.inf, np.inf)

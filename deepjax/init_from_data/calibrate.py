@@ -71,7 +71,7 @@ def calibrate(model, variables, key, x, call, layers, rules: Rules):
       rules: what to do at each layer.
 
     Returns:
-      (variables, {path: {name: note}}, outputs). Each layer has the notes "reached" (variance of its output), "input"
+      (variables, {path: {name: note}}, outputs). Each layer has the notes "variance" (variance of its output), "input"
       (mean square of its input) and those of its `Change`. A note has the kernel's number of axes, all of size 1 but
       for the axes of a scan's units. Layers in `rules.shared` have no notes.
     """
@@ -95,8 +95,8 @@ def calibrate(model, variables, key, x, call, layers, rules: Rules):
         again = _repeatable(module, args, kwargs, apart)
         result, notes = _set(module, layer, rules, result, args, again)
         size = mean_square(args[0]) if args and hasattr(args[0], "dtype") else jnp.ones(())
-        reached = variance(output_of(module, args, result))
-        put_notes(module, len(layer.shape), **{"reached": reached, "input": size} | notes)
+        notes = {"variance": variance(output_of(module, args, result)), "input": size} | notes
+        put_notes(module, len(layer.shape), **notes)
         return result
 
     outputs, variables = run_model(rule, model, variables, key, x, call)
@@ -174,14 +174,12 @@ def variation(layer, z):
 
 
 def check_outputs(layer, notes):
-    """Check a layer's notes "variation" and "reached", on the host.
+    """Check a layer's notes "variation" and "variance", on the host.
 
     Raises:
       InputError: the output of the layer (of one of its units) is not finite, or does not vary over the examples.
     """
-    if layer.path not in notes:  # Flax reused a trace from before
-        raise InputError(f"layer {layer.name} cannot be reached inside nn.jit; jit the whole model instead")
-    variations, variances = (np.ravel(notes[layer.path][name]) for name in ("variation", "reached"))
+    variations, variances = (np.ravel(notes[layer.path][name]) for name in ("variation", "variance"))
     for unit, (varying, value) in enumerate(zip(variations, variances, strict=True)):
         name = f"{layer.name}, unit {unit + 1} of {len(variances)}" if len(variances) > 1 else layer.name
         if varying <= MIN_VARIATION:

@@ -77,13 +77,13 @@ def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, variance=1.0, repor
         variables, notes = run(key, x, {path: search.scale for path, search in searches.items()})
         for layer in layers:
             check_outputs(layer, notes)
-        ratios = {path: float(notes[path]["reached"]) / variance for path in searches}
+        ratios = {path: float(notes[path]["variance"]) / variance for path in searches}
         first = next((path for path, ratio in ratios.items() if not abs(ratio - 1) <= tolerance), None)
         if first is None:
             break
         searches[first] = searches[first].after(ratios[first])
     if report is not None:
-        report({layer.name: squeezed(notes[layer.path]["reached"]) for layer in layers})
+        report({layer.name: squeezed(notes[layer.path]["variance"]) for layer in layers})
     return variables
 
 
@@ -99,7 +99,7 @@ def output_variances(model, variables, x, *, key=None, **call):
     layers = find_layers(model, key, x, call)
     shared = find_shared(model, key, x, call, layers)
     notes = pooled(observer(model, layers, measure_output, call, shared=shared)(variables, key, x), shared)
-    return {layer.name: squeezed(notes[layer.path]["reached"]) for layer in layers}
+    return {layer.name: squeezed(notes[layer.path]["variance"]) for layer in layers}
 
 
 def measure_output(layer, y, args, module):
@@ -108,15 +108,15 @@ def measure_output(layer, y, args, module):
     bias = module.variables["params"].get("bias")
     z = y if bias is None or not layer.affine else y - bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
     size = mean_square(args[0]) if args and hasattr(args[0], "dtype") else jnp.ones(())
-    return {"mean": y.mean(), "reached": variance_of(y), "variation": variation(layer, z), "input": size}
+    return {"mean": y.mean(), "variance": variance_of(y), "variation": variation(layer, z), "input": size}
 
 
 def pooled(notes, shared):
     """Return notes in which a shared layer has one number for all calls together."""
 
     def pool(note):
-        reached = note["reached"].astype(np.float64).mean() + note["mean"].astype(np.float64).var()
-        return {"reached": reached, "variation": note["variation"].max(), "input": note["input"].mean()}
+        reached = note["variance"].astype(np.float64).mean() + note["mean"].astype(np.float64).var()
+        return {"variance": reached, "variation": note["variation"].max(), "input": note["input"].mean()}
 
     return notes | {path: pool(notes[path]) for path in shared}
 

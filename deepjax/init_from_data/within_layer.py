@@ -119,7 +119,7 @@ def _standardized(model, key, x, call, report, draw=None):
     for layer in layers:
         check_outputs(layer, notes)
     if report is not None:
-        report({layer.name: squeezed(notes[layer.path]["reached"]) for layer in layers})
+        report({layer.name: squeezed(notes[layer.path]["variance"]) for layer in layers})
     return variables
 
 

@@ -14,7 +14,7 @@ Those that follow receive rows of a whole data set as NumPy arrays:
   evaluate(rows) -> an evaluation, with `loss`, `metrics` ({"loss": ..., ...}) and `rank` (the lowest is the best).
   average(members) -> one set of rows, of the averaged predictions of several models.
   abstract_batch(dataset, size) -> shapes and dtypes of a batch.
-  check_outputs(shape): raise InputError for outputs of a user's model that do not fit.
+  check_outputs(outputs): raise InputError if the outputs of a user's model, as shapes, do not fit.
   describe(dataset), text(metrics) -> a line for the log.
   figures(evaluation, title) -> {file name: matplotlib figure}.
 

@@ -173,12 +173,13 @@ class Classification:
         total = np.logaddexp.reduce([rows["log_probabilities"] for rows in members])
         return members[0] | {"log_probabilities": total - np.log(len(members)).astype(total.dtype)}
 
-    def check_outputs(self, shape):
-        """Raise InputError unless a model's outputs of one example have this shape: [1, classes]."""
-        if tuple(shape) != (1, len(self.classes)):
+    def check_outputs(self, outputs):
+        """Raise InputError unless a model's outputs for one example are logits [1, classes]."""
+        shape = getattr(outputs, "shape", type(outputs).__name__)
+        if shape != (1, len(self.classes)):
             raise InputError(
-                f"the model returns outputs of shape {tuple(shape)} for one example; the data have {len(self.classes)} "
-                f"classes, return logits [batch, {len(self.classes)}]"
+                f"the model returns outputs of shape {shape} for one example, but the data has {len(self.classes)} "
+                f"classes; return logits [batch, {len(self.classes)}]"
             )
 
     @staticmethod

@@ -57,8 +57,8 @@ def frozen_batch_norms(frozen: Mapping[str, bool | jax.Array]):
     >>> variables = norm.init(jax.random.key(0), x)
     >>> with frozen_batch_norms({"*": True}):
     ...     y, new = norm.apply(variables, x, mutable="batch_stats")
-    >>> print(y.ravel().round(3), new["batch_stats"]["mean"])
-    [1. 3.] [0.]
+    >>> bool(jnp.allclose(y, x, atol=1e-3)), float(new["batch_stats"]["mean"][0])
+    (True, 0.0)
     """
 
     def rule(module, run, args, kwargs):
@@ -81,7 +81,7 @@ def frozen_batch_norms(frozen: Mapping[str, bool | jax.Array]):
         yield
 
 
-def _evaluate(module, args, kwargs):
+def _evaluate(module, args, kwargs) -> Any:
     """The output of a batch normalization in evaluation mode."""
     if not isinstance(module, nn.BatchNorm):
         return module.clone(parent=None, name=None).apply(module.variables, *args, **{**kwargs, "train": False})

@@ -13,7 +13,6 @@ import numpy as np
 from deepjax import data, optimizers
 from deepjax.config import Config
 from deepjax.errors import InputError, Stopped, TrainingFailed
-from deepjax.parallel import is_main
 from deepjax.runs import workdir
 from deepjax.training import averaging, setup
 from deepjax.training.evaluator import Compiled
@@ -282,8 +281,7 @@ class Trainer:
     def _draw_curves(self):
         from deepjax.runs import metrics, plots
 
-        if is_main():
-            plots.save(plots.curves(metrics.read(self.folder)), self.folder / "curves.png")
+        plots.save(plots.curves(metrics.read(self.folder)), self.folder / "curves.png")
 
     def _summarize(self):
         """Test, draw, and write summary.json last."""
@@ -309,10 +307,9 @@ class Trainer:
             **more,
         }
         self._draw_curves()
-        if is_main():
-            title = f"{self.config.model} on {dataset.name}: test {self.task.text(test.metrics)}"
-            for name, figure in self.task.figures(test, title).items():
-                plots.save(figure, self.folder / name)
+        title = f"{self.config.model} on {dataset.name}: test {self.task.text(test.metrics)}"
+        for name, figure in self.task.figures(test, title).items():
+            plots.save(figure, self.folder / name)
         workdir.write_record(self.folder, "summary.json", summary)
         self.display(f"{result} after {duration(p.seconds)}; see {self.folder}")
         return summary

@@ -8,12 +8,6 @@ from deepjax import zoo
 from deepjax.config import Config
 from deepjax.errors import InputError
 
-RESERVED = {  # parameters of `zoo.create` that are not options of a network, and what sets them
-    "name": "set --model",
-    "num_classes": "leave it out: it is the number of classes of the data",
-    "dtype": "set --dtype",
-}
-
 
 def make_model(config, num_classes, model=None):
     """Return `model`, or, if it is None, the zoo's network of a config.
@@ -27,11 +21,10 @@ def make_model(config, num_classes, model=None):
     """
     if model is not None:
         return model
-    for name, remedy in RESERVED.items():
-        if name in config.model_options:
-            raise InputError(f"model_options.{name} {config.model_options[name]!r} is not an option; {remedy}")
+    if "dtype" in config.model_options:
+        raise InputError(f"model_options.dtype {config.model_options['dtype']!r} is not an option; set --dtype")
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
-    return zoo.create(config.model, num_classes=num_classes, dtype=dtype, **config.model_options)
+    return zoo.create(config.model, config.model_options | {"dtype": dtype}, num_classes=num_classes)
 
 
 def with_given(config, model, dataset):

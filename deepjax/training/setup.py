@@ -158,7 +158,7 @@ def setup(config, folder, *, model=None, dataset=None, schedule=None) -> Experim
     statistics = read_statistics(folder) or classification.fit_statistics(config, dataset, source)
     experiment = assemble(config, mesh, dataset, statistics, network, schedule=schedule, variables=variables)
     if model is not None:
-        experiment.task.check_outputs(_outputs(experiment).shape)
+        experiment.task.check_outputs(_outputs(experiment))
     return experiment
 
 

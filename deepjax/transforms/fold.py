@@ -22,11 +22,18 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from deepjax import layers
 from deepjax.errors import InputError
-from deepjax.trace import TOP, Interpreter, around_calls, call_arguments, call_jaxpr, read_mark
+from deepjax.functional.arrays import per_feature
+from deepjax.trace import TOP, Interpreter, around_calls, call_arguments, call_jaxpr, normalizes_by_batch, read_mark
 
 # Subclasses are not among them: a subclass may use its kernel in another way.
-NORMS = (layers.BatchNorm, layers.BatchRenorm, layers.GhostBatchNorm, layers.MovingAverageBatchNorm, nn.BatchNorm)
-LAYERS = (layers.Conv, nn.Conv, nn.Dense)
+NORM_CLASSES = (
+    layers.BatchNorm,
+    layers.BatchRenorm,
+    layers.GhostBatchNorm,
+    layers.MovingAverageBatchNorm,
+    nn.BatchNorm,
+)
+LAYER_CLASSES = (layers.Conv, nn.Conv, nn.Dense)
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,10 @@ class Folded:
             return self.model.apply(variables, *args, **call)
 
     def _run(self, module, run, args, kwargs):
-        if type(module) not in NORMS + LAYERS:
+        if type(module) not in NORM_CLASSES + LAYER_CLASSES:
             return run(*args, **kwargs)
         path = "/".join(module.path)
-        if type(module) in NORMS and _trains(module, args, kwargs):
+        if type(module) in NORM_CLASSES and normalizes_by_batch(module, args, kwargs):
             raise InputError(f"{path} is in training mode: a folded model is for inference")
         if path in self.norms:
             return args[0].astype(_output_dtype(module, args[0]))
@@ -62,7 +69,7 @@ class Folded:
         if not module.has_variable("params", "bias"):
             raise InputError(f"{path} has no bias: give a folded model the variables of its Folding")
         bias = module.get_variable("params", "bias")
-        return (y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)).astype(y.dtype)
+        return (y + per_feature(bias, y.ndim)).astype(y.dtype)
 
 
 class Folding(NamedTuple):
@@ -154,10 +161,10 @@ def _graph(model, variables, x, call):
     norms, layers = {}, {}
 
     def collect(module, run, args, kwargs):
-        if type(module) not in NORMS + LAYERS or not args:
+        if type(module) not in NORM_CLASSES + LAYER_CLASSES or not args:
             return run(*args, **kwargs)
         path = "/".join(module.path)
-        if type(module) in NORMS and _trains(module, args, kwargs):
+        if type(module) in NORM_CLASSES and normalizes_by_batch(module, args, kwargs):
             raise InputError(f"{path} is in training mode: give fold_batch_norm the arguments of an inference call")
         shapes = {
             (collection, *module.path, name): leaf.shape
@@ -165,7 +172,7 @@ def _graph(model, variables, x, call):
             for name, leaf in module.variables.get(collection, {}).items()
         }
         called = _Called(module.path, module.copy(parent=None, name=None), shapes, args[0].ndim)
-        (norms if type(module) in NORMS else layers)[path] = called
+        (norms if type(module) in NORM_CLASSES else layers)[path] = called
         return run(*args, **kwargs)
 
     with around_calls(collect):
@@ -323,17 +330,8 @@ def _per_input(values, kernel_shape):
     return columns.reshape(*stacked, *[1] * (len(kernel_shape) - columns.ndim), *columns.shape[-2:])
 
 
-# Differences between our batch norms and Flax's
-
-
-def _trains(norm, args, kwargs):
-    if not isinstance(norm, nn.BatchNorm):
-        return kwargs["train"]
-    given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
-    return not nn.merge_param("use_running_average", norm.use_running_average, given)
-
-
 def _output_dtype(norm, x):
+    """Return the dtype of a norm's output: that of x for ours, while Flax's promotes it with that of its parameters."""
     if not isinstance(norm, nn.BatchNorm):
         return x.dtype
     learned = norm.use_scale or norm.use_bias

@@ -47,7 +47,7 @@ class Branch(nn.Module):
     order: str = "post"
     activated: bool = False
     activation: Callable = functional.relu
-    kernel_init: Callable = initializers.he_normal(mode="fan_out")
+    kernel_init: Callable | None = None  # None: he_normal(mode="fan_out") with the groups of each convolution
     dtype: jnp.dtype | None = None
     norm: Norm | None = NORMS["batch"]  # factory of each convolution's normalization
     branch_init: str = "default"  # "default", "zero_scale" or "fixup"
@@ -87,7 +87,7 @@ class Branch(nn.Module):
             (window, window),
             self.strides[i],
             window // 2,
-            groups=self.groups[i] if self.groups else 1,
+            groups=self._groups(i),
             use_bias=self.norm is None and self.branch_init != "fixup",
             kernel_init=self._kernel_init(i),
             dtype=self.dtype,
@@ -111,13 +111,17 @@ class Branch(nn.Module):
                 f"{self.groups} must be equally many, windows odd"
             )
 
+    def _groups(self, i):
+        return self.groups[i] if self.groups else 1
+
     def _kernel_init(self, i):
+        kernel_init = self.kernel_init or initializers.he_normal(mode="fan_out", groups=self._groups(i))
         if self.branch_init != "fixup":
-            return self.kernel_init
+            return kernel_init
         m = len(self.features)
         if i == m - 1:
             return initializers.zeros
-        return lambda *args: self.branches ** (-1 / (2 * m - 2)) * self.kernel_init(*args)
+        return lambda *args: self.branches ** (-1 / (2 * m - 2)) * kernel_init(*args)
 
 
 class Shake(nn.Module):

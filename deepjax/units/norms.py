@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -50,8 +50,8 @@ def norm_factory(norm: Any, *, epsilon: float = USUAL["epsilon"], momentum: floa
     >>> norm_factory("batch", epsilon=1e-3)(name="norm").epsilon
     0.001
     """
-    if norm is None or (not isinstance(norm, str) and callable(norm)):
-        return norm
+    if norm is None or callable(norm):
+        return cast("Norm | None", norm)
     if not isinstance(norm, str) or norm not in NORMS:
         raise InputError(f"norm {norm!r} is unknown; {choices(str(norm), NORMS)}")
     return _with_numbers(norm, float(epsilon), float(momentum))

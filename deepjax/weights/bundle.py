@@ -43,7 +43,7 @@ def load_file(path, network=None, *, num_classes=None, reset_head=False, key=Non
         state_dict = read_state_dict(path)
         if num_classes is None and not reset_head:
             num_classes = logits_of(network, state_dict)
-        made = zoo.create(network, num_classes=num_classes, **options)
+        made = zoo.create(network, options, num_classes=num_classes)
         variables = from_torch(made, state_dict, reset_head=reset_head, key=key)
         return Pretrained(made, variables, None, None, {"network": network, "options": options, "file": str(path)})
     variables, metadata = load_variables(path)
@@ -54,7 +54,7 @@ def load_file(path, network=None, *, num_classes=None, reset_head=False, key=Non
             f"{path} is of the network {name!r}, {'which is unknown' if network is None else f'not {network!r}'}"
         )
     options = (metadata.get("options") or {}) | options
-    made = zoo.create(name, num_classes=num_classes or metadata.get("num_classes"), **options)
+    made = zoo.create(name, options, num_classes=num_classes or metadata.get("num_classes"))
     if metadata.get("input"):  # a stem of gray images and a head of flattened maps depend on it
         made = made.clone(usual_input=tuple(metadata["input"]))
     classes = metadata.get("classes")

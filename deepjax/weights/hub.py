@@ -56,7 +56,7 @@ def load_pretrained(
             raise InputError(f"revision {revision!r}: {name} is a file, and files have no revision; leave it out")
         return load_file(name, num_classes=num_classes, reset_head=reset_head, key=key, **options)
     network_name, file = PRETRAINED[find(name)]
-    network = zoo.create(network_name, num_classes=num_classes, **options)
+    network = zoo.create(network_name, options, num_classes=num_classes)
     path, record = fetch(name, revision=revision, cache_dir=cache_dir, endpoint=endpoint)
     tensors = _renamed(read_state_dict(path), file.renamed)
     variables = from_torch(network, tensors, reset_head=reset_head, key=key, fresh=file.absent)

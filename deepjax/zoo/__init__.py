@@ -6,7 +6,9 @@ A family's file has both. To add a family, write its file and add its name to `F
 
 import functools
 import inspect
+import math
 import operator
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -45,8 +47,10 @@ MODELS = {name: function for family in FAMILIES for name, function in family.MOD
 CARDS: dict[str, Card] = {name: card for family in FAMILIES for name, card in getattr(family, "CARDS", {}).items()}
 
 
-def create(name, *, num_classes=None, **options):
-    """The network called `name`, as a Linen module.
+def create(
+    name: Any, options: Mapping[str, Any] | None = None, /, *, num_classes: int | None = None, **more: Any
+) -> Any:
+    """Make a network as a Linen module.
 
         model = create("cifar_resnet20", num_classes=10)
         variables = jax.jit(model.init, static_argnames="train")(key, x, train=False)  # without jit: slower
@@ -54,59 +58,89 @@ def create(name, *, num_classes=None, **options):
 
     Args:
       name: a key of `MODELS`.
-      num_classes: number of logits; None: the network's usual number.
-      **options: what `options_of(name)` lists, such as depth, width, dtype. Every network has
-        features_only: True: called, it returns {stage's name: its map}, and has no head.
-        return_logits: False: called, it returns what the last dense layer would see, such as pooled features.
-        remat: "none", "unit" or "sqrt": what its scanned units keep for the backward pass; see `units.stack`.
-          Reversible networks also have "reversible". None: as is usual for the network, mostly "none".
-        init: how kernels start, a name in `network.INITS`; None: as is usual for the network.
+      options: those that `options_of(name)` lists, such as depth, width, dtype. Every network has
+        features_only: True: a call returns {stage's name: its map}; there is no head.
+        return_logits: False: a call returns what the last dense layer would get, such as pooled features.
+        remat: "none", "unit" or "sqrt": what scanned units keep for the backward pass; see `units.stack`. Reversible
+          networks also have "reversible". None: the network's usual value, mostly "none".
+        init: initializer of the kernels, a key of `network.INITS`. None: the network's usual one.
+      num_classes: number of logits. None: the network's usual number.
+      **more: options by name, in addition to `options`.
 
     Raises:
-      InputError: an unknown name or option, or a value that the network cannot have.
+      InputError: an unknown name or option, or a value that the network cannot have. Nothing is built then.
     """
-    if name not in MODELS:
-        raise InputError(f"model {name!r} is unknown; {choices(name, MODELS)}")
+    if not isinstance(name, str) or name not in MODELS:
+        raise InputError(f"model {name!r} is unknown; {choices(str(name), MODELS)}")
+    given = {**(options or {}), **more}
+    check_options(name, given)
+    function = MODELS[name]
+    if num_classes is not None:
+        if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__"):
+            raise InputError(f"num_classes {num_classes!r} of model {name} must be an int")
+        given["num_classes"] = operator.index(num_classes)
+    taken = inspect.signature(function).parameters
+    general = {option: given.pop(option) for option in set(given) - set(taken)}
+    return with_general_options(function(**given), general)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise InputError unless a network has these options, with values of the right type.
+
+    >>> check_options("mlp", {"depth": 4, "norm": "batch"})
+    """
     valid = options_of(name)
-    function, general = MODELS[name], {}
     for option, value in options.items():
+        if option in ("name", "num_classes"):
+            raise InputError(f"model {name}: {option} is not an option; {REMEDIES[option]}")
         if option not in valid:
             raise InputError(f"model {name} has no option {option!r}; {choices(option, valid)}")
-        usual = valid[option]
-        fits = type(value) is type(usual) or (type(usual) is float and type(value) is int)
-        fits = fits or (option == "norm" and (value is None or callable(value)))
-        if usual is not None and not fits:
-            raise InputError(
-                f"option {option} of model {name} is {value!r}; it must be {type(usual).__name__}, such as {usual!r}"
-            )
-    if options.get("dtype") is not None:
-        try:
-            jnp.dtype(options["dtype"])
-        except TypeError:
-            raise InputError(f"option dtype of model {name} is {options['dtype']!r}; try bfloat16") from None
-    if num_classes is not None:
-        try:
-            options["num_classes"] = operator.index(num_classes)
-        except TypeError:
-            raise InputError(f"num_classes {num_classes!r} must be an int") from None
-    for option in set(options) - set(inspect.signature(function).parameters):
-        general[option] = options.pop(option)
-    return with_general_options(function(**options), general)
+        wanted = _wanted(option, value, valid[option])
+        if wanted:
+            raise InputError(f"option {option} of model {name} is {value!r}; it must be {wanted}")
 
 
-def options_of(name):
-    """The options of a network and their defaults. What its name fixes (resnet18's depths) is not among them."""
+REMEDIES = {
+    "name": "choose the model by its own argument",
+    "num_classes": "set the number of classes by its own argument; in a run, the data set gives it",
+}
+TYPES = {"init": str, "remat": str, "dropout": float}  # of options whose usual value is None
+
+
+def _wanted(option, value: Any, usual: Any):
+    """What the value of an option must be, in words; None if it is that."""
+    if value is None and usual is None:
+        return None
+    if option == "dtype":
+        return None if _is_float_type(value) else "a float type, such as bfloat16"
+    if option == "norm" and (value is None or (callable(value) and not isinstance(value, str))):
+        return None
+    kind = TYPES[option] if usual is None else type(usual)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        return kind.__name__ + ("" if usual is None else f", such as {usual!r}")
+    return None if not isinstance(value, float) or math.isfinite(value) else "a finite number"
+
+
+def _is_float_type(dtype):
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Return the options of a network and their usual values, without those that its name fixes (resnet18's depths)."""
     function = MODELS[name]
     fixed = {"num_classes", *(function.keywords if isinstance(function, functools.partial) else ())}
     parameters = inspect.signature(function).parameters.values()
-    own = {p.name: p.default for p in parameters if p.name not in fixed}
-    # what scanned units keep is a question only where there are such units
-    general = {name: default for name, default in GENERAL.items() if name != "remat" or "scan" in own}
-    return general | own
+    special = {p.name: p.default for p in parameters if p.name not in fixed}
+    # `remat` is for scanned units, and there are some only where there is the option `scan`.
+    general = {name: default for name, default in GENERAL.items() if name != "remat" or "scan" in special}
+    return general | special
 
 
 def usual_input(name):
-    """Shape of one example, (height, width, channels), that a network was designed for."""
+    """Return the shape of one example, (height, width, channels), that a network was designed for."""
     return create(name).usual_input
 
 

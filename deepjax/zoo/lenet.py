@@ -10,6 +10,7 @@ import numpy as np
 from flax.core import freeze
 
 from deepjax import functional, initializers
+from deepjax.functional.arrays import at_least_float32
 from deepjax.layers import Conv
 from deepjax.zoo.network import INITS, Network, check_at_least_one
 from deepjax.zoo.steps import Convolve, Pool
@@ -128,7 +129,7 @@ class LeNet5(Network):
         x = functional.lecun_tanh(f6(functional.global_avg_pool(x)))
         if not self.return_logits:
             return x
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = at_least_float32(x)
         return -jnp.square(wide[:, None] - codes(self.num_classes)[None]).sum(-1).astype(x.dtype)
 
     def _conv(self, features, name):

@@ -9,10 +9,10 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from deepjax import functional
 from deepjax.errors import InputError
+from deepjax.functional.arrays import at_least_float32
 from deepjax.layers import Conv
 from deepjax.units import Branch, NormActivation, Reversible, ZeroPad, norm_factory, stack
 from deepjax.zoo.network import Network, check_at_least_one, check_rate
@@ -39,7 +39,7 @@ class RevNet(Network):
         conv = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         x = Conv(self.features[0], (3, 3), 1, 1, name="stem_conv", **conv)(x)
         # Streams of 16 bits could not be found again, whatever the branches compute in.
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = at_least_float32(x)
         maps = {"stem": x}
         for i, depth in enumerate(self.depths):
             if i > 0:

@@ -170,7 +170,7 @@ def test_branches_that_a_whole_batch_drops():
     model = stack(Unit(Half(), Drop(per="batch")), 4, per_unit={"survival": [0.9, 0.8, 0.7, 0.6]})
     x = features()
     variables = lsuv(model, KEY, x, train=True)
-    values = output_variances(model, variables, x, key=KEY, train=True)["unit/dense"]
+    values = output_variances(model, variables, x, key=KEY, train=True)["unit/branch/dense"]
     assert_allclose(values[0], 1, atol=1e-3)
     assert values.shape == (4,)
     assert np.isfinite(values).all()

@@ -33,7 +33,7 @@ class Net(nn.Module):
     def __call__(self, x):  # [batch, 6]
         shared = nn.Dense(6, name="twice")
         x = shared(nn.tanh(shared(x)))
-        x = nn.remat(Unit)(name="remat")(x)
+        x = nn.jit(nn.Dense)(6, name="jit")(nn.remat(Unit)(name="remat")(x))
         x = nn.scan(nn.remat(Step), length=3, variable_axes={"params": 0}, split_rngs={"params": True})(name="scan")(
             x, None
         )[0]
@@ -49,7 +49,7 @@ class Net(nn.Module):
 
 
 NAMES = [
-    *("twice", "remat/dense", "scan/dense", "across/dense", "loop/dense", "sqrt/unit/dense"),
+    *("twice", "remat/dense", "jit", "scan/dense", "across/dense", "loop/dense", "sqrt/unit/dense"),
     *("reversible/unit/f/dense", "reversible/unit/g/dense", "nested/unit/unit/dense", "lanes", "one_lane", "conv"),
     *("attention/query", "attention/key", "attention/value", "attention/out"),
 ]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import chex
 import flax.linen as nn
@@ -91,6 +93,12 @@ def test_a_run_of_an_own_model_and_own_arrays_needs_them_again(whole, tmp_path):
     run = inference.load_run(whole, model=Mine())
     with pytest.raises(InputError, match="arrays"):
         inference.evaluate_run(run)
+    (whole / "summary.json").rename(tmp_path / "summary.json")
     with pytest.raises(InputError, match="has changed since"):
-        (whole / "summary.json").rename(tmp_path / "summary.json")
         helpers.train(CONFIG, whole, module=Mine(), arrays=arrays(120))
+
+
+def test_importing_the_training_package_loads_no_drawing_and_no_checkpoint_library():
+    script = "import sys, deepjax.training; sys.exit(str({'matplotlib', 'orbax', 'tensorboard'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == "set()\n"

@@ -867,67 +867,6 @@ def test_parameters_of_zero_starts(name):
     assert sum(leaf.size for leaf in leaves.values()) == count
 
 
-# Whole nets
-
-SMALL_NETS = {
-    "cifar_resnet": {"depth": 14, "width": 4, "shortcut": "A"},
-    "cifar_plain": {"depth": 14, "width": 4},
-    "cifar_preact": {"depth": 20, "width": 4},
-    "mlp": {"depth": 4, "width": 16},
-}
-
-
-OPTIONS = [
-    ("cifar_resnet", {"norm": "none", "branch_init": "fixup", "shortcut": "B"}),
-    ("cifar_resnet", {"norm": "none", "branch_init": "skip_init", "shortcut": "C"}),
-    ("cifar_preact", {"norm": "none", "branch_init": "fixup"}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), [(name, {}) for name in SMALL_NETS] + OPTIONS)
-def test_every_parameter_gets_a_gradient(name, options):
-    model = zoo.create(name, num_classes=5, **SMALL_NETS[name] | options)
-    x = images(8, 8, 8, 3)
-    variables = draw(model, x, gain=2.0 if options else 0.1)  # normalization makes up for small kernels
-
-    @jax.jit
-    @jax.grad
-    def gradient(params):
-        logits, _ = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
-        return (logits * images(8, 5, seed=1)).sum()
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
-        per_unit = leaf if "_rest" in str(path) or "hidden" in str(path) else leaf[None]
-        assert np.isfinite(leaf).all(), path
-        assert (np.abs(per_unit).reshape(len(per_unit), -1).max(1) > 0).all(), path
-
-
-@pytest.mark.parametrize("name", SMALL_NETS)
-def test_evaluation_does_not_depend_on_batch_mates(name):
-    model = zoo.create(name, num_classes=5, **SMALL_NETS[name])
-    x = images(4, 8, 8, 3)
-    variables = draw(model, x)
-    forward = jax.jit(lambda x: model.apply(variables, x, train=False))
-    alone = forward(x.at[1:].set(100 * x[1:] + 3))
-    assert_allclose(alone[0], forward(x)[0], rtol=1e-5, atol=1e-6)
-    assert not np.allclose(alone[1], forward(x)[1])
-
-
-def test_masked_rows_do_not_reach_a_net():
-    model = zoo.create("cifar_resnet", num_classes=5, depth=8, width=4)
-    x = images(4, 8, 8, 3)
-    variables = draw(model, x)
-    mask = jnp.arange(4) < 3
-
-    @jax.jit
-    def forward(x, mask):
-        return model.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
-
-    (padded, new), (expected, expected_new) = forward(x.at[3].set(1e4), mask), forward(x[:3], None)
-    assert_allclose(padded[:3], expected, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(new, expected_new, rtol=1e-4, atol=1e-5)
-
-
 def test_stacks_with_numbers_of_their_own_can_be_hashed():
     unit = Unit(Branch((2,), (1,), (1,)), Drop())
     assert hash(stack(unit, 2, per_unit={"survival": [1, 0.5]})) == hash(

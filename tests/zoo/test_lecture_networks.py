@@ -212,6 +212,19 @@ def test_mlp_with_batch_norm_and_tanh_is_torchs(scan):
     assert_allclose(apply(zoo.create("mlp", **options), stacked), apply(unrolled, variables), rtol=1e-4, atol=1e-5)
 
 
+def test_mlp_is_a_chain_of_products():
+    x = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
+    model = zoo.create("mlp", num_classes=3, depth=4, width=5)
+    variables = draw(model, 2, 3)
+    p = variables["params"]
+    hidden = p["hidden"]["unit"]["dense"]
+    h = np.maximum(x.reshape(4, 6) @ p["first"]["kernel"] + p["first"]["bias"], 0)
+    for kernel, bias in zip(hidden["kernel"], hidden["bias"], strict=True):
+        h = np.maximum(h @ kernel + bias, 0)
+    expected = h @ p["head"]["kernel"] + p["head"]["bias"]
+    assert_allclose(model.apply(variables, x, train=False), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("activation", zoo.plain.ACTIVATIONS)
 def test_mlp_has_the_named_activation(activation):
     model = zoo.create("mlp", num_classes=3, depth=2, width=4, activation=activation)

@@ -36,7 +36,8 @@ def input_gradient(dy, kernel, form):
     shape = (len(dy), *(a.size for a in form.axes), kernel.shape[-2] * form.groups)
     # `linear_transpose` uses only the type of x. Made from dy, x is spread over the devices as dy is.
     x = lax.broadcast_in_dim(dy[(slice(None), *(0,) * (dy.ndim - 1))], shape, (0,))
-    return jax.linear_transpose(lambda x: forward(*vary_alike(x, kernel), form), x)(dy)[0]
+    x, kernel = vary_alike(x, kernel)
+    return jax.linear_transpose(lambda x: forward(x, kernel, form), x)(dy)[0]
 
 
 def kernel_gradient(x, dy, form):

@@ -49,7 +49,7 @@ TABLE = {
 }
 
 
-def apply(name, a, b, form):
+def apply(name, a, b, form) -> jax.Array:
     """Compute one of the three maps.
 
     Args:

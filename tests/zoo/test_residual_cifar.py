@@ -1,0 +1,170 @@
+"""Residual networks for CIFAR: wide, grouped and stochastically deep ones; their options and errors."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from deepjax import functional, zoo
+from deepjax.errors import InputError
+from helpers import draw_variables
+
+KEY = jax.random.key(0)
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("depth", "widen"), [(10, 1), (22, 3)])
+def test_wide_counts_in_closed_form(depth, widen):
+    model = zoo.create("wide_resnet", depth=depth, widen=widen)
+    shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))["params"]
+    total, features_in = 27 * 16, 16
+    for features in (16 * widen, 32 * widen, 64 * widen):
+        for _ in range((depth - 4) // 6):
+            total += 9 * features_in * features + 9 * features * features + 2 * features_in + 2 * features
+            total += features_in * features if features_in != features else 0
+            features_in = features
+    total += 2 * features_in + 10 * features_in + 10
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == total
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet", "cifar_preact", "wide_resnet", "cifar_resnext", "plain18"])
+def test_dropout_acts_in_training_alone(name):
+    depth = {"cifar_resnet": 8, "cifar_preact": 11, "wide_resnet": 10, "cifar_resnext": 11}
+    width = {"wide_resnet": {"widen": 1}, "cifar_resnext": {"groups": 2, "group_width": 2}}
+    options = {"depth": depth[name]} if name in depth else {}
+    options |= width.get(name, {"width": 4})
+    x = images(2, 16, 16, 3)
+    plain, drops = (zoo.create(name, num_classes=3, dropout=rate, **options) for rate in (0.0, 0.5))
+    variables = draw_variables(plain, x)
+
+    @jax.jit
+    def evaluate(variables):
+        return [model.apply(variables, x, train=False) for model in (plain, drops)]
+
+    @jax.jit
+    def train(key):
+        return drops.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0]
+
+    expected, y = evaluate(variables)
+    assert_allclose(y, expected)
+    assert not np.allclose(train(KEY), train(jax.random.key(1)))
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_projections_of_pre_activation_have_no_norm(norm):
+    model = zoo.create("wide_resnet", depth=10, widen=2, norm=norm)
+    shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))
+    assert set(shapes) == {"params"}
+    assert set(shapes["params"]["stage1_first"]["shortcut"]) == {"conv"}
+
+
+def test_features_of_wide_networks():
+    model = zoo.create("wrn_28_10", features_only=True)
+    maps = jax.eval_shape(lambda: model.init_with_output(KEY, jnp.zeros((2, 24, 20, 3)), train=False)[0])
+    shapes = {"stem": (24, 20, 16), "stage1": (24, 20, 160), "stage2": (12, 10, 320), "stage3": (6, 5, 640)}
+    assert {name: map.shape[1:] for name, map in maps.items()} == shapes
+
+
+# Stochastic depth
+
+
+def test_survival_decays_linearly_over_all_units():
+    model = zoo.create("stochastic_depth", depth=20, survival=0.5)
+    survivals = [p for stage in range(3) for p in model._per_unit(stage)["survival"]]
+    assert_allclose(survivals, 1 - np.arange(1, 10) / 9 * 0.5)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_stochastic_depth_scales_its_branches_at_test(scan):
+    """Its logits are those of cifar_resnet with each branch's last norm scaled by the survival (eq. 5)."""
+    x = images(3, 8, 8, 3)
+    drop, add = (zoo.create(name, depth=20, width=4, scan=scan) for name in ("stochastic_depth", "cifar_resnet"))
+    variables = draw_variables(add, x)
+    scaled = jax.tree.map(np.copy, variables["params"])
+    survival = functional.linear_survival(np.arange(1, 10), 9, 0.5)
+    for stage in range(3):
+        survivals = survival[3 * stage : 3 * stage + 3].astype(np.float32)
+        rest = scaled[f"stage{stage + 1}_rest"]
+        units = [(scaled[f"stage{stage + 1}_first"], survivals[0])]
+        units += (
+            [(rest["unit"], survivals[1:, None])]
+            if scan
+            else [(rest["unit1"], survivals[1]), (rest["unit2"], survivals[2])]
+        )
+        for unit, p in units:
+            unit["branch"]["norm2"] = {name: p * leaf for name, leaf in unit["branch"]["norm2"].items()}
+    y = jax.jit(lambda v: drop.apply(v, x, train=False))(variables)
+    expected = jax.jit(lambda v: add.apply(v, x, train=False))({**variables, "params": scaled})
+    assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(y, jax.jit(lambda v: add.apply(v, x, train=False))(variables), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "remat"),
+    [({}, "unit"), ({"remat": "sqrt"}, "sqrt"), ({"remat": "none"}, "none"), ({"scan": False}, "none"),
+     ({"per": "example"}, "none")],
+)  # fmt: skip
+def test_stochastic_depth_keeps_nothing_of_what_it_drops(options, remat):
+    assert zoo.create("stochastic_depth", depth=20, **options).remat == remat
+
+
+def test_stochastic_depth_of_survival_1_is_the_residual_network():
+    x = images(3, 8, 8, 3)
+    drop, add = (
+        zoo.create("stochastic_depth", depth=14, width=4, survival=1.0),
+        zoo.create("cifar_resnet", depth=14, width=4),
+    )
+    variables = draw_variables(add, x)
+
+    @jax.jit
+    def train(variables):
+        return [model.apply(variables, x, train=True, mutable=["batch_stats"]) for model in (drop, add)]
+
+    chex.assert_trees_all_close(*train(variables))
+
+
+def test_stochastic_depth_of_survival_0_drops_the_last_unit():
+    """Per batch: the last unit's branch has no gradient in any step, the first's has in about 8 of 9."""
+    x = images(2, 8, 8, 3)
+    model = zoo.create("stochastic_depth", depth=20, width=4, survival=0.0)
+    variables = draw_variables(model, x)
+
+    @jax.jit
+    @jax.vmap
+    @jax.grad
+    def gradients(params, key):
+        rngs = {"dropout": key}
+        return model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"], rngs=rngs)[0].sum()
+
+    keys = jax.random.split(KEY, 20)
+    params = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (20, *leaf.shape)), variables["params"])
+    g = gradients(params, keys)
+    last = g["stage3_rest"]["unit"]["branch"]["conv1"]["kernel"][:, -1]
+    assert (last == 0).all()
+    first = np.abs(g["stage1_first"]["branch"]["conv1"]["kernel"]).reshape(20, -1).max(1) > 0
+    assert abs(first.mean() - 8 / 9) < 4 * np.sqrt(8 / 81 / 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("wide_resnet", {"depth": 27}, "depth 27 is not 6n \\+ 4; the nearest are 22 and 28"),
+        ("wide_resnet", {"widen": 0}, "widen 0"),
+        ("wide_resnet", {"branch_init": "zero_scale"}, "zero_scale needs order post"),
+        ("wrn_28_10", {"dropout": 1.5}, "dropout 1.5 is a probability"),
+        ("wrn_28_10", {"widen": 2}, "no option 'widen'"),
+        ("cifar_resnext", {"groups": 0}, "groups 0"),
+        ("cifar_resnext", {"depth": 30}, "nearest are 29 and 38"),
+        ("stochastic_depth110", {"survival": -0.1}, "survival -0.1 is a probability"),
+        ("stochastic_depth110", {"scaling": "invert"}, "did you mean 'inverted'"),
+        ("stochastic_depth110", {"per": "image"}, "per 'image' is unknown"),
+    ],
+)
+def test_errors(name, options, message):
+    with pytest.raises(InputError, match=message):
+        zoo.create(name, **options)
