@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from deepjax.cli.convert import network_options
 from deepjax.cli.terminal import parse, table, warn
 from deepjax.config import Options
 from deepjax.errors import InputError
@@ -84,7 +85,7 @@ def _weights(options, where):
     """Return the _Weights of a file, a run, or a name."""
     from deepjax.weights import files, load_file, load_pretrained
 
-    given = {"num_classes": options.num_classes, **options.options}
+    given = {"num_classes": options.num_classes, **network_options(options.options)}
     if Path(where).is_dir():
         from deepjax import inference
 

@@ -1,5 +1,6 @@
 """`deepjax convert`."""
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -57,7 +58,7 @@ def convert(arguments):
         num_classes=options.num_classes,
         reset_head=options.reset_head,
         key=jax.random.key(options.seed),
-        **options.options,
+        **network_options(options.options),
     )
     if layout == "torch":
         files.save_state_dict(options.destination, pytorch.to_torch(found.network, found.variables))
@@ -66,3 +67,13 @@ def convert(arguments):
         bundle.save_pretrained(options.destination, found)
     print(f"{options.destination}: {options.network}, {found.network.num_classes} classes, {layout}'s layout")
     return 0
+
+
+def network_options(options):
+    """Return options of a network, given as --options. Raises InputError for parameters of the functions that load it."""
+    from deepjax import weights
+
+    for function in (weights.load_file, weights.load_pretrained):
+        for name in inspect.signature(function).parameters.keys() & options.keys():
+            raise InputError(f"--options {name}={options[name]}: {name} is not an option of a network; leave it out")
+    return options

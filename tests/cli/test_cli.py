@@ -247,6 +247,10 @@ def test_models_datasets_and_summary(capsys, tmp_path):
         (["summary", "resnet18", "--input", "wide"], "'wide' must be numbers"),
         (["summary", "resnet18", "--input", "32,32"], "[batch, height, width, channels]"),
         (["summary", "resnet18", "--input", "0,32,3"], "at least 1"),
+        (["convert", "vgg11", "a.pth", "b.safetensors", "--options", "num_classes=3"], "is not an option of a network"),
+        (["compare", "resnet18", "torchvision", "--options", "revision=3"], "revision is not an option of a network"),
+        (["train", "digits", "--model-options", "name=3"], "name is not an option"),
+        (["train", "digits", "--model", "cifar_resnet", "--model-options", "depth=deep"], "'deep'; it must be"),
         (["datasets", "prepare"], "missing argument: TFDS's name"),
     ],
 )

@@ -205,7 +205,7 @@ def test_a_bfloat16_run_is_exported_with_float32_weights_and_logits(digits):
         (["resnt18", "--format", "stablehlo", "--out", "x"], "did you mean 'resnet18'"),
         (["run", "--format", "onnx", "--out", "x"], "onnx"),
         (["run", "--format", "stablehlo"], "missing argument: PATH The file to write"),
-        (["run", "--format", "stablehlo", "--out", "none/x"], "there is no folder none"),
+        (["run", "--format", "stablehlo", "--out", "none/x"], "the folder none does not exist"),
         (["run", "--format", "stablehlo", "--layout", "torch", "--out", "x"], "--layout torch is for"),
         (["run", "--format", "safetensors", "--out", "x.bin"], "must end in .safetensors"),
         (["run", "--format", "safetensors", "--layout", "torch", "--out", "x.pth"], "torchvision has no such network"),
