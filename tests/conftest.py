@@ -2,9 +2,10 @@
 
 import os
 
-# Most of the time of these tests is compilation, so XLA's optimizer is off. Processes started by tests do without it.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nor shall they find what others have compiled
+# Most of the time of these tests is compilation, so XLA's optimizer is off, unless XLA_OPTIMIZER=on asks for it.
+if os.environ.get("XLA_OPTIMIZER") != "on":
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # programs that earlier processes compiled must not be used
 
 import jax
 

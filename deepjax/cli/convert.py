@@ -70,7 +70,7 @@ def convert(arguments):
 
 
 def network_options(options):
-    """Return options of a network, given as --options. Raises InputError for parameters of the functions that load it."""
+    """Return the options given as --options. Raises InputError for parameters of the functions that load a network."""
     from deepjax import weights
 
     for function in (weights.load_file, weights.load_pretrained):
