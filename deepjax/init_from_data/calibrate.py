@@ -17,6 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax.errors import InputError
+from deepjax.functional.arrays import at_least_float32, per_feature
 from deepjax.trace import Layer, find_layers
 from deepjax.trace.layers import output_of, run_model
 from deepjax.trace.notes import has_notes, put_notes, take_notes
@@ -127,21 +128,21 @@ def _set(module, layer, rules, result, args, again):
     params = module.variables["params"]
     kernel, bias = params["kernel"], params.get("bias")
     output = output_of(module, args, result)
-    y = _in_float32(output)
-    z = y if bias is None or not layer.affine else y - _to_rank(bias, y.ndim)
+    y = at_least_float32(output)
+    z = y if bias is None or not layer.affine else y - per_feature(bias, y.ndim)
     change = rules.change(layer, z, bias)
     scale = jnp.asarray(change.scale)
     kernel = _scaled_kernel(layer, kernel, scale)
     if bias is not None and change.bias is not None:
         bias = jnp.broadcast_to(change.bias, bias.shape).astype(bias.dtype)
     if layer.affine and result is output:
-        y = z * (_to_rank(scale, z.ndim) if scale.ndim else scale)
-        result = (y if bias is None else y + _to_rank(bias, y.ndim)).astype(result.dtype)
+        y = z * (per_feature(scale, z.ndim) if scale.ndim else scale)
+        result = (y if bias is None else y + per_feature(bias, y.ndim)).astype(result.dtype)
     else:
         key = module.make_rng("params")
 
         def step(_, kernel):
-            y = _in_float32(output_of(module, args, again(kernel, bias, key)))
+            y = at_least_float32(output_of(module, args, again(kernel, bias, key)))
             return _scaled_kernel(layer, kernel, jnp.asarray(rules.change(layer, y, bias).scale))
 
         if not layer.affine:
@@ -155,14 +156,6 @@ def _set(module, layer, rules, result, args, again):
 
 def _scaled_kernel(layer, kernel, scale):
     return (kernel * (layer.per_feature(scale) if scale.ndim else scale)).astype(layer.dtype)
-
-
-def _in_float32(y):
-    return y.astype(jnp.promote_types(y.dtype, jnp.float32))
-
-
-def _to_rank(per_feature, rank):
-    return per_feature.reshape((1,) * (rank - per_feature.ndim) + per_feature.shape)
 
 
 def variation(layer, z):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from deepjax.functional.arrays import at_least_float32
+
 DRAWS = 8  # random linear functions of the outputs that a gradient is averaged over
 
 
@@ -44,4 +46,4 @@ def squared_gradients(model, variables, key, x, call, layers, *, draws=DRAWS):
 def squared_norm(kernel, layer):
     """Return the squared norm of a kernel, or of each unit's kernel; the kernel's own axes become 1."""
     axes = tuple(range(kernel.ndim - len(layer.shape), kernel.ndim))
-    return jnp.square(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))).sum(axes, keepdims=True)
+    return jnp.square(at_least_float32(kernel)).sum(axes, keepdims=True)

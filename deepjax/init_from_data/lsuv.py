@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax.errors import InputError
+from deepjax.functional.arrays import at_least_float32, per_feature
 from deepjax.init_from_data.calibrate import (
     Change,
     Rules,
@@ -104,9 +105,9 @@ def output_variances(model, variables, x, *, key=None, **call):
 
 def measure_output(layer, y, args, module):
     """Return what `pooled`, `check_outputs` and `auto` need of a layer's output: a rule of `trace.observer`."""
-    y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    y = at_least_float32(y)
     bias = module.variables["params"].get("bias")
-    z = y if bias is None or not layer.affine else y - bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+    z = y if bias is None or not layer.affine else y - per_feature(bias, y.ndim)
     size = mean_square(args[0]) if args and hasattr(args[0], "dtype") else jnp.ones(())
     return {"mean": y.mean(), "variance": variance_of(y), "variation": variation(layer, z), "input": size}
 
@@ -134,7 +135,7 @@ def to_variance(target, layer, z, bias):
     v, shift = variance_of(z), 0.0
     rest = target
     if bias is not None and layer.affine:
-        b = bias.astype(z.dtype).reshape((1,) * (z.ndim - bias.ndim) + bias.shape)
+        b = per_feature(bias.astype(z.dtype), z.ndim)
         b = b - b.mean()
         shift, rest = jnp.mean((z - z.mean()) * b), target - jnp.mean(b**2)
     # v s^2 + 2 shift s = rest. If the bias alone varies by more than the target, s is NaN, and `check_outputs` raises.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax.errors import InputError
+from deepjax.functional.arrays import at_least_float32
 from deepjax.init_from_data.calibrate import (
     MIN_VARIATION,
     Change,
@@ -166,7 +167,7 @@ def _patches(layer, module, x):
     y = y.reshape(-1, layer.groups, layer.fan_in)
     if len(y) < 2:
         raise InputError(f"layer {layer.name}: x gives {len(y)} patch; give at least 2 examples")
-    return y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    return at_least_float32(y)
 
 
 def _whitening(rows):

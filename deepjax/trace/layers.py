@@ -15,6 +15,7 @@ from flax.linen.recurrent import DenseParams
 
 from deepjax import layers as deepjax_layers
 from deepjax.errors import InputError
+from deepjax.functional.arrays import per_feature
 from deepjax.trace.calls import around_calls
 from deepjax.trace.notes import has_notes, put_notes
 
@@ -167,7 +168,7 @@ def output_of(module, args, result) -> Any:
     if isinstance(module, DenseParams):
         kernel, bias = result
         product = args[0] @ kernel.astype(args[0].dtype)
-        return product if bias is None else product + bias.reshape((1,) * (product.ndim - 1) + bias.shape)
+        return product if bias is None else product + per_feature(bias, product.ndim)
     is_float = hasattr(result, "dtype") and jnp.issubdtype(result.dtype, jnp.floating)
     return result if is_float else None
 

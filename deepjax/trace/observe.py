@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from deepjax.functional.arrays import at_least_float32
 from deepjax.trace.layers import output_of, run_model
 from deepjax.trace.notes import HostNotes, has_notes, put_notes, take_notes
 
@@ -67,12 +68,12 @@ def arrays_of(outputs) -> list[Any]:
 
 def variance(y):
     """Return the variance of all numbers in y together, in at least float32."""
-    return jnp.var(y.astype(jnp.promote_types(y.dtype, jnp.float32)))
+    return jnp.var(at_least_float32(y))
 
 
 def mean_square(x):
     """Return the mean square of all numbers in x together, in at least float32."""
-    return jnp.mean(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))))
+    return jnp.mean(jnp.square(at_least_float32(x)))
 
 
 def jit_once(function: Callable):

@@ -222,7 +222,7 @@ def test_drop_of_survival_1_is_add_and_of_0_the_skip(scaling):
     for survival, expected in ((1.0, skip + branch), (0.0, skip)):
         y = Drop(survival, scaling).apply({}, skip, branch, train=True, rngs={"dropout": KEY})
         assert_allclose(y, expected)
-    with pytest.raises(InputError, match="survival is None"):
+    with pytest.raises(InputError, match="survival None"):
         Drop().apply({}, skip, branch, train=False)
     with pytest.raises(InputError, match="Drop: the skip has shape"):
         Drop(0.5).apply({}, skip, branch[:, :1], train=False)
