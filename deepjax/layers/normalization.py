@@ -1,4 +1,4 @@
-"""Normalization as Linen modules. Running moments live in `batch_stats` as `mean` and `var`, as in Flax."""
+"""Normalization as Linen modules. Running moments are `mean` and `var` in the collection `batch_stats`, as in Flax."""
 
 import math
 from abc import abstractmethod
@@ -15,7 +15,7 @@ from deepjax.functional.normalization import kernel_length
 
 
 class _Affine(nn.Module, kw_only=True):
-    """The scale and bias that follow every normalization."""
+    """Scale and bias after a normalization."""
 
     epsilon: float = 1e-5
     use_scale: bool = True
@@ -29,17 +29,17 @@ class _Affine(nn.Module, kw_only=True):
         return scale, bias
 
 
-# Variables of a batch normalization in `batch_stats`, beside `mean` and `var`, where someone asks for the moments of a
-# batch: their sums over calls, and the number of calls. See `trace.batch_norm.batch_moments`, which creates them.
+# Further variables of a batch normalization in `batch_stats`: the sums of the batch's moments over all calls, and the
+# number of calls. They exist only where `trace.batch_norm.batch_moments` creates them, and are updated only there.
 SUMS = ("sum_mean", "sum_var", "calls")
 
 
 class BatchNormBase(_Affine, kw_only=True):
-    """Parameters and running moments for the function that `_normalize` gives."""
+    """Parameters and running moments of a batch normalization. A subclass gives the function, by `_normalize`."""
 
     momentum: float = 0.9  # share of the old running moments that is kept
 
-    axis_name = None  # where a subclass has no such field
+    axis_name = None  # for subclasses without such a field
     unbiased = False
 
     @nn.compact
@@ -63,7 +63,7 @@ class BatchNormBase(_Affine, kw_only=True):
         return y
 
     def _publish(self, x, mask, running):
-        """Add the moments of this batch to the sums, where there are any."""
+        """Add the moments of this batch to the sums, if the sums exist."""
         if not self.has_variable("batch_stats", SUMS[-1]):
             return
         how = {"train": True, "mask": mask, "momentum": 0.0, "unbiased": self.unbiased, "axis_name": self.axis_name}
@@ -73,10 +73,10 @@ class BatchNormBase(_Affine, kw_only=True):
 
     @abstractmethod
     def _normalize(self) -> Callable:
-        """The function of x, scale, bias and moments, such as `functional.batch_norm`."""
+        """Return the function of x, scale, bias and moments, such as `functional.batch_norm`."""
 
     def _later(self, value) -> Any:
-        """None while the module is initialized: its axis does not exist yet, and one example must do."""
+        """None during `init`, where the mapped axis does not exist, and one example must suffice."""
         return None if self.is_initializing() else value
 
 
@@ -101,7 +101,7 @@ class BatchNorm(BatchNormBase):
 
 
 class BatchRenorm(BatchNormBase):
-    """Batch renormalization, `functional.batch_renorm`. A schedule of r_max and d_max: clone with other numbers.
+    """Batch renormalization, `functional.batch_renorm`. For a schedule of r_max and d_max, clone with other numbers.
 
     >>> norm = BatchRenorm(r_max=1.0, d_max=0.0)  # batch norm
     >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
@@ -167,7 +167,7 @@ class LayerNorm(_Affine):
      [-1.  1.]]
     """
 
-    axes: int = 1  # how many of the last axes are normalized together
+    axes: int = 1  # number of last axes that are normalized together
 
     @nn.compact
     def __call__(self, x):
@@ -231,10 +231,10 @@ class LocalResponseNorm(nn.Module):
 
 
 class WeightNorm(nn.Module):
-    """Any layer, or net, whose kernels are g v / |v|, `functional.weight_norm`: `WeightNorm(nn.Dense(5))(x)`.
+    """Give a layer or network the kernels g v / |v| (`functional.weight_norm`): `WeightNorm(nn.Dense(5))(x)`.
 
-    The layer keeps its variables, its `kernel` being v; g is this module's `scale`. Unlike `flax.linen.WeightNorm`,
-    g starts at |v|, as in PyTorch: the layer computes at first what it would without.
+    v is the layer's own `kernel`, and g is the `scale` of this module. Unlike in `flax.linen.WeightNorm`, g starts at
+    |v|, as in PyTorch. So the output is at first that of the layer alone.
 
     >>> x = jnp.ones((1, 2))
     >>> variables = WeightNorm(nn.Dense(5)).init(jax.random.key(0), x)
@@ -246,7 +246,7 @@ class WeightNorm(nn.Module):
 
     @nn.compact
     def __call__(self, *args, **call):
-        """What the layer takes, and gives."""
+        """Arguments and output of the layer."""
 
         def kernel(path, v):
             *where, name = (key.key for key in path)

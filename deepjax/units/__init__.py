@@ -1,17 +1,17 @@
-"""One vocabulary for deep nets: a unit is a branch and a join, a stage is many equal units as one scan.
+"""Parts of deep networks: a unit is a branch and a join, a stage is a scan over equal units.
 
     y = activation(join(shortcut(x), branch(x)))
 
 A residual net joins with `Add`, its plain twin with `Plain`, stochastic depth with `Drop`, a highway network with
 `Gate`, a dense network with `Concat`; a shake-shake branch is `Shake(branch, branch)`. Units, branches, shortcuts and
 stacks are called as `module(x, train=..., mask=...)`, joins as `join(skip, branch, train=...)`, `Shift` and
-`SqueezeExcite` as `module(x)`. A Linen module of your own that keeps the shape of x can be a unit of `stack`; it is
-given `train` and `mask` if it takes them.
+`SqueezeExcite` as `module(x)`. A Linen module of your own that keeps the shape of x can be a unit of `stack`. It gets
+`train` and `mask` if its call takes them.
 
-Make the parts of a unit with `parent=None`, as in `Unit(Branch(..., parent=None), Add(parent=None), name="first")`:
-else Flax binds them to the module in whose `__call__` they are made, and their parameters are named there.
+Make the parts of a unit with `parent=None`, as in `Unit(Branch(..., parent=None), Add(parent=None), name="first")`.
+Otherwise Flax binds them to the module in whose `__call__` they are made, and names their parameters there.
 
-A residual branch that starts at zero makes a deep net start as the identity, which needs no normalization. Three ways:
+If every residual branch starts at zero, a deep network starts as the identity. It then trains at any depth. Three ways:
 
     Branch(..., branch_init="zero_scale")                       the last norm's scale starts at 0
     Unit(Branch(..., norm=None), SkipInit())                    no normalization; a learned factor of the branch is 0

@@ -1,4 +1,4 @@
-"""Branches: the part of a unit that learns, and the shortcuts beside it."""
+"""Branches, which are the part of a unit that learns, and the shortcuts beside them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,22 +18,24 @@ DROPS = ("inputs", "outputs", "last")
 class Branch(nn.Module):
     """A chain of convolutions, each with its normalization.
 
-    order "post": conv, norm, activation, ..., conv, norm (He et al. 2015, figure 2).
-    order "pre": norm, activation, conv, ..., norm, activation, conv (He et al. 2016, figure 1b). With
-    `activated=True` the input has been through norm and activation already, so the first pair is left out.
+    `order` is "post" for conv, norm, activation, ..., conv, norm (He et al. 2015, figure 2), or "pre" for norm,
+    activation, conv, ..., norm, activation, conv (He et al. 2016, figure 1b). With `activated=True` the input has
+    passed a norm and an activation already, and the first pair is left out.
 
-    `branch_init` says how the branch starts. "default": as `kernel_init` and the norm's factory say. "zero_scale": the
-    last norm's scale starts at 0 (Goyal et al. 2017, section 5.1); for order "post". "fixup" (Zhang et al. 2019,
-    section 3), for norm None: one learned number is added before each convolution (`shift1`, ...) and another one in
-    the place of its norm (`norm1`, ...); the last kernel starts at 0 and is followed by a learned factor (`scale`); the
-    other kernels start as `kernel_init` says, times branches^(-1 / (2m - 2)), with m convolutions in the branch.
-    "skip_init" is the join `SkipInit`, not a form of the branch.
+    `branch_init` sets the initial values:
+      "default": `kernel_init` for all kernels; the norm's factory for scales.
+      "zero_scale": the scale of the last norm starts at 0 (Goyal et al. 2017, section 5.1). Needs order "post".
+      "fixup": Fixup initialization (Zhang et al. 2019, section 3). Needs norm None. A learned number is added before
+        each convolution (`shift1`, ...) and another one in the place of each norm (`norm1`, ...). The last kernel
+        starts at 0, and a learned factor (`scale`) follows it. The other kernels are those of `kernel_init` times
+        branches^(-1 / (2m - 2)), where m is the number of convolutions in the branch.
+    The fourth word, "skip_init", is the join `SkipInit`.
 
     Convolutions have biases if `norm` is None and `branch_init` is not "fixup".
 
-    `dropout` is the probability to drop, by `drops`: what enters each convolution but the first ("inputs", Zagoruyko &
-    Komodakis 2016, section 2.4), what leaves each convolution ("outputs", Huang et al. 2017, section 4.2), or what
-    leaves the last one ("last").
+    `dropout` is the probability that a value is dropped. `drops` says where: at the input of each convolution except
+    the first ("inputs", Zagoruyko & Komodakis 2016, section 2.4), at the output of each convolution ("outputs", Huang
+    et al. 2017, section 4.2), or at the output of the last one ("last").
 
     >>> branch = Branch((8, 8), (3, 3), (1, 1), norm=None, branch_init="fixup", branches=54)
     >>> x = jnp.ones((1, 4, 4, 8))
@@ -108,7 +110,7 @@ class Branch(nn.Module):
         if len(lengths) > 1 or any(w % 2 == 0 for w in self.windows):
             raise InputError(
                 f"Branch: features {self.features}, windows {self.windows}, strides {self.strides} and groups "
-                f"{self.groups} must be equally many, windows odd"
+                f"{self.groups} must have equal lengths, and the windows must be odd"
             )
 
     def _groups(self, i):
@@ -125,9 +127,9 @@ class Branch(nn.Module):
 
 
 class Shake(nn.Module):
-    """Two branches alike, mixed by random shares while training: shake-shake (Gastaldi 2017).
+    """Two equal branches whose outputs are mixed with random weights in training: shake-shake (Gastaldi 2017).
 
-    `forward`, `backward` and `per` are those of `functional.shake_shake`.
+    `forward`, `backward` and `per` are arguments of `functional.shake_shake`.
 
     >>> shake = Shake(*(Branch((2, 2), (3, 3), (1, 1)) for _ in range(2)))
     >>> y, variables = shake.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 2)), train=False)
@@ -137,14 +139,14 @@ class Shake(nn.Module):
 
     a: nn.Module
     b: nn.Module
-    activation: Callable | None = None  # of what enters both; None: the identity
+    activation: Callable | None = None  # applied to the input of both; None: the identity
     forward: str = "shake"
     backward: str = "shake"
     per: str = "image"
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
-        """[batch, ...] -> the shape that both branches give."""
+        """[batch, ...] -> the shape of the branches' outputs."""
         x = x if self.activation is None else self.activation(x)
         a, b = (branch(x, train=train, mask=mask) for branch in (self.a, self.b))
         return ShakeShake(self.forward, self.backward, self.per, name="shake")(a, b, train=train)
@@ -172,7 +174,7 @@ class Projection(nn.Module):
 
 
 class ZeroPad(nn.Module):
-    """A shortcut without parameters (option A of He et al. 2015): take every stride-th pixel, append zero features."""
+    """A shortcut without parameters: take every stride-th pixel, append zero features (He et al. 2015, option A)."""
 
     features: int
     stride: int = 1
@@ -182,5 +184,7 @@ class ZeroPad(nn.Module):
         """[batch, H, W, features_in] -> [batch, H / stride, W / stride, features]."""
         more = self.features - x.shape[-1]
         if more < 0:
-            raise InputError(f"a zero-padding shortcut cannot go from {x.shape[-1]} features to {self.features}; use B")
+            raise InputError(
+                f"a zero-padding shortcut cannot go from {x.shape[-1]} to {self.features} features; use shortcut B"
+            )
         return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (0, more)))

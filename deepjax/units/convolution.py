@@ -1,4 +1,4 @@
-"""A convolution with what usually stands around it, and squeeze-and-excitation."""
+"""A convolution with normalization and activation, and squeeze-and-excitation."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,10 +15,10 @@ ORDERS = ("post", "last", "pre")
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalization and activation, the brick of most networks. Submodules: `conv`, `norm`.
+    """Convolution, normalization and activation. The submodules are `conv` and `norm`.
 
-    order "post": conv, norm, activation (Ioffe & Szegedy 2015, section 3.2). "last": conv, activation, norm. "pre":
-    norm, activation, conv.
+    `order` is "post" for conv, norm, activation (Ioffe & Szegedy 2015, section 3.2), "last" for conv, activation, norm,
+    or "pre" for norm, activation, conv.
 
     >>> brick, x = ConvNorm(8, (1, 3), stride=2), jnp.ones((1, 9, 9, 4))
     >>> y, variables = brick.init_with_output(jax.random.key(0), x, train=True)
@@ -44,7 +44,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, H, W, features_in] -> [batch, H', W', features]."""
         if self.order not in ORDERS:
-            raise InputError(f"order {self.order!r} is unknown; {choices(str(self.order), ORDERS)}")
+            raise InputError(f"ConvNorm: order {self.order!r} is unknown; {choices(str(self.order), ORDERS)}")
         steps = {
             "conv": self._conv,
             "norm": lambda x: normalize(x, self.norm, train=train, mask=mask, name="norm"),
@@ -78,15 +78,15 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Each feature times a gate in [0, 1] that all features' means set (Hu et al. 2018, section 3).
+    """Multiply each feature by a gate in [0, 1], computed from the means of all features (Hu et al. 2018, section 3).
 
-    gate(expand(activation(reduce(mean over pixels)))), where `reduce` and `expand` are 1x1 convolutions.
+    The gate is gate(expand(activation(reduce(mean over pixels)))), where `reduce` and `expand` are 1x1 convolutions.
 
     >>> SqueezeExcite(2).init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 8)))[0].shape
     (1, 4, 4, 8)
     """
 
-    features: int  # between the two convolutions
+    features: int  # output of `reduce`
     activation: Callable = functional.relu
     gate: Callable = functional.sigmoid
     kernel_init: Callable = initializers.he_normal(mode="fan_out")

@@ -1,4 +1,4 @@
-"""Joins: how a unit brings its skip and its branch together."""
+"""Joins: how a unit combines its skip and its branch."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from deepjax.layers import Conv, DropPath
 
 
 class Add(nn.Module):
-    """The join of residual nets: skip + branch (He et al. 2015, eq. 1)."""
+    """The join of residual networks: skip + branch (He et al. 2015, eq. 1)."""
 
     @nn.compact
     def __call__(self, skip, branch, *, train: bool):
@@ -22,10 +22,10 @@ class Add(nn.Module):
 
 
 class SkipInit(nn.Module):
-    """skip + alpha * branch with a learned number alpha, which starts at 0: the unit starts as its shortcut.
+    """skip + alpha * branch, where alpha is a learned number that starts at 0. So the unit starts as its shortcut.
 
-    De & Smith 2020, "Batch normalization biases residual blocks towards the identity function", for branches without
-    normalization; Bachlechner et al. 2020, "ReZero is all you need", for any branch.
+    De & Smith 2020, "Batch normalization biases residual blocks towards the identity function", use it for branches
+    without normalization; Bachlechner et al. 2020, "ReZero is all you need", for any branch.
 
     >>> import jax
     >>> from deepjax.units import Branch, Unit
@@ -43,20 +43,20 @@ class SkipInit(nn.Module):
 
 
 class Plain(nn.Module):
-    """The join of plain nets: the branch alone."""
+    """The join of plain networks: the branch alone."""
 
     @nn.compact
     def __call__(self, skip, branch, *, train: bool):
-        """Returns `branch`."""
+        """Return `branch`."""
         return branch
 
 
 class Drop(nn.Module):
     """skip + branch, where training drops the branch with probability 1 - survival.
 
-    This is stochastic depth (Huang et al. 2016, eq. 2 and 5). In a stack, each unit has a survival of its own:
-    `stack(unit, 3, per_unit={"survival": [0.9, 0.8, 0.7]})`. The paper has scaling="original" and per="batch";
-    `functional.drop_path` says what the others are.
+    This is stochastic depth (Huang et al. 2016, eq. 2 and 5). In a stack, each unit may have another survival:
+    `stack(unit, 3, per_unit={"survival": [0.9, 0.8, 0.7]})`. The paper uses scaling="original" and per="batch".
+    `functional.drop_path` describes all of them.
 
     >>> import jax
     >>> skip, branch = jnp.zeros((4, 2)), jnp.ones((4, 2))
@@ -65,7 +65,7 @@ class Drop(nn.Module):
     (True, True)
     """
 
-    survival: float | None = None  # where the call gives none
+    survival: float | None = None  # used if the call gives none
     scaling: str = "inverted"
     per: str = "example"
 
@@ -80,8 +80,8 @@ class Drop(nn.Module):
 class Gate(nn.Module):
     """The join of highway networks: T branch + (1 - T) skip, T = sigmoid(W skip + b) (Srivastava et al. 2015, eq. 3).
 
-    W is dense for [batch, features], a convolution for maps. At the start b is `bias`: at -2, T is about 0.12, so that
-    even a very deep net hands most of its input on.
+    W is dense for [batch, features] and a convolution for maps. b starts at `bias`. At -2, T is about 0.12, so even a
+    very deep network passes on most of its input at first.
 
     >>> import jax
     >>> skip, branch = jnp.zeros((1, 2)), jnp.ones((1, 2))
@@ -109,7 +109,7 @@ class Gate(nn.Module):
         features, spatial = skip.shape[-1], skip.ndim - 2
         if spatial:
             if self.window % 2 == 0:
-                raise InputError(f"Gate: window {self.window} must be odd, so that the maps keep their size")
+                raise InputError(f"Gate: window {self.window} must be odd, or the maps would change their size")
             gate = Conv(features, (self.window,) * spatial, 1, self.window // 2, **options)
         else:
             gate = nn.Dense(features, **options)
@@ -133,5 +133,5 @@ def _check_shapes(join, skip, branch):
     if skip.shape != branch.shape:
         raise InputError(
             f"{join}: the skip has shape {skip.shape}, the branch {branch.shape}; give the unit a shortcut that "
-            f"changes the shape as the branch does"
+            f"changes the shape like the branch"
         )

@@ -1,8 +1,8 @@
-"""The loop over a stack's units, and what its backward pass keeps of them.
+"""The loop over the units of a stack, and what the backward pass keeps of them.
 
-`nn.scan` would do for the plain loop, but not for the others: their backward passes are written out here, over
-variables that keep one layout, a leading axis of units, whatever is kept. Units are functions of (variables, keys,
-numbers per unit, x) in here. Flax's `lift.pack` makes them so and puts their variables back, as it does for `nn.scan`.
+`nn.scan` is enough for the plain loop. The others have backward passes of their own, written out here. They all use
+one layout of variables, with a leading axis of units. Here, a unit is a function of (variables, keys, numbers of this
+unit, x). Flax's `lift.pack` turns a module into such a function and puts its variables back, as for `nn.scan`.
 """
 
 import math
@@ -22,7 +22,7 @@ from deepjax.trace.calls import with_current_rules
 
 
 class Each(NamedTuple):
-    """What belongs to one unit; with a leading axis of units, what belongs to all."""
+    """What belongs to one unit. With a leading axis of units, what belongs to all."""
 
     variables: Any
     keys: Any
@@ -30,15 +30,15 @@ class Each(NamedTuple):
 
 
 def run(unit, x, per_unit, functions, *, depth, remat, unroll, forward_only):
-    """x after `depth` units, whose variables are stacked. To be called in a Linen module that owns `unit`.
+    """Return x after `depth` units, whose variables are stacked. Call it in a Linen module that owns `unit`.
 
     Args:
       unit: a Linen module.
-      x: what the first unit gets.
-      per_unit: {name: values [depth]}, further arguments of each unit.
-      functions: (step,), where step is (unit, x, per_unit) -> y; for remat "reversible" (step, f, g), where on halves
-        x1, x2 of the features, step is y1 = x1 + f(x2), y2 = x2 + g(y1).
-      depth: how many units.
+      x: input of the first unit.
+      per_unit: {name: values [depth]}: further arguments of each unit.
+      functions: (step,), where step is (unit, x, per_unit) -> y. For remat "reversible" (step, f, g): on halves x1, x2
+        of the features, step computes y1 = x1 + f(x2), y2 = x2 + g(y1).
+      depth: number of units.
       remat: "none", "unit", "sqrt" or "reversible": see `stack`.
       unroll: units per iteration, for "none" and "unit".
       forward_only: run the plain loop, whatever the remat, and raise InputError when it is differentiated.
@@ -56,7 +56,7 @@ def _inner(functions, depth, remat, unroll, forward_only, scope_fn, repack, vari
     def pure(function, x, each):
         scopes = scope_fn(each.variables, each.keys)
         for scope in jax.tree.leaves(scopes):
-            scope.rng_counters = dict(scope.rng_counters)  # a unit that is run again must draw the same
+            scope.rng_counters = dict(scope.rng_counters)  # the recomputation must draw the same random numbers
         return function(scopes, x, each.per_unit), repack(scopes)
 
     split = lift.tree_map_rngs(lambda key: jax.random.split(jax.random.clone(key), depth), keys)
@@ -73,7 +73,7 @@ def _inner(functions, depth, remat, unroll, forward_only, scope_fn, repack, vari
 
 
 def _forward_only(step: Callable, depth: int, remat: str):
-    """(x, each) -> (y, variables), as `lax.scan(step, x, each)`; raises InputError when it is differentiated."""
+    """Return a function like `lax.scan(step, x, each)` that raises InputError when it is differentiated."""
 
     def refuse(*_):
         some = "'params', 'intermediates' or 'perturbations'"
@@ -88,22 +88,22 @@ def _forward_only(step: Callable, depth: int, remat: str):
     return looped
 
 
-# Groups: the input of every group of units is kept
+# Groups: the input of every group of units is stored
 
 
 def group_size(depth):
-    """Units of a group, so that groups' inputs and one group's insides are together as few as can be.
+    """Return the number of units in a group that needs the least memory.
 
-    Backward needs depth / size inputs, and about INSIDES arrays for each unit of the group that is computed again.
+    The backward pass stores depth / size inputs, and about INSIDES arrays for each unit of the group it recomputes.
     """
     return max(1, round(math.sqrt(depth / INSIDES)))
 
 
-INSIDES = 4  # arrays like its input that a unit's own backward pass needs; convolution, norm and ReLU, twice: 4 to 6
+INSIDES = 4  # arrays of the input's size in a unit's backward pass; 4 to 6 for two of convolution, norm and ReLU
 
 
 def _keeping_groups(step: Callable, depth: int, size: int):
-    """(x, each) -> (y, variables), as `lax.scan(step, x, each)`, keeping groups' inputs for the backward pass."""
+    """Return a function like `lax.scan(step, x, each)` that stores the inputs of groups for the backward pass."""
     groups, rest = divmod(depth, size)
     starts = size * np.arange(groups)
 
@@ -157,14 +157,14 @@ def _slice(tree, start, length):
     return jax.tree.map(part, tree)
 
 
-# Reversible: the last output is kept, and nothing else
+# Reversible: only the last output is stored
 
 
 def _keeping_nothing(step: Callable, f: Callable, g: Callable):
-    """(x, each) -> (y, variables), as `lax.scan(step, x, each)`; its backward pass finds inputs from outputs.
+    """Return a function like `lax.scan(step, x, each)` whose backward pass computes inputs from outputs.
 
     Gomez et al. 2017, "The reversible residual network" (arXiv 1707.04585), algorithm 1. No gradient passes through the
-    variables that come out: running moments.
+    new variables, which are running moments.
     """
 
     def forward(x, each):
@@ -204,7 +204,7 @@ def _custom_vjp(forward, backward):
 
 
 def _floats(each):
-    """(what has a gradient, the rest): `each` twice, with None in the place of the other's leaves."""
+    """Split `each` into the leaves that have a gradient and the rest, with None in the place of missing leaves."""
 
     def keep(floats):
         return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) == floats else None, each)

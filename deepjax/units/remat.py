@@ -1,4 +1,4 @@
-"""Part of a module whose insides the backward pass computes again, on every platform."""
+"""Recompute a part of a module in the backward pass, on every platform."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ from deepjax.trace.calls import with_current_rules
 
 
 def recompute(function, module, *inputs):
-    """function(module, *inputs), of which only the inputs and the module's variables are kept for the backward pass.
+    """Return function(module, *inputs), and keep only the inputs and the variables of `module` for the backward pass.
 
-    To be called in a Linen module that owns `module`. `nn.remat` does the same by an optimization barrier, which XLA on
-    CPU takes away before it merges equal computations, the second with the first. Here what is computed again stands in
-    a branch that depends on the gradient that arrives, so that it cannot be merged, nor start before.
+    Call it in a Linen module that owns `module`. `nn.remat` does the same with an optimization barrier, but XLA on CPU
+    removes the barrier and then merges the recomputation with the forward pass. Here, the recomputation is wrapped in a
+    `lax.cond` on the incoming gradient, so XLA can neither merge it with the forward pass nor schedule it early.
 
     >>> import flax.linen as nn
     >>> class Net(nn.Module):
@@ -29,7 +29,7 @@ def recompute(function, module, *inputs):
             def pure(variables, keys, *inputs):
                 scopes = scope_fn(variables, keys)
                 for scope in jax.tree.leaves(scopes):
-                    scope.rng_counters = dict(scope.rng_counters)  # what is run again must draw the same
+                    scope.rng_counters = dict(scope.rng_counters)  # the recomputation must draw the same random numbers
                 return function(scopes, *inputs), repack(scopes)
 
             return _recomputed(pure, (variables, keys, *inputs))
@@ -51,13 +51,13 @@ def _recomputed(pure, args):
         floats, others = saved
         nan = jnp.isnan(jnp.stack([leaf.ravel()[0] for leaf in jax.tree.leaves(cotangents[0])])).any()
 
-        def again(cotangents, floats, others):
+        def recomputed(cotangents, floats, others):
             return jax.vjp(lambda floats: run(floats, others), floats)[1](cotangents)[0]
 
-        def lost(cotangents, floats, others):  # as the gradients that follow from a NaN
+        def lost(cotangents, floats, others):  # the gradients that follow from a NaN
             return jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), floats)
 
-        return jax.lax.cond(nan, lost, again, cotangents, floats, others), None
+        return jax.lax.cond(nan, lost, recomputed, cotangents, floats, others), None
 
     function = jax.custom_vjp(run)
     function.defvjp(with_current_rules(lambda *args: (run(*args), args)), with_current_rules(backward))

@@ -1,4 +1,4 @@
-"""Units, and many of them as one scan."""
+"""Units, and stacks of them as one scan."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,12 @@ REMATS = ("none", "unit", "sqrt", "reversible")
 
 
 class Unit(nn.Module):
-    """y = activation(join(shortcut(x), branch(x))), where x first passes `before`, if there is one."""
+    """Compute y = activation(join(shortcut(x), branch(x))). `before`, if there is one, is applied to x first."""
 
     branch: nn.Module
     join: nn.Module
     shortcut: nn.Module | None = None  # None: the identity
-    before: nn.Module | None = None  # shared by the shortcut and the branch
+    before: nn.Module | None = None  # applied before the shortcut and the branch
     activation: Callable | None = None  # None: the identity
 
     @nn.compact
@@ -46,7 +46,7 @@ class Unit(nn.Module):
         return y if self.activation is None else self.activation(y)
 
     def _drop(self, x, skip, call, per_unit):
-        """What the join would give; a branch that the whole batch drops is not computed, forward or backward."""
+        """The output of the join. A branch that the whole batch drops is computed neither forward nor backward."""
         factor = self.join(jnp.zeros(1), jnp.ones(1), train=True, **per_unit)[0].astype(skip.dtype)
 
         def compute(unit, x):
@@ -57,11 +57,12 @@ class Unit(nn.Module):
 
 
 class Reversible(nn.Module):
-    """On halves x1, x2 of the features: y1 = x1 + f(x2), y2 = x2 + g(y1), so that x can be found from y.
+    """Compute y1 = x1 + f(x2), y2 = x2 + g(y1) on halves x1, x2 of the features, so that x follows from y.
 
-    Gomez et al. 2017, "The reversible residual network" (arXiv 1707.04585), eq. 6 and 7. A stack of these with
-    remat="reversible" needs no more memory the deeper it is. f and g are called as units are, and keep their shape.
-    With a `shortcut`, which x1 and x2 pass on their way to the sums, f may change it; such a unit cannot be undone.
+    Gomez et al. 2017, "The reversible residual network" (arXiv 1707.04585), eq. 6 and 7. The memory of a stack of these
+    with remat="reversible" does not grow with depth. f and g are called like units, and keep the shape of their input.
+    With a `shortcut`, which is applied to x1 and x2 before the sums, f may change the shape. Such a unit is not
+    reversible.
     """
 
     f: nn.Module
@@ -72,7 +73,9 @@ class Reversible(nn.Module):
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """x [batch, ..., features], an even number of them -> the same shape."""
         if x.shape[-1] % 2:
-            raise InputError(f"Reversible: x has {x.shape[-1]} features; it needs an even number, for two halves")
+            raise InputError(
+                f"Reversible: x has {x.shape[-1]} features; it needs an even number, to split them into halves"
+            )
         x1, x2 = jnp.split(x, 2, -1)
         y1 = self._skip(x1, train, mask) + self.f(x2, train=train, mask=mask)
         return jnp.concatenate([y1, self._skip(x2, train, mask) + self.g(y1, train=train, mask=mask)], -1)
@@ -82,7 +85,7 @@ class Reversible(nn.Module):
 
 
 class Stack(nn.Module):
-    """`depth` equal units, one after the other. Made by `stack`."""
+    """`depth` equal units, one after the other. Call `stack` to make one."""
 
     unit: nn.Module
     depth: int
@@ -100,8 +103,7 @@ class Stack(nn.Module):
             y = unit(x, **call, **per_unit)
             if (y.shape, y.dtype) != (x.shape, x.dtype):
                 raise InputError(
-                    f"stack: the unit turns {x.dtype}{x.shape} into {y.dtype}{y.shape}; a unit of a stack must keep "
-                    f"shape and dtype"
+                    f"stack: the unit turns {x.dtype}{x.shape} into {y.dtype}{y.shape}; it must keep shape and dtype"
                 )
             return y
 
@@ -142,34 +144,35 @@ def stack(
     per_unit: Mapping[str, Sequence[float]] | None = None,
     name=None,
 ):
-    """`depth` units like `unit`, each with parameters of its own, as one Linen module.
+    """Make one Linen module of `depth` units like `unit`, each with its own parameters.
 
     Args:
-      unit: a Linen module called as `unit(x, train=..., mask=...)` that keeps the shape and dtype of x. Without train
-        or mask, where its call does not take them.
-      depth: how many, at least 1.
-      scan: run them as one `lax.scan` over stacked variables, so that compile time does not grow with depth: every
-        variable of the unit has a leading axis of `depth`. False: a Python loop, variables named unit1, unit2, ...
-      remat: what is kept for the backward pass, which computes the rest again. Results and variables are the same.
-        "none": everything, memory grows with depth. "unit": each unit's input. "sqrt": the input of every group of
-        units, of which there are about 2 sqrt(depth). "reversible": nothing, whatever the depth; the unit must be a
-        `Reversible`. All need scan. "reversible" recomputes inputs with a rounding error, and expansive units amplify
-        that error: normalize them, and use float32 for x. The last two refuse gradients that would need everything
-        again: "sqrt" if "params", "intermediates" or "perturbations" are mutable, "reversible" if any collection but
-        "batch_stats" is. Take gradients with mutable=["batch_stats"], and capture intermediates in a forward pass of
-        its own.
-      unroll: units per iteration of the scan; for remat "none" and "unit".
-      per_unit: numbers of each unit: {"survival": [0.9, 0.8]} calls the first with survival=0.9, the second with 0.8.
+      unit: a Linen module that is called as `unit(x, train=..., mask=...)` and keeps the shape and dtype of x. `train`
+        and `mask` are left out if its call does not take them.
+      depth: number of units, at least 1.
+      scan: True: run them as one `lax.scan` over stacked variables, so that compile time does not grow with depth.
+        Every variable of the unit has a leading axis of `depth`. False: a Python loop over unit1, unit2, ...
+      remat: what is stored for the backward pass, which recomputes the rest. Results and variables are the same.
+        "none": everything, so memory grows with depth. "unit": the input of each unit. "sqrt": the input of every
+        group of units; there are about 2 sqrt(depth) groups. "reversible": nothing; the unit must be a `Reversible`.
+        All but "none" need scan. "reversible" recomputes inputs with rounding errors, and expansive units also amplify
+        them: normalize the units, and use float32 for x. The last two refuse gradients that would need everything
+        stored: "sqrt" if "params", "intermediates" or "perturbations" are mutable, "reversible" if any collection
+        except "batch_stats" is. Take gradients with mutable=["batch_stats"], and capture intermediates in a separate
+        forward pass.
+      unroll: units per iteration of the scan, for remat "none" and "unit".
+      per_unit: numbers for each unit: {"survival": [0.9, 0.8]} calls the first unit with survival=0.9, the second
+        with 0.8.
       name: of the module in its parent.
 
     Raises:
-      InputError: a unit that is no Linen module, a depth that is no whole number, depth or unroll below 1, an unknown
-        remat or one that does not go with the unit, scan or unroll, a `per_unit` that the unit's call does not take,
-        or that has not one number for each unit, a survival outside [0, 1]; when called, a unit that changes shape or
-        dtype; when differentiated, a mutable collection that the remat cannot differentiate.
+      InputError: a unit that is not a Linen module; a depth that is not a whole number; depth or unroll below 1; an
+        unknown remat, or one that does not go with the unit, scan or unroll; a `per_unit` that the call of the unit
+        does not take, or that does not have one number for each unit; a survival outside [0, 1]. When called: a unit
+        that changes shape or dtype. When differentiated: a mutable collection that the remat cannot differentiate.
     """
     if not isinstance(unit, nn.Module):
-        raise InputError(f"stack: unit {unit!r} is no Linen module; give an instance, such as Unit(...)")
+        raise InputError(f"stack: unit {unit!r} is not a Linen module; pass an instance, such as Unit(...)")
     try:
         depth = operator.index(depth)
     except TypeError:
@@ -179,7 +182,7 @@ def stack(
     _check_remat(unit, remat, scan, unroll)
     per_unit = {key: tuple(map(float, np.ravel(values))) for key, values in (per_unit or {}).items()}
     _check_per_unit(unit, per_unit, depth)
-    # A unit made inside another module's __call__ is bound there; its variables belong to the stack.
+    # A unit that is made inside a module's __call__ is bound to that module. Its variables belong to the stack.
     return Stack(unit.copy(parent=None, name=None), depth, scan, remat, unroll, FrozenDict(per_unit), name=name)
 
 
@@ -200,20 +203,20 @@ def _check_remat(unit, remat, scan, unroll):
     if remat not in REMATS:
         raise InputError(f"stack: remat {remat!r} is unknown; {choices(str(remat), REMATS)}")
     if remat != "none" and not scan:
-        raise InputError(f"stack: remat {remat} needs scan=True; without, XLA computes nothing again")
+        raise InputError(f"stack: remat {remat} needs scan=True; in an unrolled stack XLA undoes it")
     if remat in ("sqrt", "reversible") and unroll != 1:
         raise InputError(f"stack: remat {remat} needs unroll=1, not {unroll}")
     if remat == "reversible" and not (isinstance(unit, Reversible) and unit.shortcut is None):
         raise InputError(
-            f"stack: remat reversible needs a Reversible unit without shortcut, which can be undone; "
-            f"{type(unit).__name__} cannot: take remat sqrt"
+            f"stack: remat reversible needs a Reversible unit without shortcut, not {type(unit).__name__}; use sqrt"
         )
 
 
 def unstack_units(tree) -> Any:
-    """Variables of a model whose stacks are scans -> those of the same model with scan=False.
+    """Turn variables of a model whose stacks are scans into those of the same model with scan=False.
 
-    A stack's `unit`, whose arrays have a leading axis of units, becomes unit1, unit2, ...; NumPy arrays stay so.
+    The `unit` of a stack, whose arrays have a leading axis of units, becomes unit1, unit2, ... NumPy arrays stay NumPy
+    arrays.
 
     >>> tree = {"rest": {"unit": {"kernel": np.ones((3, 2))}}}
     >>> jax.tree.map(np.shape, unstack_units(tree))
@@ -232,9 +235,9 @@ def unstack_units(tree) -> Any:
 
 
 def stack_units(tree) -> Any:
-    """Variables of a model with scan=False -> those of the same model whose stacks are scans.
+    """Turn variables of a model with scan=False into those of the same model whose stacks are scans.
 
-    unit1, unit2, ... become one `unit`, with a leading axis of units. The inverse of `unstack_units`.
+    unit1, unit2, ... become one `unit` with a leading axis of units. This is the inverse of `unstack_units`.
 
     >>> tree = {"rest": {"unit1": {"bias": np.zeros(2)}, "unit2": {"bias": np.ones(2)}}}
     >>> stack_units(tree)["rest"]["unit"]["bias"].tolist()

@@ -1,6 +1,6 @@
 """Highway networks: Srivastava, Greff & Schmidhuber 2015, "Training very deep networks" (arXiv 1507.06228).
 
-Every layer computes T H + (1 - T) x, and learns by its gate T how much of x to change (`units.Gate`).
+Every layer computes T H + (1 - T) x, where T is a learned gate (`units.Gate`).
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class Highway(Network):
 class ConvHighway(Network):
     """Stages of 3x3 convolutions, each ended by 2x2 max pooling, then the logits of the flattened maps.
 
-    A stage that changes the number of features starts with a plain layer; all its others are highway layers.
+    A stage that changes the number of features starts with a plain layer. All others are highway layers.
     """
 
     depths: Sequence[int]  # layers of each stage
@@ -81,18 +81,19 @@ def highway(
     scan=True,
     dtype=None,
 ):
-    """The network of dense layers of Srivastava et al. 2015, section 3.1, for inputs of any shape.
+    """Make the network of dense layers of Srivastava et al. 2015, section 3.1, for inputs of any shape.
 
     Args:
-      depth: dense layers: a plain one, depth - 2 with gates, and the logits. The paper's are 10, 20, 50 and 100.
+      depth: dense layers: a plain one, depth - 2 with gates, and the logits; 10, 20, 50 and 100 in the paper.
       num_classes: logits.
-      width: features of every layer but the last; the paper's is 50.
-      bias: of the gates at the start, -1 to -4: the lower, the more of its input a layer hands on. Deep nets want it
-        lower.
+      width: features of every layer except the last; 50 in the paper.
+      bias: initial bias of the gates, -1 to -4. The lower it is, the more of its input a layer passes on. Deep networks
+        need a lower one.
       activation: of the branches, one of `plain.ACTIVATIONS`.
-      norm: "batch": batch normalization before each activation, in the place of biases; "none".
-      dropout: the probability to drop an input of the logits.
-      scan: equal layers as one scan; False unrolls them.
+      norm: of the layers before the activation: a word of `units.NORMS`, or a module factory. With "none", layers have
+        biases.
+      dropout: probability that an input of the last layer is dropped.
+      scan: run equal layers as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
@@ -119,18 +120,18 @@ def mnist_highway(
     scan=True,
     dtype=None,
 ):
-    """The convolutional network for MNIST of Srivastava et al. 2015, table 1: depth 3n + 1, one width.
+    """Make the convolutional network for MNIST of Srivastava et al. 2015, table 1.
 
-    With 10 layers it has 39 thousand parameters at a width of 16, and 151 thousand at 32, as the paper's.
+    With 10 layers it has 39 thousand parameters at width 16 and 151 thousand at width 32, as in the paper.
 
     Args:
-      depth: layers with kernels: 10, 100, or any other 3n + 1. The first is plain, the last gives the logits.
+      depth: layers with kernels, 3n + 1. The first is plain, the last gives the logits.
       num_classes: logits.
-      width: features of every convolution; the paper's are 16 and 32.
-      bias, activation, norm, dropout, scan, dtype: as of `highway`.
+      width: features of every convolution; 16 and 32 in the paper.
+      bias, activation, norm, dropout, scan, dtype: see `highway`.
 
     Raises:
-      InputError: a depth that is not 3n + 1, and as `highway`; when called, images of less than 8x8 pixels.
+      InputError: a depth that is not 3n + 1; see also `highway`. When called: images smaller than 8x8 pixels.
     """
     units = units_per_stage(depth, 3, others=1)
     check_at_least_one("mnist_highway", width=width, num_classes=num_classes)
@@ -155,10 +156,10 @@ def cifar_highway(
     scan=True,
     dtype=None,
 ):
-    """A convolutional network for CIFAR whose stages have `width`, 2 `width` and 4 `width` features: depth 3n + 1.
+    """Make a convolutional network for CIFAR, whose stages have `width`, 2 `width` and 4 `width` features.
 
-    It goes from one width to the next by a plain layer (Srivastava et al. 2015, section 2.1). Arguments and errors are
-    those of `mnist_highway`.
+    A plain layer changes the width (Srivastava et al. 2015, section 2.1). Arguments and errors are those of
+    `mnist_highway`.
     """
     units = units_per_stage(depth, 3, others=1)
     check_at_least_one("cifar_highway", width=width, num_classes=num_classes)

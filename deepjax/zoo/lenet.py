@@ -1,4 +1,4 @@
-"""LeNet-5 of LeCun et al. 1998, "Gradient-based learning applied to document recognition", and two of its heirs."""
+"""LeNet-5 of LeCun et al. 1998, "Gradient-based learning applied to document recognition", and two modern forms."""
 
 import math
 from functools import cache
@@ -16,10 +16,10 @@ from deepjax.zoo.network import INITS, Network, check_at_least_one
 from deepjax.zoo.steps import Convolve, Pool
 from deepjax.zoo.table import TableNetwork, check_table
 
-SIDE = 32  # pixels of the images that LeNet-5 was designed for
+SIDE = 32  # height and width, in pixels, for which LeNet-5 was designed
 UNITS = 84  # of F6: 12 rows of 7 pixels
 
-TABLE = (  # table I: the maps of S2 that each map of C3 sees
+TABLE = (  # table I: the maps of S2 that are inputs of each map of C3
     *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
     *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
     *((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5)),
@@ -44,11 +44,11 @@ DIGITS = """
 
 @cache
 def codes(num_classes):
-    """What F6 should say for each class: f32[num_classes, 84] of -1 and 1.
+    """Return the target output of F6 for each class: f32[num_classes, 84] of -1 and 1.
 
-    The first ten are the digits, 12 rows of 7 pixels, drawn in the manner of figure 3. Classes beyond them have random
-    codes, always the same: class i has the same code whatever the number of classes. Of 1,000 classes two digits differ
-    in at least 10 places, two others in at least 21.
+    The first ten are images of the digits, 12 rows of 7 pixels, in the style of figure 3. Further classes have fixed
+    random codes, which do not depend on the number of classes. Among 1,000 classes, two digits differ in at least 10
+    places, and two other classes in at least 21.
 
     >>> print(*("".join(".#"[int(pixel > 0)] for pixel in row) for row in codes(10)[7].reshape(12, 7)[1:4]))
     ####### .....## .....##
@@ -57,7 +57,7 @@ def codes(num_classes):
     digits = [[2.0 * (pixel == "#") - 1 for row in rows for pixel in row[digit]] for digit in range(10)]
     others = (
         2.0 * np.random.RandomState(0).randint(2, size=(max(num_classes - 10, 0), UNITS)) - 1
-    )  # its stream is fixed
+    )  # RandomState, because its stream is the same in all versions of NumPy
     return np.concatenate([digits, others]).astype(np.float32)[:num_classes]
 
 
@@ -67,9 +67,9 @@ def fan_in_uniform(key, shape, dtype=None):
 
 
 class Subsample(nn.Module):
-    """The sum of each 2x2 window times a coefficient, plus a bias: two parameters for each map, then the squashing.
+    """The sum over each 2x2 window times a coefficient, plus a bias, then the squashing function.
 
-    The coefficients start at 1/4, so that the sum starts as a mean.
+    There are two parameters for each map. The coefficients start at 1/4, so the sum starts as a mean.
     """
 
     @nn.compact
@@ -82,7 +82,7 @@ class Subsample(nn.Module):
 
 
 class TableConv(nn.Module):
-    """C3: 5x5 convolutions, each over the maps that `TABLE` gives it. Maps with equally many inputs are one kernel."""
+    """C3: 5x5 convolutions, each over its maps of `TABLE`. Outputs with equally many inputs share one kernel array."""
 
     kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype | None = None
@@ -108,7 +108,7 @@ class TableConv(nn.Module):
 
 
 class LeNet5(Network):
-    """C1, S2, C3, S4, C5, F6 and the output of radial basis functions, section II.B."""
+    """C1, S2, C3, S4, C5, F6 and an output layer of radial basis functions (section II.B)."""
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
@@ -146,21 +146,22 @@ class LeNet5(Network):
 
 
 def lenet5(num_classes=10, *, dtype=None):
-    """LeNet-5 as published, 60,000 trainable parameters (section II.B): tables, coefficients, radial basis functions.
+    """Make LeNet-5 as published, with 60,000 trainable parameters (section II.B).
 
-    The logits are minus the squared distances between F6 and the classes' codes (eq. 7), so that the largest is the
-    nearest class; their cross entropy is eq. 9 without its class of rubbish. The codes are constants, see `codes`.
+    The logits are the negative squared distances between F6 and the codes of the classes (eq. 7), so the largest logit
+    belongs to the nearest code. Their cross entropy is eq. 9 without its rubbish class. The codes are constants, see
+    `codes`.
 
-    Designed for images of 32x32. Smaller ones, such as MNIST's 28x28, are padded to that on all sides by their edges'
-    pixels, which in MNIST are the background, as the paper does. In larger images C5 has more than one pixel, and F6
-    sees their mean.
+    The network is designed for images of 32x32 pixels. Smaller ones, such as MNIST's 28x28, are padded to this size
+    with the pixels of their edges, which are background in MNIST, as in the paper. For larger images, C5 has more than
+    one pixel, and the input of F6 is their mean.
 
     Args:
       num_classes: classes, each with a code.
       dtype: of the computation.
 
     Raises:
-      InputError: num_classes below 1; when called, images of less than 28x28 pixels.
+      InputError: num_classes below 1. When called: images smaller than 28x28 pixels.
     """
     check_at_least_one("lenet5", num_classes=num_classes)
     return LeNet5(
@@ -174,38 +175,39 @@ def lenet5(num_classes=10, *, dtype=None):
 
 
 def lenet5_modern(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=None):
-    """LeNet-5 as it is written today: ReLU, max pooling, all of S2 seen by C3, and a dense layer for the logits.
+    """Make LeNet-5 in its modern form: ReLU, max pooling, C3 connected to all of S2, a dense layer for the logits.
 
-    Convolutions 5x5 of 6 (padded by 2 pixels) and of 16 features, each followed by a 2x2 pool, then 120, 84 and
-    `num_classes` units. For images of 28x28x1 and 10 classes it has 61,706 parameters.
+    It has 5x5 convolutions of 6 (padded by 2 pixels) and of 16 features, each followed by a 2x2 pool, then 120, 84 and
+    `num_classes` units: 61,706 parameters for images of 28x28x1 and 10 classes.
 
     Args:
       num_classes: logits.
-      norm: of the convolutions: "none", "batch", "group", "layer" or "instance".
+      norm: of the convolutions: a word of `units.NORMS`, or a module factory.
       order: "post": the norm before the ReLU; "last": after it.
-      dropout: the probability to drop a unit of the two hidden layers.
+      dropout: probability that a unit of the two hidden layers is dropped.
       dtype: of the computation.
 
     Raises:
-      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images of
-        less than 12x12 pixels.
+      InputError: an unknown norm or order, order "last" without a norm, a dropout outside [0, 1]. When called: images
+        smaller than 12x12 pixels.
     """
     stages = {"stage1": (Convolve(6, 5), Pool("max", 2, 2)), "stage2": (Convolve(16, 5, padding=0), Pool("max", 2, 2))}
     return _modern("lenet5_modern", stages, (120, 84), 12, num_classes, norm, order, dropout, dtype)
 
 
 def mnist_convnet(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=None):
-    """The lecture's network for MNIST: conv5-32, pool 3, conv5-64, pool 2, dense 256-200-10.
+    """Make the MNIST network of the lecture: conv5-32, pool 3, conv5-64, pool 2, dense 256-200-10.
 
-    Convolutions without padding, each followed by ReLU and max pooling: of an image of 28x28 there remain 2x2 pixels
-    of 64 features, the 256 numbers that 200 hidden ReLU units see. For 10 classes it has 105,506 parameters.
+    The convolutions have no padding, and ReLU and max pooling follow each. From an image of 28x28 pixels there remain
+    2x2 pixels of 64 features, which are the 256 inputs of 200 hidden ReLU units. For 10 classes there are 105,506
+    parameters.
 
     Args:
-      num_classes, norm, order, dtype: as of `lenet5_modern`.
-      dropout: the probability to drop a hidden unit.
+      num_classes, norm, order, dtype: see `lenet5_modern`.
+      dropout: probability that a hidden unit is dropped.
 
     Raises:
-      InputError: as `lenet5_modern`; when called, images of less than 22x22 pixels.
+      InputError: see `lenet5_modern`. When called: images smaller than 22x22 pixels.
     """
     stages = {
         "stage1": (Convolve(32, 5, padding=0), Pool("max", 3, 3)),

@@ -1,7 +1,7 @@
-"""A network grown from two: AlexNet's first layer, trained before, and residual units on top.
+"""A network of two parts: the pretrained first layer of AlexNet, and residual units on top of it.
 
-Fleuret, "Deep learning" (course EE-559), the lecture on reusing trained networks; the layer is that of Krizhevsky 2014,
-"One weird trick for parallelizing convolutional neural networks", as torchvision has it.
+Fleuret, "Deep learning" (course EE-559), the lecture on reusing trained networks. The layer is that of Krizhevsky 2014,
+"One weird trick for parallelizing convolutional neural networks", in torchvision's form.
 """
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ from deepjax.zoo.network import INITS, Network, check_at_least_one, check_rate
 
 
 class Borrowed(nn.Module):
-    """AlexNet's first layer: convolution 11x11 with stride 4, ReLU, 3x3 max pool with stride 2."""
+    """The first layer of AlexNet: convolution 11x11 with stride 4, ReLU, 3x3 max pool with stride 2."""
 
     dtype: jnp.dtype | None = None
 
@@ -28,7 +28,7 @@ class Borrowed(nn.Module):
 
 
 class Monster(Network):
-    """AlexNet's first layer, a converter, equal residual units as one scan, global average pool, linear head."""
+    """First layer of AlexNet, a converter, equal residual units as one scan, global average pool, linear head."""
 
     depth: int
     width: int
@@ -67,24 +67,24 @@ class Monster(Network):
 def monster(
     num_classes=10, *, depth=16, width=64, norm="batch", branch_init="default", dropout=0.0, scan=True, dtype=None
 ):
-    """The lecture's network: AlexNet's first layer, a 1x1 convolution to `width`, `depth` residual units, the logits.
+    """Make the network of the lecture: first layer of AlexNet, 1x1 convolution, `depth` residual units, logits.
 
-    `deepjax train monster --pretrained FILE` takes the first layer from torchvision's AlexNet, and freezes it for half
-    of the epochs. Here it begins as any other.
+    `deepjax train monster --pretrained FILE` takes the first layer from torchvision's AlexNet and freezes it for half
+    of the epochs. Here it has the usual initial values.
 
     Args:
       num_classes: logits.
       depth: residual units, of two 3x3 convolutions each.
-      width: features of the units.
-      norm: after every convolution but the first, a word of `units.NORMS` or a factory.
-      branch_init: how residual branches start, as of `residual.imagenet`.
-      dropout: the probability to drop what the last layer sees.
-      scan: equal units as one scan; False unrolls them.
+      width: features of the units, and outputs of the 1x1 convolution.
+      norm: after every convolution except the first: a word of `units.NORMS`, or a module factory.
+      branch_init: initial values of the residual branches; see `residual.imagenet`.
+      dropout: probability that an input of the last layer is dropped.
+      scan: run equal units as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
-      InputError: a depth or width below 1, an unknown norm, a dropout outside [0, 1]; when called, images of less than
-        15x15 pixels.
+      InputError: a depth or width below 1, an unknown norm, a dropout outside [0, 1], a branch_init that does not go
+        with the norm. When called: images smaller than 15x15 pixels.
     """
     check_at_least_one("monster", num_classes=num_classes, depth=depth, width=width)
     check_branch_init(branch_init, norm=norm_factory(norm), join=Add)

@@ -1,4 +1,4 @@
-"""Plain networks: the residual networks' twins without skips (He et al. 2015, section 4), and the perceptron."""
+"""Plain networks: residual networks without their skips (He et al. 2015, section 4), and multilayer perceptrons."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -20,7 +20,7 @@ SCALE = 0.01
 
 
 class DenseUnit(nn.Module):
-    """dropout(activation(norm(Dense(x)))), with the number of features kept."""
+    """Compute dropout(activation(norm(Dense(x)))) with as many features as x has."""
 
     activation: Callable = functional.relu
     kernel_init: Callable = initializers.he_normal()
@@ -38,7 +38,7 @@ class DenseUnit(nn.Module):
 
 
 class MLP(Network):
-    """Flatten, `depth` dense layers, of which the last gives the logits."""
+    """Flatten, then `depth` dense layers, of which the last gives the logits."""
 
     depth: int
     width: int
@@ -80,24 +80,25 @@ def mlp(
     scan=True,
     dtype=None,
 ):
-    """A multilayer perceptron of `depth` dense layers, for inputs of any shape. Depth 1 is the linear classifier.
+    """Make a multilayer perceptron of `depth` dense layers, for inputs of any shape. Depth 1 is a linear classifier.
 
     Args:
       depth: dense layers, of which the last gives the logits.
       num_classes: logits.
-      width: features of every layer but the last.
-      init: of the kernels: "he" (and LeCun's for the logits, which no ReLU follows), "xavier", "lecun", or "gaussian"
-        of standard deviation `scale`, whatever the width. All normal.
-      scale: of init "gaussian".
-      norm: "batch": batch normalization between a layer and its activation, which makes the layer's bias needless.
-      activation: after every layer but the last, one of `ACTIVATIONS`.
-      dropout: the probability to drop an activation, after every layer but the last.
-      scan: equal layers as one scan; False unrolls them.
+      width: features of every layer except the last.
+      init: normal distribution of the kernels: "he" (LeCun's for the last layer, which no ReLU follows), "xavier",
+        "lecun", or "gaussian" with standard deviation `scale` whatever the width.
+      scale: standard deviation of init "gaussian".
+      norm: between a layer and its activation: a word of `units.NORMS`, or a module factory. With "none", these layers
+        have biases.
+      activation: after every layer except the last, one of `ACTIVATIONS`.
+      dropout: probability that an activation is dropped, after every layer except the last.
+      scan: run equal layers as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
       InputError: a depth or width below 1, an unknown init, norm or activation, a dropout outside [0, 1], a scale that
-        is not positive, and options that would do nothing.
+        is not positive, or an option that would do nothing.
     """
     if depth < 1 or width < 1 or num_classes < 1:
         raise InputError(f"mlp: depth {depth}, width {width} and num_classes {num_classes} must be at least 1")
@@ -105,7 +106,7 @@ def mlp(
     check_option("mlp", "activation", activation, ACTIVATIONS)
     check_rate("mlp", dropout=dropout)
     if scale != SCALE and init != "gaussian":
-        raise InputError(f"mlp: scale {scale} belongs to init gaussian, not {init}; leave it out")
+        raise InputError(f"mlp: scale {scale} is for init gaussian, not {init}; leave it out")
     if depth == 1 and (norm_factory(norm), activation, dropout) != (None, "relu", 0):
         raise InputError(
             f"mlp: depth 1 has no hidden layer for norm {norm}, activation {activation} and dropout {dropout}; leave "
@@ -127,7 +128,7 @@ def mlp(
 
 
 class ConvUnit(nn.Module):
-    """activation(Conv(x)), with the number of features kept."""
+    """Compute activation(Conv(x)) with as many features as x has."""
 
     activation: Callable
     kernel_init: Callable
@@ -142,7 +143,7 @@ class ConvUnit(nn.Module):
 
 
 class PlainCNN(Network):
-    """A strided convolution, `depth` - 2 equal 3x3 ones without skips or norms, global average pool, linear head."""
+    """A strided convolution, `depth` - 2 equal 3x3 convolutions, global average pool, linear head."""
 
     depth: int
     width: int
@@ -168,18 +169,19 @@ class PlainCNN(Network):
 def plain_cnn(
     depth=100, num_classes=10, *, width=16, stem_stride=4, activation="relu", init="he", scan=True, dtype=None
 ):
-    """A plain convolutional network of any depth, as Xiao et al. 2018 train it with 10,000 layers (arXiv 1806.05393).
+    """Make a plain convolutional network, which Xiao et al. 2018 train with 10,000 layers (arXiv 1806.05393).
 
-    How it begins decides whether it learns: `init_from_data.auto`, or --init auto, makes it trainable at any depth.
+    It has neither skips nor norms, so it trains only from suitable initial values. `init_from_data.auto`, or --init
+    auto, finds them at any depth.
 
     Args:
       depth: layers: convolutions and the head; at least 3.
       num_classes: logits.
       width: features of every convolution.
-      stem_stride: pixels between the windows of the first convolution, which are one pixel wider.
-      activation: one of `ACTIVATIONS`, or "tailored_relu", whose slope is `functional.tailored_slope` for the depth.
-      init: of the equal convolutions' kernels, a name in `network.INITS`.
-      scan: equal convolutions as one scan; False unrolls them.
+      stem_stride: stride of the first convolution, in pixels. Its window is one pixel wider.
+      activation: one of `ACTIVATIONS`, or "tailored_relu", whose slope `functional.tailored_slope` gives for the depth.
+      init: of the kernels of the equal convolutions, a key of `network.INITS`.
+      scan: run equal convolutions as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
@@ -187,7 +189,7 @@ def plain_cnn(
     """
     check_at_least_one("plain_cnn", num_classes=num_classes, width=width, stem_stride=stem_stride)
     if depth < 3:
-        raise InputError(f"plain_cnn: depth {depth} must be at least 3: stem, one convolution, head")
+        raise InputError(f"plain_cnn: depth {depth} must be at least 3, for stem, one convolution and head")
     check_option("plain_cnn", "activation", activation, (*ACTIVATIONS, "tailored_relu"))
     check_option("plain_cnn", "init", init, INITS)
     return PlainCNN(

@@ -1,12 +1,12 @@
-"""Residual networks, and the plain networks that they are compared with.
+"""Residual networks for ImageNet, and the plain networks to which they are compared.
 
 He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385), table 1. Zagoruyko & Komodakis 2016,
 "Wide residual networks" (arXiv 1605.07146), make the units wider (`widen`). Xie et al. 2017, "Aggregated residual
 transformations for deep neural networks" (arXiv 1611.05431), divide their convolutions into groups (`groups`). The
 networks for CIFAR are in `residual_cifar`.
 
-Option `branch_init` of the residual networks says how their branches start (see `units.Branch` and `units.SkipInit`).
-With norm="none", branch_init="skip_init" and branch_init="fixup" train at any depth.
+Option `branch_init` sets the initial values of residual branches (see `units.Branch` and `units.SkipInit`). Without
+normalization (norm="none"), networks of any depth train with branch_init="skip_init" or "fixup".
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +44,8 @@ BOTTLENECK = (1, 3, 1)
 class ResNet(Network):
     """Stem, stages of equal units, global average pool, linear head.
 
-    Every stage is its first unit, which may change the shape, and a scan over the rest. `dropout` drops what enters a
-    unit's convolutions, but the first one's.
+    Every stage is its first unit, which may change the shape, and a scan over the rest. `dropout` applies to the inputs
+    of a unit's convolutions except the first.
     """
 
     depths: Sequence[int]  # units of each stage
@@ -55,11 +55,11 @@ class ResNet(Network):
     stem_features: int = 16
     stem_stride: int = 1  # of the cifar stem
     order: str = "post"  # "post" or "pre" activation
-    shortcut: str = "A"  # where the shape changes; "A": zeros, "B": projection, "C": projection in every unit
+    shortcut: str = "A"  # where the shape changes: "A" zeros, "B" projection; "C" projection in every unit
     join: Callable = Add
     branch_init: str = "default"  # a word of `units.BRANCH_INITS`
     scan: bool = True
-    strided: int = 0  # which convolution of a unit takes the stage's stride; torchvision's bottlenecks: the 3x3, 1
+    strided: int = 0  # index of the convolution with the stride of the stage; 1 in torchvision's bottlenecks
     groups: int = 1  # of the 3x3 convolutions in the units
     survival: float = 1.0  # of the last unit, in linear decay from 1; below 1, the join must be Drop
 
@@ -94,7 +94,7 @@ class ResNet(Network):
         return self.classify(Shift(name="head_shift")(x), train=train, kernel_init=initializers.zeros, dropout=0.0)
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has those with the imagenet stem and projections."""
+        """See `Network.torch_names`. torchvision has networks with the imagenet stem and projections."""
         theirs = self.order == "post" and self.strided == self.windows.index(3)
         if self.stem != "imagenet" or not theirs or not makes_batch_norm(self.norm):
             return super().torch_names()
@@ -123,7 +123,7 @@ class ResNet(Network):
             name="stem_conv",
         )
         x = conv(x)
-        # A CIFAR pre-activation net leaves this to its first unit.
+        # In a CIFAR pre-activation network, the first unit does this.
         if self.order == "post" or self.stem == "imagenet":
             x = functional.relu(normalize(x, self._norm(), train=train, mask=mask, name="stem_norm"))
         return functional.max_pool(x, 3, stride=2, padding=1) if self.stem == "imagenet" else x
@@ -134,8 +134,8 @@ class ResNet(Network):
         strides = [1] * len(features)
         strides[self.strided] = stride
         pre = self.order == "pre"
-        shared = pre and changes  # He et al. 2016: a changing unit's shortcut starts after norm and activation
-        # parent=None: each part belongs to the unit that it is given to, and gets its name there.
+        shared = pre and changes  # He et al. 2016: the shortcut of such a unit starts after norm and activation
+        # parent=None: each part belongs to the unit that it is passed to, and gets its name there.
         shortcut = None
         if self.join is not Plain and (changes or self.shortcut == "C"):
             if self.shortcut == "A":
@@ -177,11 +177,11 @@ class ResNet(Network):
         )
 
     def _norm(self):
-        """The factory for what stands in the place of a normalization outside of branches."""
+        """The factory for norms outside of branches, or for what replaces them."""
         return Shift if self.branch_init == "fixup" else self.norm
 
     def _per_unit(self, stage):
-        """Numbers of each unit of a stage, for its join."""
+        """Numbers of each unit of a stage, for the join."""
         if self.survival == 1:
             return {}
         before, units = sum(self.depths[:stage]), sum(self.depths)
@@ -206,24 +206,24 @@ def imagenet(
     scan=True,
     dtype=None,
 ):
-    """The ImageNet network of He et al. 2015, table 1, also wide and grouped.
+    """Make the ImageNet network of He et al. 2015, table 1, also in wide and grouped form.
 
     Args:
       depths: units of each stage, whose features are width times 1, 2, 4, 8, ...
       num_classes: logits.
       join: `Add` for the residual network, `Plain` for its plain twin.
-      bottleneck: units of 1x1, 3x3, 1x1 whose output has four times the features, in place of two 3x3.
-      paper_stride: bottlenecks take a stage's stride in the first 1x1, as in the paper; torchvision's in the 3x3.
+      bottleneck: units of 1x1, 3x3 and 1x1, whose output has four times the features, instead of two 3x3.
+      paper_stride: bottlenecks have the stride of a stage in the first 1x1, as in the paper; torchvision's in the 3x3.
       width: features of the stem and the first stage.
-      widen: that many times the features inside of units (Zagoruyko & Komodakis 2016, for bottlenecks).
+      widen: factor of the features inside units (Zagoruyko & Komodakis 2016, for bottlenecks).
       groups: of the 3x3 convolutions (Xie et al. 2017, ResNeXt).
       shortcut: "A", "B" or "C" (section 4.1).
       norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
       branch_init: "default"; "skip_init": a learned factor of each branch starts at 0; "fixup": Fixup initialization,
         with norm "none"; "zero_scale": the last norm's scale of each branch starts at 0,
         which is torchvision's zero_init_residual.
-      dropout: the probability to drop what enters a unit's convolutions, but the first one's.
-      scan: equal units as one scan; False unrolls them.
+      dropout: probability that an input of a unit's convolutions except the first is dropped.
+      scan: run equal units as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
@@ -236,9 +236,11 @@ def imagenet(
     )
     check_branch_init(branch_init, norm=norm_factory(norm), join=join)
     if widen * width % groups:
-        raise InputError(f"groups {groups} must divide a unit's inner features, {widen} x {width}")
+        raise InputError(f"groups {groups} must divide the inner features of a unit, {widen} x {width}")
     if paper_stride and not bottleneck:
-        raise InputError("paper_stride: units of two 3x3 have their stride where the paper has it; leave it out")
+        raise InputError(
+            "paper_stride True is for bottlenecks; units of two 3x3 have the paper's stride anyway, so leave it out"
+        )
     scales = [width * 2**i for i in range(len(depths))]
     return ResNet(
         depths=tuple(depths),
@@ -260,7 +262,7 @@ def imagenet(
 
 
 def units_per_stage(depth, layers, others=2):
-    """n of a depth of layers x n + others. Raises InputError where there is none."""
+    """Return n where depth = layers * n + others. Raises InputError where there is no such n."""
     units, rest = divmod(depth - others, layers)
     if rest or units < 1:
         low = max(units, 1) * layers + others
@@ -269,7 +271,7 @@ def units_per_stage(depth, layers, others=2):
 
 
 def check_residual(shortcut, dropout, **at_least_one):
-    """Raises InputError for an unknown shortcut, a dropout outside [0, 1], a count below 1."""
+    """Raise InputError for an unknown shortcut, a dropout outside [0, 1], a count below 1."""
     if shortcut not in ("A", "B", "C"):
         raise InputError(f"shortcut {shortcut!r} is not one of A (zeros), B (projection), C (always projection)")
     check_rate("residual network", dropout=dropout)

@@ -1,6 +1,7 @@
 """Reversible residual networks: Gomez et al. 2017, "The reversible residual network" (arXiv 1707.04585), table 1.
 
-Their units can be undone, so that with remat="reversible" a stage keeps nothing but its result, at any depth.
+The input of a unit can be computed from its output. With remat="reversible", a stage stores only its output, whatever
+its depth.
 """
 
 import math
@@ -20,13 +21,14 @@ from deepjax.zoo.residual import BASIC, units_per_stage
 
 
 class RevNet(Network):
-    """Stem, stages of reversible units of pre-activation branches, norm and ReLU, global average pool, linear head.
+    """Stem, stages of reversible units, norm and ReLU, global average pool, linear head.
 
-    A stage that changes the shape starts with a unit that does so in both streams, and cannot be undone.
+    The branches have order "pre". A stage that changes the shape starts with a unit that changes it in both streams;
+    this unit is not reversible.
     """
 
     depths: Sequence[int]  # units of each stage
-    features: Sequence[int]  # of each stage, in two streams of a half each
+    features: Sequence[int]  # of each stage; each of the two streams has half of them
     windows: Sequence[int] = BASIC  # of each convolution in a branch
     scan: bool = True
 
@@ -38,7 +40,7 @@ class RevNet(Network):
         self.check_images(x)
         conv = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         x = Conv(self.features[0], (3, 3), 1, 1, name="stem_conv", **conv)(x)
-        # Streams of 16 bits could not be found again, whatever the branches compute in.
+        # Inputs cannot be recomputed from streams of 16 bits, whatever the precision of the branches.
         x = at_least_float32(x)
         maps = {"stem": x}
         for i, depth in enumerate(self.depths):
@@ -71,21 +73,21 @@ class RevNet(Network):
 
 
 def cifar_revnet(depth=110, num_classes=10, *, width=32, last=4.0, norm="batch", dropout=0.0, scan=True, dtype=None):
-    """The CIFAR network of Gomez et al. 2017, table 1: depth 12n + 2, three stages of n units of four 3x3 convolutions.
+    """Make the CIFAR network of Gomez et al. 2017, table 1: three stages of n units of four 3x3 convolutions.
 
     Args:
-      depth: convolutional and fully connected layers: 38, 110, or any other 12n + 2.
+      depth: convolutional and fully connected layers, 12n + 2: 38 and 110 in the paper.
       num_classes: logits.
-      width: features of the first stage, a half in each stream; the second has twice as many.
-      last: times `width`: features of the last stage.
+      width: features of the first stage, half of them in each stream. The second stage has twice as many.
+      last: features of the last stage, as a multiple of `width`.
       norm: before each convolution: a word of `units.NORMS` but "none", or a factory.
-      dropout: the probability to drop what enters the head.
-      scan: equal units as one scan; False unrolls them.
+      dropout: probability that an input of the head is dropped.
+      scan: run equal units as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:
-      InputError: a depth that is not 12n + 2, features that are odd, below 2 or fewer than the stage before has, an
-        unknown norm, a dropout outside [0, 1].
+      InputError: a depth that is not 12n + 2; numbers of features that are odd, below 2, or decrease from stage to
+        stage; an unknown norm, or none; a dropout outside [0, 1].
     """
     units = units_per_stage(depth, 12)
     check_at_least_one("cifar_revnet", num_classes=num_classes)
@@ -95,7 +97,7 @@ def cifar_revnet(depth=110, num_classes=10, *, width=32, last=4.0, norm="batch",
     if width % 2 or width < 2 or not 2 <= last < math.inf or last * width % 2:
         raise InputError(
             f"cifar_revnet: width {width} and last {last:g} make stages of {width}, {2 * width} and {last * width:g} "
-            f"features; they must be even and not fall, as 32, 64 and 112"
+            f"features; they must be even and must not decrease, as 32, 64 and 112"
         )
     features = (width, 2 * width, int(last * width))
     return RevNet(

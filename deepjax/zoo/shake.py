@@ -15,9 +15,10 @@ from deepjax.zoo.residual import units_per_stage
 
 
 class TwoPaths(nn.Module):
-    """A shortcut that changes shape: after ReLU, every stride-th pixel and its neighbour, each through half of a 1x1.
+    """A shortcut that changes the shape: ReLU, then two strided 1x1 convolutions with half of the features each.
 
-    The second path is shifted by one pixel, down and to the right, with zeros beyond the image. A norm follows both.
+    The second one gets the image shifted up and left by one pixel, with zeros beyond the edge, so it takes the pixel
+    diagonally next to the one that the first takes. A norm follows their concatenation.
     """
 
     features: int
@@ -113,18 +114,18 @@ def shake_shake(
     scan=True,
     dtype=None,
 ):
-    """The network of Gastaldi 2017, section 2.1: units of two branches, depth 6n + 2, `width` features at first.
+    """Make the network of Gastaldi 2017, section 2.1, with units of two branches.
 
     Args:
-      depth: layers with kernels along one branch: 26, or any other 6n + 2.
+      depth: layers with kernels along one branch, 6n + 2: 26 in the paper.
       num_classes: logits.
-      width: features of the first stage; the second has twice, the third four times as many. The paper's nets are
-        2x32d, 2x64d and 2x96d, of widths 32, 64 and 96.
-      forward, backward, per: how branches are mixed; see `functional.shake_shake`. The paper's best are "shake",
-        "shake", "image" for the wider nets, and "shake", "even", "image".
-      norm: "batch", "group", "layer", "instance", or "none", with biases.
-      dropout: the probability to drop an input of the logits.
-      scan: equal units as one scan; False unrolls them.
+      width: features of the first stage; the second has twice, the third four times as many. The paper's networks
+        2x32d, 2x64d and 2x96d have widths 32, 64 and 96.
+      forward, backward, per: how branches are mixed; see `functional.shake_shake`. The best of the paper are "shake",
+        "shake", "image" for the wider networks, and "shake", "even", "image" for the others.
+      norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
+      dropout: probability that an input of the last layer is dropped.
+      scan: run equal units as one scan; False unrolls them.
       dtype: of the computation.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Two small convolutional networks: Wan et al.'s for MNIST, and the lecture's for CIFAR, of asymmetric convolutions."""
+"""Two small convolutional networks: that of Wan et al. for MNIST, and one of asymmetric convolutions for CIFAR."""
 
 import flax.linen as nn
 import jax
@@ -50,22 +50,22 @@ class MnistCNN(Network):
 
 
 def mnist_cnn(num_classes=10, *, width=32, drop="none", rate=RATE, dtype=None):
-    """The MNIST network of Wan et al. 2013, "Regularization of neural networks using DropConnect", table 3.
+    """Make the MNIST network of Wan et al. 2013, "Regularization of neural networks using DropConnect", table 3.
 
-    Convolutions 5x5 without padding, of `width` and 2 `width` features, each followed by ReLU and 2x2 max pooling; 150
-    ReLU units; the logits. For images of 28x28x1 and 10 classes it has 207,356 parameters.
+    It has two 5x5 convolutions without padding, of `width` and 2 `width` features, each followed by ReLU and 2x2 max
+    pooling, then 150 ReLU units and the logits: 207,356 parameters for images of 28x28x1 and 10 classes.
 
     Args:
       num_classes: logits.
-      width: features of the first convolution. The paper's is 32.
-      drop: what the layer of 150 units drops in training: "none", its activations ("dropout"), or its connections
-        ("dropconnect", with Gaussian moment-matching in inference; see `layers.DropConnectDense`).
-      rate: the probability to drop.
+      width: features of the first convolution; 32 in the paper.
+      drop: what is dropped in the layer of 150 units, in training: nothing ("none"), its activations ("dropout"), or
+        its connections ("dropconnect", with Gaussian moment matching in inference; see `layers.DropConnectDense`).
+      rate: probability that one of these is dropped.
       dtype: of the computation.
 
     Raises:
-      InputError: an unknown drop, a rate outside [0, 1] or without a drop, a width below 1; when called, images of
-        less than 16x16 pixels.
+      InputError: an unknown drop, a rate outside [0, 1] or without a drop, a width below 1. When called: images
+        smaller than 16x16 pixels.
     """
     check_at_least_one("mnist_cnn", width=width, num_classes=num_classes)
     check_option("mnist_cnn", "drop", drop, ("none", "dropout", "dropconnect"))
@@ -86,7 +86,7 @@ def mnist_cnn(num_classes=10, *, width=32, drop="none", rate=RATE, dtype=None):
 
 
 class AsymmetricCNN(Network):
-    """Three stages of 1x3 and 3x1 convolutions in turn, each ended by pooling, then two dense layers."""
+    """Three stages of alternating 1x3 and 3x1 convolutions, each followed by pooling, then two dense layers."""
 
     width: int
 
@@ -114,21 +114,21 @@ class AsymmetricCNN(Network):
 
 
 def cifar_asymmetric(num_classes=100, *, width=64, norm="none", dropout=0.0, dtype=None):
-    """The lecture's CIFAR-100 network "1x3-3x1": asymmetric convolutions in the place of 3x3 ones.
+    """Make the CIFAR-100 network "1x3-3x1" of the lecture: asymmetric convolutions instead of 3x3 ones.
 
-    Three stages of `width`, 2 `width` and 4 `width` features. Each is 1x3, 3x1, 1x3, 3x1, every convolution followed by
-    ReLU, then 2x2 max pooling. Two dense layers follow, of 4 `width` ReLU units and of the logits. For images of
-    32x32x3 and 100 classes it has 1,973,924 parameters.
+    It has three stages of `width`, 2 `width` and 4 `width` features. Each is 1x3, 3x1, 1x3, 3x1, every convolution
+    followed by ReLU, then 2x2 max pooling. Two dense layers follow, of 4 `width` ReLU units and of the logits. There
+    are 1,973,924 parameters for images of 32x32x3 and 100 classes.
 
     Args:
       num_classes: logits.
       width: features of the first stage.
-      norm: "batch": batch normalization before every ReLU, in the place of biases; "none".
-      dropout: the probability to drop an input of the two dense layers.
+      norm: before every ReLU: a word of `units.NORMS`, or a module factory. With "none", layers have biases.
+      dropout: probability that an input of the two dense layers is dropped.
       dtype: of the computation.
 
     Raises:
-      InputError: an unknown norm, a dropout outside [0, 1], a width below 1; when called, images of less than 8x8
+      InputError: an unknown norm, a dropout outside [0, 1], a width below 1. When called: images smaller than 8x8
         pixels.
     """
     check_at_least_one("cifar_asymmetric", width=width, num_classes=num_classes)

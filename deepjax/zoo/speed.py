@@ -1,7 +1,7 @@
-"""Networks that were written to measure the speed of software.
+"""Networks that measure the speed of software.
 
 Shi et al. 2016, "Benchmarking state-of-the-art deep learning software tools" (arXiv 1608.07249): FCN-S for synthetic
-data; FCN-R and AlexNet-R for MNIST and CIFAR-10 (table 7). Layers are as in the authors' programs (dlbench).
+data; FCN-R and AlexNet-R for MNIST and CIFAR-10 (table 7). The layers are those of the authors' programs (dlbench).
 """
 
 from collections.abc import Sequence
@@ -40,13 +40,13 @@ class FullyConnected(Network):
 
 
 def fcn_s(num_classes=26752, *, dropout=0.0, dtype=None):
-    """FCN-S of Shi et al. 2016: 26,752 numbers in, three hidden layers of 2,048 sigmoid units, 26,752 classes.
+    """Make FCN-S of Shi et al. 2016: 26,752 inputs, three hidden layers of 2,048 sigmoid units, 26,752 classes.
 
-    117,997,696 parameters. Kernels start by Xavier's rule, uniform.
+    It has 117,997,696 parameters. The kernels are initialized by Xavier's uniform rule.
 
     Args:
       num_classes: logits.
-      dropout: the probability to drop a unit of the last hidden layer.
+      dropout: probability that a unit of the last hidden layer is dropped.
       dtype: of the computation.
 
     Raises:
@@ -56,9 +56,9 @@ def fcn_s(num_classes=26752, *, dropout=0.0, dtype=None):
 
 
 def fcn_r(num_classes=10, *, dropout=0.0, dtype=None):
-    """FCN-R of Shi et al. 2016 for MNIST: hidden layers of 2,048, 4,096 and 1,024 sigmoid units.
+    """Make FCN-R of Shi et al. 2016 for MNIST, with hidden layers of 2,048, 4,096 and 1,024 sigmoid units.
 
-    14,205,962 parameters for images of 28x28x1 and 10 classes. Arguments and errors as `fcn_s`.
+    It has 14,205,962 parameters for images of 28x28x1 and 10 classes. Arguments and errors are those of `fcn_s`.
     """
     return _fully_connected("fcn_r", (2048, 4096, 1024), (28, 28, 1), num_classes, dropout, dtype)
 
@@ -78,21 +78,21 @@ def _fully_connected(name, widths, usual_input, num_classes, dropout, dtype):
 
 
 def alexnet_r(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=None):
-    """AlexNet-R of Shi et al. 2016 for CIFAR-10, after cuda-convnet's 18% network, without its response norms.
+    """Make AlexNet-R of Shi et al. 2016 for CIFAR-10: cuda-convnet's 18% network without its response norms.
 
-    Convolutions 5x5 of 32, 32 and 64 features, each followed by a ReLU and a 3x3 pool of stride 2, the last of which
-    takes means; then the logits. For images of 32x32x3 and 10 classes it has 85,098 parameters.
+    It has 5x5 convolutions of 32, 32 and 64 features, each followed by a ReLU and a 3x3 pool of stride 2, of which the
+    last takes means, then the logits: 85,098 parameters for images of 32x32x3 and 10 classes.
 
     Args:
       num_classes: logits.
-      norm: of the convolutions: "none", "batch", "group", "layer" or "instance".
+      norm: of the convolutions: a word of `units.NORMS`, or a module factory.
       order: "post": the norm before the ReLU; "last": after it.
-      dropout: the probability to drop what the last layer sees.
+      dropout: probability that an input of the last layer is dropped.
       dtype: of the computation.
 
     Raises:
-      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images of
-        less than 15x15 pixels.
+      InputError: an unknown norm or order, order "last" without a norm, a dropout outside [0, 1]. When called: images
+        smaller than 15x15 pixels.
     """
     check_table("alexnet_r", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
     return TableNetwork(

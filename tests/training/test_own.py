@@ -75,7 +75,7 @@ def test_a_dataset_object_and_a_stop_give_the_same_bits(whole, tmp_path, monkeyp
         ({"model_options": {"depth": 3}}, {}, "model_options .* has no effect on model=Mine"),
         ({"dtype": "bfloat16"}, {}, "dtype bfloat16 has no effect"),
         ({"pretrained": "resnet18"}, {}, "pretrained resnet18 has no effect"),
-        ({}, {"module": Mine(5)}, r"outputs of shape \(1, 5\) for one example; the data have 3 classes"),
+        ({}, {"module": Mine(5)}, r"outputs of shape \(1, 5\) for one example, but the data has 3 classes"),
         ({"batch_size": 500}, {}, "larger than the training set of 108"),
         ({"data": Data(augment=dataclasses.replace(Data().augment, flip=True))}, {}, "needs images"),
         ({}, {"arrays": arrays() | {"y_train": np.zeros(7, int)}}, "y_train"),

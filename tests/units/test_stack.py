@@ -208,7 +208,7 @@ def test_stack_errors(options, message):
 @pytest.mark.parametrize(
     ("unit", "depth", "options", "message"),
     [
-        (nn.Dense, 3, {}, "is no Linen module"),
+        (nn.Dense, 3, {}, "is not a Linen module"),
         (nn.Dense(4), 2.5, {}, "depth 2.5 must be a whole number"),
         (nn.Dense(4), 0, {}, "depth 0 and unroll 1 must be at least 1"),
         (HALVES, 3, {"per_unit": {"survival": [1, 1, 1]}}, "per_unit survival: Reversible takes no such argument"),

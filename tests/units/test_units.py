@@ -313,7 +313,7 @@ def test_groups_of_a_branch_are_torchs():
         y = torch.nn.functional.conv2d(y, kernel, bias, stride, kernel.shape[-1] // 2, groups=groups)
     assert_allclose(branch.apply(variables, x, train=True), from_torch(y), rtol=1e-4, atol=1e-5)
     for options, message in (
-        ({"groups": (1,)}, "and groups \\(1,\\) must be equally many"),
+        ({"groups": (1,)}, "and groups \\(1,\\) must have equal lengths"),
         ({"drops": "input"}, "drops 'input' is unknown; did you mean 'inputs'"),
     ):
         with pytest.raises(InputError, match=message):

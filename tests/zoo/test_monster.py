@@ -61,7 +61,7 @@ def test_parameters_are_counted_by_hand():
     assert {leaf.shape[0] for leaf in jax.tree.leaves(shapes["units"])} == {16}  # one scan
 
 
-def test_maps_and_the_least_image():
+def test_maps_and_the_minimum_size():
     def shapes(size, **options):
         model = zoo.create("monster", depth=2, **options)
         x = jnp.zeros((2, size, size, 3))

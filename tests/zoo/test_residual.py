@@ -164,14 +164,14 @@ CASES = {  # test -> name, options, kind (paper: bottlenecks whose first 1x1 has
     "cifar_resnet C": ("cifar_resnet", {"width": 4, "depth": 14, "shortcut": "C"}, "basic", (2, 2, 2), "C"),
     "cifar_plain": ("cifar_plain", {"width": 4, "depth": 14}, "basic", (2, 2, 2), None),
     "cifar_preact A": ("cifar_preact", {"width": 4, "depth": 20, "shortcut": "A"}, "bottleneck", (2, 2, 2), "A"),
-    "cifar_preact B": ("cifar_preact", {"width": 4, "depth": 29, "shortcut": "B"}, "bottleneck", (3, 3, 3), "B"),
+    "cifar_preact B": ("cifar_preact", {"width": 4, "depth": 20, "shortcut": "B"}, "bottleneck", (2, 2, 2), "B"),
     "cifar_preact C": ("cifar_preact", {"width": 4, "depth": 20, "shortcut": "C"}, "bottleneck", (2, 2, 2), "C"),
     "resnet18": ("resnet18", {"width": 4}, "basic", (2, 2, 2, 2), "B"),
     "plain18": ("plain18", {"width": 4}, "basic", (2, 2, 2, 2), None),
     "resnet50": ("resnet50", {"width": 4}, "bottleneck", (3, 4, 6, 3), "B"),
     "resnet50_paper": ("resnet50_paper", {"width": 4}, "paper", (3, 4, 6, 3), "B"),
-    "wide_resnet": ("wide_resnet", {"depth": 16, "widen": 2}, "basic", (2, 2, 2), "B"),
-    "cifar_resnext": ("cifar_resnext", {"depth": 20, "groups": 4, "group_width": 2}, "bottleneck", (2, 2, 2), "B"),
+    "wide_resnet": ("wide_resnet", {"depth": 10, "widen": 2}, "basic", (1, 1, 1), "B"),
+    "cifar_resnext": ("cifar_resnext", {"depth": 11, "groups": 4, "group_width": 2}, "bottleneck", (1, 1, 1), "B"),
 }
 
 
@@ -185,7 +185,7 @@ def test_network_is_torchs(case):
     stem = "imagenet" if "18" in name or "50" in name else "cifar"
     model = zoo.create(name, num_classes=5, **options)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((8, 16, 16, 3) if stem == "cifar" else (8, 64, 64, 3)).astype(np.float32)
+    x = rng.standard_normal((8, 16, 16, 3) if stem == "cifar" else (8, 32, 32, 3)).astype(np.float32)
     weights = rng.standard_normal((8, 5)).astype(np.float32)
     variables = draw_variables(model, x)
     tx = torch.tensor(np.moveaxis(x, -1, 1).copy(), dtype=torch.float64)
@@ -232,9 +232,8 @@ def test_network_is_torchs(case):
         assert_close(moments[path], leaf, 1e-4, path)
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet", "cifar_preact"])
-def test_unrolled_equals_scanned(name):
-    options = {"depth": {"cifar_resnet": 20, "cifar_preact": 29}[name], "width": 4}
+def test_unrolled_equals_scanned():
+    name, options = "cifar_preact", {"depth": 29, "width": 4}
     x = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
     scanned, unrolled = (zoo.create(name, scan=scan, **options) for scan in (True, False))
     variables = draw_variables(scanned, x)
@@ -252,9 +251,9 @@ def test_unrolled_equals_scanned(name):
     assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet", "cifar_preact", "resnet18"])
+@pytest.mark.parametrize("name", ["cifar_preact", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name):
-    options = {"cifar_resnet": {"depth": 8}, "cifar_preact": {"depth": 11}, "resnet18": {}}[name]
+    options = {"cifar_preact": {"depth": 11}, "resnet18": {}}[name]
     x = np.random.default_rng(0).standard_normal((8, 32, 32, 3)).astype(np.float32)
     wide, half = (zoo.create(name, num_classes=5, width=8, dtype=d, **options) for d in (None, jnp.bfloat16))
     variables = draw_variables(wide, x)
@@ -309,7 +308,7 @@ def test_stages_have_units(depths):
 def test_errors_of_the_factory():
     with pytest.raises(InputError, match="groups 3 must divide"):
         resnet((1, 1), groups=3)
-    with pytest.raises(InputError, match="paper_stride: units of two 3x3"):
+    with pytest.raises(InputError, match="paper_stride True is for bottlenecks"):
         resnet((1, 1), paper_stride=True)
     with pytest.raises(InputError, match="widen 0"):
         resnet((1, 1), widen=0)

