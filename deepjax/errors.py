@@ -1,20 +1,20 @@
-"""The one exception for bad input, and the hint that names what was probably meant."""
+"""The exceptions of deepjax, and hints for their messages."""
 
 import difflib
 from collections.abc import Iterable
 
-MANY = 40  # names that are too long a line
+MANY = 40  # of more valid names than this, only the nearest are listed
 
 
 class InputError(ValueError):
-    """Something the user gave cannot work. The message is one line: what was given, its value, the remedy.
+    """Input that cannot work. The message is one line: the name of the argument, its value, the remedy.
 
     The command line prints the message without a traceback and exits with 2.
     """
 
 
 def choices(name: str, valid: Iterable[str]) -> str:
-    """'did you mean X?' where a valid name is close, else the list of valid names; of very many, the nearest."""
+    """Return "did you mean X?" if a valid name is close, else the list of valid names; of very many, the nearest."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     if close:
@@ -32,11 +32,11 @@ def first_line(error: BaseException) -> str:
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot go on: the loss is not finite. The command line prints the message and exits with 1."""
+    """Training cannot continue: the loss is not finite. The command line prints the message and exits with 1."""
 
 
 class Stopped(Exception):
-    """A signal ended training after everything was saved. `number` is the signal's."""
+    """A signal stopped training after everything was saved. `number` is the number of the signal."""
 
     def __init__(self, message, number):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""What XLA has compiled is kept on disk, so that a command's second start does not compile again."""
+"""JAX's persistent compilation cache, so that the second start of a command compiles nothing."""
 
 import hashlib
 import os
@@ -6,15 +6,16 @@ import platform
 import sys
 from pathlib import Path
 
-MOST = 2 * 2**30  # bytes; what was not used for the longest goes first
+MAX_BYTES = 2 * 2**30  # programs that have not been used for the longest time are removed first
 
 
 def keep_compiled():
-    """Tell JAX, by its environment variables, to keep programs that took long in the user's cache folder.
+    """Set JAX's environment variables so that it stores compiled programs in the user's cache folder.
 
-    Nothing is changed after JAX is imported, which reads them then, where the user has set a folder already, or where
-    ours cannot be written; JAX_ENABLE_COMPILATION_CACHE=false turns it off. Each kind of processor has a folder of its
-    own: JAX's keys do not tell them apart, and a program for one may not run on another that shares the home folder.
+    Nothing is set if JAX is already imported, which is when it reads these variables; if the user has set a folder; or
+    if the folder cannot be written. JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. Each kind of processor has
+    a separate folder, because JAX's keys do not contain the processor, and a program compiled for one may not run on
+    another that shares the home folder.
     """
     if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -22,19 +23,19 @@ def keep_compiled():
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(cache) / "deepjax" / "xla" / hashlib.sha256(_processor().encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home
+    except (OSError, RuntimeError):  # there is no home folder
         return
     if not os.access(folder, os.W_OK | os.X_OK):
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MOST))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_BYTES))
 
 
 def _processor():
-    """Its architecture and what it can do, as far as the system tells."""
+    """Return the architecture and features of the processor, as far as the system reports them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()} {platform.node()}"
-    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    return f"{platform.machine()} {told}"
+    features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return f"{platform.machine()} {features}"

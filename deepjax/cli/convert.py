@@ -70,7 +70,10 @@ def convert(arguments):
 
 
 def network_options(options):
-    """Return the options given as --options. Raises InputError for parameters of the functions that load a network."""
+    """Return the options of a network that --options gives.
+
+    Raises InputError for a name that is a parameter of the functions that load weights.
+    """
     from deepjax import weights
 
     for function in (weights.load_file, weights.load_pretrained):

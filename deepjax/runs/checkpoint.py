@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: the newest few and the best, each checked before it is trusted."""
+"""Checkpoints by Orbax: the newest few and the best, each checked before it is used."""
 
 import hashlib
 import re
@@ -33,8 +33,8 @@ class Checkpoints:
     """The folder `checkpoints/` of a run, one subfolder per step.
 
     Args:
-      folder: made if it is not there.
-      keep: how many of the newest to keep, at least 1; the best by validation is always kept too.
+      folder: created if it does not exist.
+      keep: number of the newest checkpoints to keep, at least 1. The best by validation is always kept too.
     """
 
     def __init__(self, folder, keep=2):
@@ -50,9 +50,13 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, state, progress):
-        """Keep a state and what else resuming needs: a JSON dict, whose ["best"]["step"] names the best checkpoint.
+        """Save a state, and what else resuming needs. A second save at the same step replaces the first.
 
-        A second save at the same step replaces the first. Raises OSError where the disk refuses.
+        Args:
+          state: a TrainState.
+          progress: a JSON dict; its ["best"]["step"], if "best" is not None, is the step of the best checkpoint.
+
+        Raises OSError if the disk is full or cannot be written.
         """
         step = int(state.step)
         self._check_space(state)
@@ -73,7 +77,7 @@ class Checkpoints:
                 self.manager.delete(old)
 
     def _check_space(self, state):
-        """Raises OSError for a full disk: TensorStore's threads would say it late, and in pages."""
+        """Raise OSError for a full disk, which TensorStore's threads would report late and in many lines."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18  # and a little for the rest
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -110,11 +114,15 @@ class Checkpoints:
         return restored["state"], restored["progress"]
 
     def newest(self, like, warn, *, repair=False):
-        """(state, progress) of the newest whole checkpoint, or None where there is none at all.
+        """Return (state, progress) of the newest complete checkpoint, or None if there is no checkpoint.
 
-        Each damaged one on the way is told to `warn` (a function of one line); with `repair` it is moved to `damaged/`
-        beside the checkpoints, so that training can write its step again. Raises InputError where there are
-        checkpoints but none is whole.
+        Args:
+          like: as in `restore`.
+          warn: receives one line for each damaged checkpoint that is skipped.
+          repair: whether to move damaged checkpoints to `damaged/` beside the folder, so that training can write
+            their steps again.
+
+        Raises InputError if there are checkpoints, but none is complete.
         """
         steps, damaged = self.steps[::-1], []
         for step in steps:
@@ -128,7 +136,7 @@ class Checkpoints:
                 self._set_aside(damaged)
             return restored
         if steps:
-            raise InputError(f"no checkpoint in {self.folder} is whole; use another --workdir to start anew")
+            raise InputError(f"no checkpoint in {self.folder} is complete; use another --workdir to start again")
         return None
 
     def _set_aside(self, steps):
@@ -140,9 +148,9 @@ class Checkpoints:
         self.manager.reload()
 
     def best_or_newest(self, like, warn):
-        """The state that validated best, or the newest where none was validated or that one is damaged.
+        """Return the state that validated best, or the newest if none was validated or the best one is damaged.
 
-        None where there is no checkpoint. Changes nothing on disk.
+        Returns None if there is no checkpoint. Changes nothing on disk.
         """
         newest = self.newest(like, warn)
         if newest is None:
@@ -156,9 +164,9 @@ class Checkpoints:
         return state
 
     def whole(self, like, warn):
-        """The states of all checkpoints, oldest first; damaged ones are told to `warn` and left out.
+        """Return the states of all checkpoints, oldest first, without damaged ones, each of which `warn` receives.
 
-        Raises InputError where there are checkpoints but none is whole.
+        Raises InputError if there are checkpoints, but none is complete.
         """
         states = []
         for step in self.steps:
@@ -167,7 +175,7 @@ class Checkpoints:
             except Damaged as error:
                 warn(f"{error}; left out")
         if self.steps and not states:
-            raise InputError(f"no checkpoint in {self.folder} is whole; use another --workdir to train anew")
+            raise InputError(f"no checkpoint in {self.folder} is complete; use another --workdir to train again")
         return states
 
     def close(self):
@@ -210,7 +218,7 @@ def _over(params, slow):
 
 
 def _digests(folder):
-    """{relative path: sha256} of all files in a checkpoint."""
+    """Return {relative path: sha256} of all files in a checkpoint."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != DIGESTS:
@@ -220,7 +228,7 @@ def _digests(folder):
 
 
 def _read_digests(folder):
-    """What a checkpoint's files were, or {} where the process was killed before that was written.
+    """Return {relative path: sha256} as recorded, or {} if the process was killed before it was recorded.
 
     Orbax notices damage too, but late and with pages of TensorStore's own output. It renames a complete checkpoint into
     place; one without digests is therefore complete, and Orbax judges it alone.
@@ -232,7 +240,7 @@ def _read_digests(folder):
 
 
 def _difference(expected, found):
-    """The first file that is missing or has changed, in words; '' if there is none."""
+    """Return the first file that is missing or has changed, in words; '' if there is none."""
     for name, digest in expected.items():
         if found.get(name) != digest:
             return f"{name} {'has changed or is truncated' if name in found else 'is missing'}"

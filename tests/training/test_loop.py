@@ -148,10 +148,10 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(tmp_path, whole):
     for path in (folder / "checkpoints").iterdir():
         damage(folder, path.name)
     before = helpers.records(folder)
-    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+    with pytest.raises(InputError, match="no checkpoint in .* is complete"):
         helpers.train(DIGITS, folder, log=lambda line: None)
     assert helpers.records(folder) == before
-    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+    with pytest.raises(InputError, match="no checkpoint in .* is complete"):
         inference.load_run(folder, warn=lambda text: None)
 
 
