@@ -238,7 +238,7 @@ def test_norm_takes_the_place_of_biases_unless_it_comes_last():
     [
         ("lenet5", {"num_classes": 0}, "num_classes 0"),
         ("lenet5_modern", {"norm": "bach"}, "norm 'bach'"),
-        ("lenet5_modern", {"order": "last"}, "does nothing with norm none"),
+        ("lenet5_modern", {"order": "last"}, "has no effect with norm none"),
         ("lenet5_modern", {"norm": "batch", "order": "pre"}, "order 'pre'"),
         ("mnist_convnet", {"dropout": 1.5}, "dropout 1.5"),
     ],

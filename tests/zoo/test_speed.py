@@ -94,7 +94,7 @@ def test_minimum_size():
         ("fcn_s", {"num_classes": 0}, "num_classes 0"),
         ("fcn_r", {"dropout": -1.0}, "dropout -1.0"),
         ("alexnet_r", {"norm": "bach"}, "norm 'bach'"),
-        ("alexnet_r", {"order": "last"}, "does nothing with norm none"),
+        ("alexnet_r", {"order": "last"}, "has no effect with norm none"),
     ],
 )
 def test_errors(name, options, message):
