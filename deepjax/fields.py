@@ -100,7 +100,7 @@ def from_dict(kind: type[T], values: Any, prefix: str = "") -> T:
 
     Missing fields have their defaults.
 
-    Raises InputError for a field that `kind` does not have, and as `check`.
+    Raise InputError for a field that `kind` does not have, and as `check`.
     """
     made = _made(kind, values, prefix)
     check(made, prefix)

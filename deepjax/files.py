@@ -42,12 +42,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
+    """Write a JSON file atomically. Raise ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises InputError if it is missing or not valid JSON."""
+    """Read a JSON file. Raise InputError if it is missing or not valid JSON."""
     try:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:

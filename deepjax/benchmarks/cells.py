@@ -74,7 +74,7 @@ def nets(units, variants, depths, batch, width):
 
 
 def stages(units, depths, batch, width):
-    """The cells of stages of equal units. Raises InputError for an unknown unit or a depth below 1."""
+    """The cells of stages of equal units. Raise InputError for an unknown unit or a depth below 1."""
     _check_known("stage unit", units, STAGES)
     if any(depth < 1 for depth in depths):
         raise InputError(f"stage depths {list(depths)} must be at least 1")

@@ -19,7 +19,7 @@ def value(record, quantity) -> float | None:
 def fit(depths, values):
     """Return (exponent, factor) of values = factor * depth ** exponent, by least squares of the logarithms.
 
-    Returns None if there are fewer than two depths, or a value is not positive.
+    Return None if there are fewer than two depths, or a value is not positive.
 
     >>> exponent, factor = fit([20, 56, 110], [3 * 20**1.5, 3 * 56**1.5, 3 * 110**1.5])
     >>> round(float(exponent), 6), round(float(factor), 6)

@@ -74,13 +74,13 @@ class Process:
                 pipe.close()
 
     def phases(self, cap):
-        """Yields what each phase took, as the worker tells. Raises Ended, at the latest `cap` seconds from now."""
+        """Yields what each phase took, as the worker tells. Raise Ended, at the latest `cap` seconds from now."""
         end = time.monotonic() + cap
         for phase in self._phases:
             yield self._answer(end - time.monotonic(), f"cap of {cap:g} s reached in {phase}")
 
     def turn(self, least, cap):
-        """What the worker's `turn` returns. Raises Ended, at the latest `cap` seconds from now."""
+        """What the worker's `turn` returns. Raise Ended, at the latest `cap` seconds from now."""
         with contextlib.suppress(BrokenPipeError):  # from one that has failed: the answer says so
             self._in.write(f"{least}\n".encode())
             self._in.flush()

@@ -56,7 +56,7 @@ def configs():
 
 
 def load(path):
-    """Return the Config that a file defines. Raises InputError if it defines none, or raises an exception."""
+    """Return the Config that a file defines. Raise InputError if it defines none, or raises an exception."""
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:  # the file is the user's, and so is any error in it

@@ -72,7 +72,7 @@ def convert(arguments):
 def network_options(options):
     """Return the options of a network that --options gives.
 
-    Raises InputError for a name that is a parameter of the functions that load weights.
+    Raise InputError for a name that is a parameter of the functions that load weights.
     """
     from deepjax import weights
 

@@ -27,7 +27,7 @@ def parse(kind, arguments, prog, description=None, **keywords):
       description: a docstring, printed by --help.
       **keywords: of `tyro.cli`.
 
-    Raises InputError, as one line, for arguments that do not fit.
+    Raise InputError, as one line, for arguments that do not fit.
     """
     complaint = io.StringIO()
     description = inspect.cleandoc(description or "")

@@ -32,7 +32,7 @@ def read_crops(path: Path, cut: Callable, shape: tuple[int, ...], count: int = 1
       shape: (H, W, C) of each crop.
       count: 1: the center. 5: the corners, then the center. 10: these, then the same of the mirror image.
 
-    Raises InputError for another count, and for a file that cannot be read.
+    Raise InputError for another count, and for a file that cannot be read.
     """
     from PIL import ImageOps
 

@@ -33,7 +33,7 @@ def threads(shape: tuple[int, ...]) -> int:
 def decode(encoded: bytes, where: str, channels: int) -> "Image.Image":
     """Decode an image to a Pillow image with 1 or 3 channels of 8 bits, turned upright as its EXIF orientation says.
 
-    Gray values of 16 bits are divided by 257. Raises InputError, naming `where`, for bytes that are no image.
+    Gray values of 16 bits are divided by 257. Raise InputError, naming `where`, for bytes that are no image.
     """
     from PIL import Image, ImageOps
 
@@ -52,7 +52,7 @@ def decode(encoded: bytes, where: str, channels: int) -> "Image.Image":
 def read_size(path: Path) -> tuple[int, int]:
     """Return (height, width) of an image file as `decode` returns it, from the file's header.
 
-    Raises InputError for a file that cannot be read.
+    Raise InputError for a file that cannot be read.
     """
     from PIL import Image
 
@@ -124,7 +124,7 @@ def random_area(
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the contents of a file. Raises InputError if it cannot be read."""
+    """Return the contents of a file. Raise InputError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -134,7 +134,7 @@ def read_bytes(path: Path) -> bytes:
 def read_image(path: Path, shape: tuple[int, ...], fit: str) -> np.ndarray:
     """Read an image file as uint8 of shape (H, W, C), resized as `fit` says (see Records.fit).
 
-    Raises InputError for a file that cannot be read.
+    Raise InputError for a file that cannot be read.
     """
     height, width, channels = shape
     image = decode(read_bytes(path), str(path), channels)

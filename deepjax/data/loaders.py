@@ -130,7 +130,7 @@ class HostLoader:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yield the batches of the steps `first`, first + 1, ... of this epoch. Images of earlier steps are not read.
 
-        Raises InputError, naming the file, if an image cannot be read.
+        Raise InputError, naming the file, if an image cannot be read.
         """
         if first >= self.steps:
             return

@@ -63,7 +63,7 @@ class About(NamedTuple):
 def about(data: config.Data, data_dir: str, seed: int) -> About:
     """Describe the data set that `load` would return, if possible without reading its images.
 
-    Raises InputError as `load` does; but the files of a well-known data set (mnist, cifar10, ...) need not exist.
+    Raise InputError as `load` does; but the files of a well-known data set (mnist, cifar10, ...) need not exist.
     """
     check_fields(data, seed)
     facts = sources.facts(sources.Wanted(data.name, data_dir, data.image_size))

@@ -21,7 +21,7 @@ FAILED = "deepjax-prepare-failed: "
 def prepare(name: str, data_dir: str) -> None:
     """Download and prepare a data set in data_dir (empty: TFDS's default folder), showing TFDS's progress.
 
-    Raises InputError if TensorFlow is missing or if TFDS fails: an unknown name, no network, a data set whose files
+    Raise InputError if TensorFlow is missing or if TFDS fails: an unknown name, no network, a data set whose files
     must be downloaded by hand.
     """
     if importlib.util.find_spec("tensorflow") is None:

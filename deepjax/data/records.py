@@ -98,7 +98,7 @@ class Records:
           area: range of the fraction of the image that random-area crops cut out. None: no random crop.
           rng: with `area`: maps an index to the random generator of its crop.
 
-        Raises InputError, naming the file, for an image that cannot be decoded, or has another shape if fit is stored.
+        Raise InputError, naming the file, for an image that cannot be decoded, or has another shape if fit is stored.
         """
         numbers = [int(number) for number in self.indices[indices]]
         out = np.empty((len(numbers), *self.shape), np.uint8)
@@ -147,7 +147,7 @@ Split = Arrays | Records
 class Dataset:
     """Labeled images in three splits.
 
-    Raises InputError if there are no classes, if the training or the test split is empty, or if a label names no class.
+    Raise InputError if there are no classes, if the training or the test split is empty, or if a label names no class.
     """
 
     name: str

@@ -100,7 +100,7 @@ class Standardizer(NamedTuple):
     def apply(self, x: jax.Array | np.ndarray) -> jax.Array:
         """Standardize inputs [..., *shape] to [..., *shape], or [..., components] for pca. uint8 is divided by 255.
 
-        The result is at least float32. Raises InputError if `shape` is not the shape of the inputs that were fitted.
+        The result is at least float32. Raise InputError if `shape` is not the shape of the inputs that were fitted.
         """
         x = jnp.asarray(x)
         self._expect("apply", x.shape, self.shift.shape)
@@ -116,7 +116,7 @@ class Standardizer(NamedTuple):
     def invert(self, y: jax.Array | np.ndarray) -> jax.Array:
         """Return the inputs of which `apply` made y, in [0, 1] if they were uint8 images.
 
-        Along directions that pca and zca dropped, the result is the mean. Raises InputError for another shape.
+        Along directions that pca and zca dropped, the result is the mean. Raise InputError for another shape.
         """
         y = at_least_float32(y)
         self._expect("invert", y.shape, self.output_shape(self.shift.shape))
@@ -139,7 +139,7 @@ class Standardizer(NamedTuple):
 
     @classmethod
     def load(cls, path: Path) -> "Standardizer":
-        """Read what `save` wrote. Raises InputError if the file is missing or damaged."""
+        """Read what `save` wrote. Raise InputError if the file is missing or damaged."""
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}

@@ -26,7 +26,7 @@ def evaluate_run(run, *, split="test", data_dir="", data=None) -> Evaluation:
 
     `data`: the data set, if `train` was called with `data=`.
 
-    Raises InputError if the data set is missing, or its classes or shape have changed since.
+    Raise InputError if the data set is missing, or its classes or shape have changed since.
     """
     return evaluate_runs([run], split=split, data_dir=data_dir, data=data).together
 

@@ -62,7 +62,7 @@ def pretrained(run) -> weights.Pretrained:
     Preprocessing is recorded as a resize and a crop. For a run that resizes whole images, these have the same effect on
     square images.
 
-    Raises InputError for what such a file cannot hold: snapshots, features, non-square images, another standardization
+    Raise InputError for what such a file cannot hold: snapshots, features, non-square images, another standardization
     than that of channels.
     """
     if not isinstance(run, Run):

@@ -49,7 +49,7 @@ def load_classifier(name, path="") -> Classifier:
     Class names and preprocessing are those recorded with the weights. If none are, they are ImageNet's names for 1000
     logits (else numbers), and torchvision's preprocessing for the network.
 
-    Raises InputError for an unknown network, or weights of another one.
+    Raise InputError for an unknown network, or weights of another one.
     """
     if path and name not in zoo.MODELS:
         raise InputError(f"model {name!r} is unknown; {choices(name, zoo.MODELS)}")

@@ -100,7 +100,7 @@ def _squared_rates(model, variables, key, x, call, layers):
 
 
 def _relative(layers, squared):
-    """Return rates divided by their geometric mean. Raises InputError for a gradient that is zero or not finite."""
+    """Return rates divided by their geometric mean. Raise InputError for a gradient that is zero or not finite."""
     squared = jax.device_get(squared)
     for layer in layers:
         if not np.all(np.isfinite(squared[layer.path]) & (squared[layer.path] > 0)):

@@ -99,7 +99,7 @@ def kmeans_kernels(model, key, x, *, report=None, **call):
 
 
 def unshared_layers(model, key, x, call):
-    """Return `settable_layers`. Raises InputError if the steps of a scan or the lanes of a vmap share a layer."""
+    """Return `settable_layers`. Raise InputError if the steps of a scan or the lanes of a vmap share a layer."""
     layers = settable_layers(model, key, x, call)
     shared = find_shared(model, key, x, call, layers)
     for layer in layers:

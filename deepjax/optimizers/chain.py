@@ -145,7 +145,7 @@ def kernels(params):
 def check_optimizer(optimizer, schedule, epochs=None):
     """Return the groups of `groups.read_groups`.
 
-    Raises InputError as `make_optimizer` does, except for patterns that match no parameter.
+    Raise InputError as `make_optimizer` does, except for patterns that match no parameter.
     """
     if optimizer.name not in OPTIMIZERS:
         name, known = optimizer.name, OPTIMIZERS

@@ -31,7 +31,7 @@ class Group(NamedTuple):
 def read_groups(optimizer):
     """Return {pattern: Group} of `optimizer.groups` in order, followed by {REST: Group(optimizer)}.
 
-    Raises InputError for an unknown field, a value of the wrong type, and fields that exclude each other.
+    Raise InputError for an unknown field, a value of the wrong type, and fields that exclude each other.
     """
     groups = {}
     for pattern, fields in optimizer.groups.items():

@@ -24,7 +24,7 @@ def find(config, shape=None, classes=None):
     Built-in sets, folders and .npz files are read, as for training; of others, what is known of them or what TFDS has
     written beside them.
 
-    Raises InputError for a set that is not there, or data's fields that do not fit it.
+    Raise InputError for a set that is not there, or data's fields that do not fit it.
     """
     data.check_fields(config.data, config.seed)
     for name, value in (("classes", classes), *(("input", side) for side in shape or ())):

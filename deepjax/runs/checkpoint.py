@@ -56,7 +56,7 @@ class Checkpoints:
           state: a TrainState.
           progress: a JSON dict; its ["best"]["step"], if "best" is not None, is the step of the best checkpoint.
 
-        Raises OSError if the disk is full or cannot be written.
+        Raise OSError if the disk is full or cannot be written.
         """
         step = int(state.step)
         self._check_space(state)
@@ -122,7 +122,7 @@ class Checkpoints:
           repair: whether to move damaged checkpoints to `damaged/` beside the folder, so that training can write
             their steps again.
 
-        Raises InputError if there are checkpoints, but none is complete.
+        Raise InputError if there are checkpoints, but none is complete.
         """
         steps, damaged = self.steps[::-1], []
         for step in steps:
@@ -166,7 +166,7 @@ class Checkpoints:
     def whole(self, like, warn):
         """Return the states of all checkpoints, oldest first, without damaged ones, each of which `warn` receives.
 
-        Raises InputError if there are checkpoints, but none is complete.
+        Raise InputError if there are checkpoints, but none is complete.
         """
         states = []
         for step in self.steps:

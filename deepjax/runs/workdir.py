@@ -29,7 +29,7 @@ EXTENDABLE = ("constant", "exponential", "step", "warm_restarts", "plateau")
 def check_workdir(config, name):
     """Return the Path of config.workdir (default runs/NAME): a new or empty folder, or one with a run to resume.
 
-    Raises InputError for a folder that holds something else, or a run of another config.
+    Raise InputError for a folder that holds something else, or a run of another config.
     """
     workdir = Path(config.workdir or Path("runs") / name).expanduser()
     if (workdir / "config.json").exists():
@@ -53,7 +53,7 @@ def finished(workdir, config):
 
 @contextlib.contextmanager
 def locked(workdir):
-    """Make the folder, and lock it against other processes. Raises InputError if another process has locked it."""
+    """Make the folder, and lock it against other processes. Raise InputError if another process has locked it."""
     if not is_main():
         yield
         return
@@ -114,7 +114,7 @@ def _update_config(workdir, config, devices):
 def _changes(config, workdir):
     """Return {field: (recorded value, new value)} of the fields of a recorded config that change.
 
-    Raises InputError naming every field that must not change.
+    Raise InputError naming every field that must not change.
     """
     old, new = (flatten(dataclasses.asdict(one)) for one in (read_config(workdir), config))
     changes = {
@@ -158,7 +158,7 @@ def _why(field, config, before, now):
 def read_config(workdir):
     """Return the Config of the run in a folder. Fields that its record lacks have their defaults.
 
-    Raises InputError if there is no run, or its record does not fit this version of deepjax.
+    Raise InputError if there is no run, or its record does not fit this version of deepjax.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
@@ -172,7 +172,7 @@ def read_config(workdir):
 
 
 def _read_record(workdir):
-    """Return config.json. Raises InputError if another program wrote it."""
+    """Return config.json. Raise InputError if another program wrote it."""
     record = read_json(workdir / "config.json")
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise InputError(f"{workdir / 'config.json'} is not that of a deepjax run; choose another --workdir")
@@ -206,7 +206,7 @@ def write_data(workdir, dataset, statistics):
 
     A standardizer other than a mean and a standard deviation per channel is written to inputs.npz.
 
-    Raises InputError if the folder holds a run on other data.
+    Raise InputError if the folder holds a run on other data.
     """
     labels = [np.asarray(split.labels, np.int32) for split in (dataset.train, dataset.validation, dataset.test)]
     record = {

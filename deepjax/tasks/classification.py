@@ -114,7 +114,7 @@ class Classification:
         the logits plus `auxiliary_weight` times that of each auxiliary head (Szegedy et al. 2014, section 5). A
         prediction is correct if it is the label, or the class with the largest share of a mixed target.
 
-        Raises InputError for auxiliary heads without a weight.
+        Raise InputError for auxiliary heads without a weight.
         """
         heads = list(outputs) if isinstance(outputs, tuple) else [outputs]
         if len(heads) > 1 and not self.auxiliary_weight:

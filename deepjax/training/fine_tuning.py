@@ -33,7 +33,7 @@ class Source(NamedTuple):
 def read(where, model):
     """Return the Source that `config.pretrained` names; `model` is the name of the network to be trained.
 
-    Raises InputError for a file, folder or name that is not a valid source.
+    Raise InputError for a file, folder or name that is not a valid source.
     """
     path = Path(where).expanduser()
     if path.is_dir():
@@ -76,7 +76,7 @@ def initial_variables(source, model, name, shape, key, *, reset_head):
     Weights of a network of the same name are all taken; those of the head only without `reset_head`. A network that
     borrows layers of another one (`Network.borrowed`) takes these; the rest is initialized with the PRNG key `key`.
 
-    Raises InputError for weights of another network, or of other shapes, which the message gives.
+    Raise InputError for weights of another network, or of other shapes, which the message gives.
     """
     model = model.clone(usual_input=tuple(shape))  # a head of flattened maps, or a stem of gray images, depends on it
     if source.name is not None:

@@ -44,7 +44,7 @@ def frozen_optimizer(config):
 
     Of several groups that match a parameter, the first one counts.
 
-    Raises InputError if a pattern is both a group with settings and frozen for the whole run.
+    Raise InputError if a pattern is both a group with settings and frozen for the whole run.
     """
     groups = dict(config.optimizer.groups)
     for pattern, epoch in thaws(config).items():

@@ -17,7 +17,7 @@ def make_model(config, num_classes, model=None):
       num_classes: of the data set; None: the network's usual number.
       model: a Linen module in place of the zoo's.
 
-    Raises InputError if the options and the data do not go together, or if the zoo has no such network.
+    Raise InputError if the options and the data do not go together, or if the zoo has no such network.
     """
     if model is not None:
         return model
@@ -30,7 +30,7 @@ def make_model(config, num_classes, model=None):
 def with_given(config, model, dataset):
     """Return the config with the names of the model and the data set that the caller gives as objects, if any.
 
-    Raises InputError for fields of the config that would have no effect on such a model.
+    Raise InputError for fields of the config that would have no effect on such a model.
     """
     if dataset is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=dataset.name))

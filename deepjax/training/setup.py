@@ -74,7 +74,7 @@ class Experiment:
     def abstract_state(self):
         """The TrainState as shapes, replicated on the devices: what a checkpoint is restored into.
 
-        Raises InputError for inputs that the model does not accept, and for groups of parameters that it does not have.
+        Raise InputError for inputs that the model does not accept, and for groups of parameters that it does not have.
         """
         shapes = state_shapes(self.model, self.optimizer, **self._state_options)
         place = partial(jax.ShapeDtypeStruct, sharding=self.mesh.replicated)
@@ -173,7 +173,7 @@ def _outputs(experiment):
 def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variables=None) -> Experiment:
     """Return the Experiment of parts that have been read.
 
-    Raises InputError if the batch is larger than the data set, or the input does not fit the model.
+    Raise InputError if the batch is larger than the data set, or the input does not fit the model.
     """
     if config.patience and not len(dataset.validation):
         raise InputError(f"patience {config.patience} needs a validation set; give data.validation a fraction above 0")

@@ -71,7 +71,7 @@ class Drop(nn.Module):
 
     @nn.compact
     def __call__(self, skip, branch, *, train: bool, survival: float | jax.Array | None = None):
-        """Two arrays [batch, ...] of one shape -> the same shape. Raises InputError without a survival."""
+        """Two arrays [batch, ...] of one shape -> the same shape. Raise InputError without a survival."""
         _check_shapes("Drop", skip, branch)
         drop = DropPath(self.survival, self.scaling, self.per, name="drop")
         return skip + drop(branch, train=train, survival=survival)

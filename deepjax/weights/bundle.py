@@ -70,7 +70,7 @@ def load_file(path, network=None, *, num_classes=None, reset_head=False, key=Non
 def save_pretrained(path, pretrained):
     """Write a file in our layout, from which `load_pretrained` and `load_file` restore all of it.
 
-    Raises InputError for a path that does not end in .safetensors, or options that JSON cannot hold.
+    Raise InputError for a path that does not end in .safetensors, or options that JSON cannot hold.
     """
     preprocessing, classes = pretrained.preprocessing, pretrained.classes
     metadata = {
@@ -94,7 +94,7 @@ def logits_of(network, state_dict) -> int:
 
 
 def _check_metadata(path, metadata):
-    """Raises InputError for metadata that `save_pretrained` does not write."""
+    """Raise InputError for metadata that `save_pretrained` does not write."""
     kinds = {"network": str, "options": dict, "num_classes": int, "input": list, "classes": list, "preprocessing": dict}
     for name, kind in kinds.items():
         if not isinstance(metadata.get(name), kind | None):

@@ -47,7 +47,7 @@ def save_variables(path, variables, metadata: Mapping[str, Any] | None = None):
 
 
 def load_variables(path) -> tuple[Any, dict[str, Any]]:
-    """Return (variables, metadata) of a file that `save_variables` wrote. Raises InputError for any other file."""
+    """Return (variables, metadata) of a file that `save_variables` wrote. Raise InputError for any other file."""
     leaves, metadata = _read_safetensors(path)
     if metadata is None:
         raise InputError(f"{path} is not in deepjax's layout; if it has PyTorch's names, use from_torch or convert it")
@@ -55,14 +55,14 @@ def load_variables(path) -> tuple[Any, dict[str, Any]]:
 
 
 def is_ours(path):
-    """Return whether `save_variables` wrote a file. Raises InputError for a file that cannot be read."""
+    """Return whether `save_variables` wrote a file. Raise InputError for a file that cannot be read."""
     return Path(path).suffix == ".safetensors" and _read_safetensors(path, names_only=True)[1] is not None
 
 
 def save_state_dict(path, state_dict):
     """Write {PyTorch's name: array} to a .safetensors, .pth or .pt file. The latter two need PyTorch.
 
-    Raises InputError for another ending.
+    Raise InputError for another ending.
     """
     path = check_suffix(path, (".safetensors", *TORCH))
     if path.suffix == ".safetensors":
@@ -131,7 +131,7 @@ def _without_wrappers(state_dict):
 
 
 def check_suffix(path, suffixes):
-    """Return the Path. Raises InputError unless it ends in one of the suffixes."""
+    """Return the Path. Raise InputError unless it ends in one of the suffixes."""
     path = Path(path)
     if path.suffix not in suffixes:
         raise InputError(f"weights file {path} must end in {', '.join(suffixes)}")

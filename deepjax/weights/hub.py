@@ -65,7 +65,7 @@ def load_pretrained(
 
 
 def find(name) -> str:
-    """Return the key of `PRETRAINED` that a name stands for. Raises InputError if there is none."""
+    """Return the key of `PRETRAINED` that a name stands for. Raise InputError if there is none."""
     key = name if name in PRETRAINED else f"{name}.tv_in1k"
     if key not in PRETRAINED:
         raise InputError(f"there are no pretrained weights for {name!r}; {choices(str(name), PRETRAINED)}")
@@ -126,7 +126,7 @@ def sha256(path) -> str:
 
 
 def _download(file, folder, revision, endpoint):
-    """Fetch the file of one commit and return its record. Raises InputError if that fails."""
+    """Fetch the file of one commit and return its record. Raise InputError if that fails."""
     import huggingface_hub as hub
 
     wanted = revision or "main"

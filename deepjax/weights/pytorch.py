@@ -70,7 +70,7 @@ def to_torch(network, variables) -> dict[str, np.ndarray]:
 
     num_batches_tracked of every norm is 0, because our batch norms do not count their updates.
 
-    Raises InputError as `from_torch` does, and for variables of another network.
+    Raise InputError as `from_torch` does, and for variables of another network.
     """
     network = _network(network)
     leaves: Any = flatten_dict(unstack_units(jax.device_get(dict(variables))))
@@ -88,7 +88,7 @@ def to_torch(network, variables) -> dict[str, np.ndarray]:
 def to_numpy(value, name="tensor") -> np.ndarray:
     """Return the NumPy array of an array or a PyTorch tensor. bfloat16, which NumPy lacks, becomes float32.
 
-    Raises InputError, with `name`, for a tensor that is no plain array: a sparse one, or one without data ("meta").
+    Raise InputError, with `name`, for a tensor that is no plain array: a sparse one, or one without data ("meta").
     """
     if not hasattr(value, "detach"):
         return np.asarray(value)
@@ -125,7 +125,7 @@ def fit(network, variables, *, reset_head=False, key=None) -> Any:
     """Return a network's variables in the form that the network has, as NumPy arrays.
 
     The given variables may be of scanned or unrolled units, and with or without the head. reset_head and key are those
-    of `from_torch`. Raises InputError, with both shapes, for variables of another network.
+    of `from_torch`. Raise InputError, with both shapes, for variables of another network.
     """
     leaves: Any = flatten_dict(unstack_units(jax.device_get(dict(variables))))
     whole = whole_network(network)
@@ -208,7 +208,7 @@ def _places(network, expected) -> dict[tuple[str, ...], tuple[str, tuple[int, in
 
 
 def _check_names(given, wanted, unneeded):
-    """Raises InputError for tensors that are missing or superfluous. wanted: {PyTorch's name: shape}."""
+    """Raise InputError for tensors that are missing or superfluous. wanted: {PyTorch's name: shape}."""
     if missing := sorted(set(wanted) - set(given) - unneeded):
         named = [f"{name} {wanted[name]}" for name in missing]
         raise InputError(f"weights lack {_some(named)}; are they of another network?")
@@ -218,7 +218,7 @@ def _check_names(given, wanted, unneeded):
 
 
 def _leaf(network, path, theirs, value, expected, spatial):
-    """Our array of a tensor. Raises InputError for another shape than the network's, or a type other than float."""
+    """Our array of a tensor. Raise InputError for another shape than the network's, or a type other than float."""
     value, wanted = to_numpy(value, theirs), expected[path]
     shape = _torch_shape(wanted.shape, spatial)
     if value.shape != shape:

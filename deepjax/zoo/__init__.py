@@ -60,8 +60,8 @@ def create(
       name: a key of `MODELS`.
       options: those that `options_of(name)` lists, such as depth, width, dtype. Every network has
         features_only: True: a call returns {stage's name: its map}; there is no head.
-        return_logits: False: a call returns what the last dense layer would get, such as pooled features.
-        remat: "none", "unit" or "sqrt": what scanned units keep for the backward pass; see `units.stack`. Reversible
+        return_logits: False: a call returns the input of the last dense layer, such as pooled features.
+        remat: "none", "unit" or "sqrt": what scanned units store for the backward pass; see `units.stack`. Reversible
           networks also have "reversible". None: the network's usual value, mostly "none".
         init: initializer of the kernels, a key of `network.INITS`. None: the network's usual one.
       num_classes: number of logits. None: the network's usual number.
@@ -108,7 +108,7 @@ TYPES = {"init": str, "remat": str, "dropout": float}  # of options whose usual 
 
 
 def _wanted(option, value: Any, usual: Any):
-    """What the value of an option must be, in words; None if it is that."""
+    """Describe what the value of an option must be. Return None if the value is valid."""
     if value is None and usual is None:
         return None
     if option == "dtype":
@@ -134,7 +134,7 @@ def options_of(name: str) -> dict[str, Any]:
     fixed = {"num_classes", *(function.keywords if isinstance(function, functools.partial) else ())}
     parameters = inspect.signature(function).parameters.values()
     special = {p.name: p.default for p in parameters if p.name not in fixed}
-    # `remat` is for scanned units, and there are some only where there is the option `scan`.
+    # `remat` applies to scanned units, which only networks with the option `scan` have.
     general = {name: default for name, default in GENERAL.items() if name != "remat" or "scan" in special}
     return general | special
 

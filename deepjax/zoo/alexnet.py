@@ -1,4 +1,4 @@
-"""AlexNet, as published and as torchvision has it, and ZFNet.
+"""AlexNet, in the published form and in torchvision's form, and ZFNet.
 
 Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks" (sections 3 to 5).
 Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks" (arXiv 1404.5997), footnote 1: the
@@ -47,7 +47,7 @@ class AlexNet(TableNetwork):
     """Five convolutions, two hidden layers of 4,096 units, the logits."""
 
     def torch_names(self):
-        """As `Network.torch_names`, for the table that torchvision has."""
+        """See `Network.torch_names`. torchvision has the network of `alexnet` only."""
         if self.stages != TORCHVISION or self.norm is not None:
             return super().torch_names()
         names = sequential_names(self.stages, norm=False)
@@ -55,7 +55,7 @@ class AlexNet(TableNetwork):
 
 
 def alexnet(num_classes=1000, *, norm="none", order="post", dropout=0.5, dtype=None):
-    """torchvision's AlexNet: one tower, no local response normalization, 61,100,840 parameters.
+    """Make torchvision's AlexNet: one tower, no local response normalization, 61,100,840 parameters.
 
     The last maps are averaged to 6x6 pixels, which is their size for images of 224x224.
 
@@ -63,11 +63,11 @@ def alexnet(num_classes=1000, *, norm="none", order="post", dropout=0.5, dtype=N
       num_classes: number of logits.
       norm: norm of the convolutions: "none", "batch", "group", "layer" or "instance".
       order: "post": the norm before the ReLU; "last": after it.
-      dropout: the probability to drop an input of the two hidden layers.
+      dropout: probability that an input of the two hidden layers is dropped.
       dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images
+      InputError: an unknown norm or order, order "last" without a norm, a dropout outside [0, 1]. When called: images
         smaller than 63x63 pixels.
     """
     check_table("alexnet", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
@@ -87,41 +87,42 @@ def alexnet(num_classes=1000, *, norm="none", order="post", dropout=0.5, dtype=N
 
 
 def alexnet_paper(num_classes=1000, *, lrn=True, norm="none", order="post", dropout=0.5, dtype=None):
-    """The AlexNet of Krizhevsky et al. 2012, figure 2: two groups of features, 60,965,224 parameters.
+    """Make the AlexNet of Krizhevsky et al. 2012, figure 2: two groups of features, 60,965,224 parameters.
 
-    The paper's crops are of 224x224 pixels, but its maps of 55x55 come from 227x227 without padding. Kernels start
-    normal with deviation 0.01. Biases start at 1 in convolutions 2, 4, 5 and the hidden layers, else at 0 (section 5).
-    For images of other sizes the last maps are averaged to 6x6.
+    The network is designed for images of 227x227 pixels. The paper gives 224x224, but only 227x227 without padding
+    produces its maps of 55x55. Kernels start from a normal distribution with standard deviation 0.01. Biases start at
+    1 in convolutions 2, 4, 5 and the hidden layers, and at 0 in the others (section 5). For images of other sizes, the
+    last maps are averaged to 6x6.
 
     Args:
       num_classes: number of logits.
       lrn: local response normalization after the ReLU of convolutions 1 and 2 (section 3.3).
-      norm, order, dtype: as of `alexnet`.
-      dropout: the probability to drop a unit of the two hidden layers (section 4.2).
+      norm, order, dtype: see `alexnet`.
+      dropout: probability that a unit of the two hidden layers is dropped (section 4.2).
 
     Raises:
-      InputError: as `alexnet`; when called, images smaller than 67x67 pixels.
+      InputError: see `alexnet`. When called: images smaller than 67x67 pixels.
     """
     return _with_lrn("alexnet_paper", PAPER, lrn, 1.0, (227, 227, 3), 67, num_classes, norm, order, dropout, dtype)
 
 
 def zfnet(num_classes=1000, *, lrn=True, norm="none", order="post", dropout=0.5, dtype=None):
-    """The network of Zeiler & Fergus 2014, figure 3: 62,357,608 parameters.
+    """Make the network of Zeiler & Fergus 2014, figure 3: 62,357,608 parameters.
 
     The figure gives maps of 110, 55, 26, 13 and 6 pixels for images of 224x224. They follow from 1 pixel of padding in
-    convolution 1, none in convolution 2, and pools that keep the window at the edge (ceil mode). "Contrast
-    normalized across feature maps" after the pools of stages 1 and 2 is taken as Krizhevsky's local response
-    normalization. Kernels start normal with deviation 0.01, biases at 0 (section 3). For images of other sizes the
-    last maps are averaged to 6x6.
+    convolution 1, none in convolution 2, and pools that keep the window at the edge (ceil mode). The paper's "contrast
+    normalized across feature maps" after the pools of stages 1 and 2 is implemented as Krizhevsky's local response
+    normalization. Kernels start from a normal distribution with standard deviation 0.01, biases at 0 (section 3). For
+    images of other sizes, the last maps are averaged to 6x6.
 
     Args:
       num_classes: number of logits.
-      lrn: the contrast normalization.
-      norm, order, dtype: as of `alexnet`.
-      dropout: the probability to drop a unit of the two hidden layers.
+      lrn: whether the network has the contrast normalization.
+      norm, order, dtype: see `alexnet`.
+      dropout: probability that a unit of the two hidden layers is dropped.
 
     Raises:
-      InputError: as `alexnet`; when called, images smaller than 47x47 pixels.
+      InputError: see `alexnet`. When called: images smaller than 47x47 pixels.
     """
     return _with_lrn("zfnet", ZEILER_FERGUS, lrn, 0.0, (224, 224, 3), 47, num_classes, norm, order, dropout, dtype)
 

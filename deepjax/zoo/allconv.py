@@ -1,8 +1,8 @@
 """Networks for CIFAR without dense layers: network in network, and those of "Striving for simplicity".
 
 Lin et al. 2014, "Network in network" (arXiv 1312.4400). Springenberg et al. 2015, "Striving for simplicity: the all
-convolutional net" (arXiv 1412.6806), tables 1 and 2. In both, the last 1x1 convolution has one map for each class and
-a ReLU, and the logits are these maps' means.
+convolutional net" (arXiv 1412.6806), tables 1 and 2. In both, the last 1x1 convolution has one map for each class,
+followed by a ReLU. The logits are the means of these maps.
 """
 
 from flax.core import freeze
@@ -29,20 +29,21 @@ MIN_SIZE = {"C": 12, "Strided-CNN-C": 9, "ConvPool-CNN-C": 12, "All-CNN-C": 9}
 
 
 def nin(num_classes=10, *, norm="none", order="post", dropout=0.5, dtype=None):
-    """The network in network of Lin et al. 2014 for CIFAR: three 5x5 or 3x3 convolutions, each with two 1x1 after it.
+    """Make the network in network of Lin et al. 2014 for CIFAR.
 
-    The paper gives neither widths nor pools. They are those of the authors' released definition, whose second pool
-    takes means. 966,986 parameters for 10 classes.
+    It has three 5x5 or 3x3 convolutions, each followed by two 1x1 convolutions. The paper gives neither widths nor
+    pools. They are those of the authors' released definition, whose second pool takes means. The network has 966,986
+    parameters for 10 classes.
 
     Args:
       num_classes: number of logits.
       norm: norm of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
       order: "post": the norm before the ReLU; "last": after it.
-      dropout: the probability to drop an activation after each pool.
+      dropout: probability that an activation after a pool is dropped.
       dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images
+      InputError: an unknown norm or order, order "last" without a norm, a dropout outside [0, 1]. When called: images
         smaller than 4x4 pixels.
     """
     check_table("nin", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
@@ -50,24 +51,24 @@ def nin(num_classes=10, *, norm="none", order="post", dropout=0.5, dtype=None):
 
 
 def simple(model, num_classes=10, *, norm="none", order="post", input_dropout=0.2, dropout=0.5, dtype=None):
-    """Model C of Springenberg et al. 2015, or one that table 2 derives from it.
+    """Make model C of Springenberg et al. 2015, or one that table 2 derives from it.
 
-    Strided-CNN-C has no pools; their stride goes to the convolutions before them. ConvPool-CNN-C has one more
-    convolution before each pool. All-CNN-C has a convolution of stride 2 in the place of each pool. The first
-    convolution of the last stage has no padding: the paper averages over 6x6 pixels for images of 32x32. For 10
-    classes C and Strided-CNN-C have 954,730 parameters, ConvPool-CNN-C and All-CNN-C 1,369,738.
+    Strided-CNN-C has no pools; the convolutions before them have the stride instead. ConvPool-CNN-C has one more
+    convolution before each pool. All-CNN-C replaces each pool by a convolution of stride 2. The first convolution of
+    the last stage has no padding, because the paper averages over 6x6 pixels for images of 32x32. For 10 classes, C
+    and Strided-CNN-C have 954,730 parameters, ConvPool-CNN-C and All-CNN-C 1,369,738.
 
     Args:
       model: a key of `SIMPLE`.
       num_classes: number of logits.
       norm: norm of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
       order: "post": the norm before the ReLU; "last": after it.
-      input_dropout: the probability to drop a pixel's value (section 3.1).
-      dropout: the probability to drop an activation after each pool, or the layer in its place.
+      input_dropout: probability that a value of the image is dropped (section 3.1).
+      dropout: probability that an activation after a pool, or after the layer that replaces it, is dropped.
       dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm or order, an order without a norm, a rate outside [0, 1]; when called, images
+      InputError: an unknown norm or order, order "last" without a norm, a rate outside [0, 1]. When called: images
         smaller than 12x12 pixels, or 9x9 without pools.
     """
     check_table(model, norm=norm, order=order, num_classes=num_classes, input_dropout=input_dropout, dropout=dropout)

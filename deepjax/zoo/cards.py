@@ -1,4 +1,4 @@
-"""What is published about a network's trained weights. Each family's file states its networks' cards as `CARDS`."""
+"""What is published about a network's trained weights. Each family's file lists its networks' cards in `CARDS`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input. The input is (pixel / 255 - mean) / std, by channel."""
+    """How an image becomes a network's input. The input is (pixel / 255 - mean) / std, per channel."""
 
     resize: int  # pixels of the shorter side, before the crop
-    crop: int  # pixels of the sides of the square from the middle
+    crop: int  # height and width of the center crop, in pixels
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"  # or "bicubic"; with antialiasing, as Pillow does it
@@ -17,7 +17,7 @@ class Preprocessing:
 
 IMAGENET = Preprocessing(256, 224)  # of most weights that torchvision calls IMAGENET1K_V1
 IMAGENET_V2 = Preprocessing(232, 224)  # of most weights that torchvision calls IMAGENET1K_V2
-HALF = (0.5, 0.5, 0.5)  # colors in [-1, 1]: torchvision's GoogLeNet and Inception v3 convert to this inside
+HALF = (0.5, 0.5, 0.5)  # colors in [-1, 1]; torchvision's GoogLeNet and Inception v3 convert to this range internally
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class DenseNet(Network):
         return self.classify(functional.global_avg_pool(x), train=train, dropout=0.0)
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has the networks with imagenet stem, bottlenecks and batch norm."""
+        """See `Network.torch_names`. torchvision has networks with imagenet stem, bottlenecks and batch norm."""
         if self.stem != "imagenet" or not self.bottleneck or not makes_batch_norm(self.norm):
             return super().torch_names()
         names = {"stem/conv": "features.conv0", "stem/norm": "features.norm0"}
@@ -129,23 +129,23 @@ def densenet(
     remat="none",
     dtype=None,
 ):
-    """The ImageNet network of Huang et al. 2017, table 1, in torchvision's form.
+    """Make the ImageNet network of Huang et al. 2017, table 1, in torchvision's form.
 
     Args:
       depths: number of layers of each block, each a 1x1 and a 3x3 convolution.
       num_classes: number of logits.
       growth: number of features that each layer adds.
       stem_features: number of features of the first convolution.
-      compression: the share of its features that a transition keeps, in (0, 1].
-      norm: "batch", "group", "layer", "instance", or "none", with biases.
-      dropout: the probability to drop an output of a layer, as torchvision's drop_rate.
+      compression: share of its input's features that a transition outputs, in (0, 1].
+      norm: "batch", "group", "layer" or "instance"; "none": biases instead.
+      dropout: probability that an output of a layer is dropped, as torchvision's drop_rate.
       remat: "unit": store the output of each layer for the backward pass, and recompute the rest. Memory then grows
         with depth, not with its square, at the cost of another forward pass.
       dtype: dtype of the computation.
 
     Raises:
       InputError: no block, a block without layers, a count below 1, a compression outside (0, 1], a dropout outside
-        [0, 1], an unknown norm or remat; when called, images too small for the transitions.
+        [0, 1], an unknown norm or remat. When called: images too small for the transitions.
     """
     _check("densenet", depths, dropout, compression, remat, num_classes, growth, stem_features=stem_features)
     return DenseNet(
@@ -176,21 +176,22 @@ def cifar_densenet(
     remat="none",
     dtype=None,
 ):
-    """The CIFAR network of Huang et al. 2017, section 4.2: three blocks, depth 3n + 4, or 6n + 4 with bottlenecks.
+    """Make the CIFAR network of Huang et al. 2017, section 4.2: three blocks, depth 3n + 4, or 6n + 4 with bottlenecks.
 
     Args:
       depth: number of layers with kernels.
       num_classes: number of logits.
       growth: number of features that each layer adds, the paper's k.
-      bottleneck: DenseNet-BC: a 1x1 to 4 x growth features before each 3x3, transitions that halve the features, 2 x
-        growth features of the first convolution. False: transitions keep their features, the first convolution has 16.
-      norm, remat, dtype: as of `densenet`.
-      dropout: the probability to drop an output of each convolution but the first. The paper's is 0.2, where images
-        are not augmented.
+      bottleneck: True: DenseNet-BC. A 1x1 convolution to 4 growth features precedes each 3x3, transitions halve the
+        features, and the first convolution has 2 growth features. False: transitions do not change the number of
+        features, and the first convolution has 16.
+      norm, remat, dtype: see `densenet`.
+      dropout: probability that an output of a convolution is dropped, except the first convolution's. The paper uses
+        0.2 for data sets without augmentation.
 
     Raises:
-      InputError: a depth of another form, a count below 1, a dropout outside [0, 1], an unknown norm or remat; when
-        called, images smaller than 4x4 pixels.
+      InputError: a depth of another form, a count below 1, a dropout outside [0, 1], an unknown norm or remat. When
+        called: images smaller than 4x4 pixels.
     """
     layers = units_per_stage(depth, 6 if bottleneck else 3, others=4)
     _check("cifar_densenet", (layers,) * 3, dropout, 1.0, remat, num_classes, growth)

@@ -30,7 +30,7 @@ class EfficientNet(InvertedNetwork):
     """An `InvertedNetwork` of seven stages with torchvision's names of EfficientNet."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has the networks with batch norm."""
+        """See `Network.torch_names`. torchvision has these networks with batch norm."""
         if not makes_batch_norm(self.norm):
             return super().torch_names()
         names = conv_names("stem", "features.0.0", "features.0.1") | {"head": "classifier.1"}
@@ -79,11 +79,11 @@ def efficientnet(
     scan=True,
     dtype=None,
 ):
-    """EfficientNet of Tan & Le 2019, in torchvision's form.
+    """Make an EfficientNet of Tan & Le 2019, in torchvision's form.
 
     Parameters of b0 to b7: 5,288,548; 7,794,184; 9,109,994; 12,233,232; 19,341,616; 30,389,784; 43,040,704; 66,347,960.
     They were designed for images of 224, 240, 260, 300, 380, 456, 528 and 600 pixels a side (torchvision's weights of
-    b2: 288), and take images of any size.
+    b2: 288). They accept images of any size.
 
     Args:
       variant: "b0" to "b7".
@@ -91,9 +91,9 @@ def efficientnet(
       width: factor of the variant's features, which are rounded to multiples of 8.
       depth: factor of the variant's units of each stage, rounded up.
       norm: "batch", "group", "layer" or "instance"; "none": biases instead.
-      dropout: the probability to drop an input of the last dense layer; None: the variant's, 0.2 to 0.5.
-      survival: of stochastic depth: unit i of n, counted from 0, survives with probability 1 - i / n (1 - survival);
-        1.0 drops none.
+      dropout: probability that an input of the last dense layer is dropped. None: the variant's, 0.2 to 0.5.
+      survival: of stochastic depth: unit i of n, counted from 0, survives with probability 1 - i / n (1 - survival).
+        With 1.0, no unit is dropped.
       scan: run equal units as one scan; False unrolls them.
       dtype: dtype of the computation.
 

@@ -127,12 +127,12 @@ PAPER_HEAD = partial(GoogLeNetHead, pool=grid_pool)
 
 
 class GoogLeNet(TableNetwork):
-    """A `TableNetwork` whose auxiliary heads count 0.3 each (section 5)."""
+    """A `TableNetwork` whose auxiliary losses have weight 0.3 each (section 5)."""
 
     auxiliary_weight = 0.3
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has its own form with batch norm alone."""
+        """See `Network.torch_names`. torchvision has only the network of `googlenet` with batch norm."""
         if not makes_batch_norm(self.norm) or self.stages != TORCH_STAGES:
             return super().torch_names()
         names = {f"stem/conv{i}": f"conv{i}" for i in (1, 2, 3)}
@@ -157,23 +157,24 @@ TORCH_STAGES = googlenet_stages(3, Pool("max", 2, 2, ceil=True), STEM, TORCH_HEA
 def googlenet(
     num_classes=1000, *, auxiliary=True, norm="batch", dropout=0.2, auxiliary_dropout=0.7, epsilon=1e-3, dtype=None
 ):
-    """torchvision's GoogLeNet: batch norm, 3x3 in the place of 5x5, and a last max pool of 2x2.
+    """Make torchvision's GoogLeNet: batch norm, 3x3 instead of 5x5 convolutions, and a last max pool of 2x2.
 
-    The auxiliary heads pool adaptively, so that images of any size train. With train=True, the output is (logits,
-    logits of the head after module 4d, of the head after 4a), in torchvision's order of (logits, aux2, aux1).
+    The auxiliary heads pool adaptively, so that the network can be trained on images of any size. With train=True, the
+    output is (logits, logits of the head after module 4d, logits of the head after 4a), which is torchvision's order
+    (logits, aux2, aux1).
 
     Args:
       num_classes: number of logits.
       auxiliary: whether the network has the two auxiliary heads, which only training uses. 13,004,888 parameters with
         them, 6,624,904 without.
       norm: norm after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
-      dropout: the probability to drop an input of the last layer.
+      dropout: probability that an input of the last layer is dropped.
       auxiliary_dropout: the same for the last layer of each auxiliary head.
       epsilon: epsilon of the norms.
       dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm, a dropout outside [0, 1]; when called, images smaller than 15x15 pixels.
+      InputError: an unknown norm, a dropout outside [0, 1]. When called: images smaller than 15x15 pixels.
     """
     return _network(
         "googlenet",
@@ -200,20 +201,21 @@ def googlenet_paper(
     epsilon=1e-3,
     dtype=None,
 ):
-    """GoogLeNet as Szegedy et al. 2014 publish it: 5x5 branches, local response norms, biases in place of batch norm.
+    """Make GoogLeNet as published by Szegedy et al. 2014: 5x5 branches, local response norms, biases, no batch norm.
 
-    The heads pool with 5x5 windows and stride 3 to 4x4; for images of other sizes than 224 the windows change, and the
-    4x4 stays. The constants of the local response norms, which the paper does not give, are Caffe's. Table 1 gives the
-    first convolution 2.7K weights, fewer than a plain 7x7 has: see `separable`.
+    The auxiliary heads pool to 4x4, with 5x5 windows and stride 3 for images of 224x224 and other windows for other
+    sizes. The paper does not give the constants of the local response norms; they are Caffe's. Table 1 gives the first
+    convolution 2.7K weights, fewer than a plain 7x7 has; see `separable`.
 
     Args:
-      num_classes, auxiliary, dropout, auxiliary_dropout, epsilon, dtype: as of `googlenet`. 13,378,280 parameters with
-        the heads, 6,998,552 without.
-      separable: the first convolution as a 7x7 of each color alone, 8 features each, and a 1x1 of these.
-      norm: as of `googlenet`.
+      num_classes, auxiliary, dropout, auxiliary_dropout, epsilon, dtype: see `googlenet`. The network has 13,378,280
+        parameters with the heads, 6,998,552 without.
+      separable: True: the first convolution is a separate 7x7 of each color, with 8 features each, and a 1x1 of these.
+        False: a plain 7x7.
+      norm: see `googlenet`.
 
     Raises:
-      InputError: as `googlenet`.
+      InputError: see `googlenet`.
     """
     first = SEPARABLE if separable else (Convolve(64, 7, 2),)
     stem = (*first, HALVE, LOCAL_NORM, Convolve(64), Convolve(192, 3), LOCAL_NORM, HALVE)
@@ -232,19 +234,20 @@ def googlenet_paper(
 
 
 def bn_inception(num_classes=1000, *, separable=True, norm="batch", dropout=0.0, epsilon=1e-5, dtype=None):
-    """Ioffe & Szegedy's Inception of 2015: each 5x5 is two 3x3, a stride in a module replaces a pool between them.
+    """Make the BN-Inception network of Ioffe & Szegedy 2015.
 
-    The features are those of figure 5's columns, whose sums in modules 4c, 4d and 4e are 608, 608 and 1,056, where the
-    column of sizes says 576, 576 and 1,024. It has no auxiliary heads, no dropout, no local response norms.
+    Two 3x3 convolutions replace each 5x5, and strides inside modules replace pools between modules. The features are
+    those of figure 5's columns. Their sums in modules 4c, 4d and 4e are 608, 608 and 1,056, although the column of
+    output sizes gives 576, 576 and 1,024. There are no auxiliary heads, no dropout and no local response norms.
 
     Args:
       num_classes: number of logits.
-      separable: the first convolution as a 7x7 of each color alone, 8 features each, and a 1x1 of these, as in the
-        appendix; False: a plain 7x7.
-      norm, dropout, epsilon, dtype: as of `googlenet`.
+      separable: True: the first convolution is a separate 7x7 of each color, with 8 features each, and a 1x1 of these,
+        as in the appendix. False: a plain 7x7.
+      norm, dropout, epsilon, dtype: see `googlenet`.
 
     Raises:
-      InputError: as `googlenet`.
+      InputError: see `googlenet`.
     """
     check_table("bn_inception", num_classes=num_classes, norm=norm, dropout=dropout)
     stem = (*(SEPARABLE if separable else (Convolve(64, 7, 2),)), HALVE, Convolve(64), Convolve(192, 3), HALVE)

@@ -23,7 +23,7 @@ STEM = (*START, HALVE, Convolve(80), Convolve(192, 3, 1, 0), HALVE)
 
 
 def module_35(projected):
-    """Of 35x35 pixels (figure 5): 5x5, and two 3x3 in the place of another."""
+    """Return the branches for 35x35 pixels (figure 5). Two 3x3 convolutions replace one of the 5x5 convolutions."""
     return (
         (Convolve(64),),
         (Convolve(48), Convolve(64, 5)),
@@ -33,7 +33,7 @@ def module_35(projected):
 
 
 def module_17(inner):
-    """Of 17x17 pixels (figure 6): 7x7 convolutions as pairs of 1x7 and 7x1."""
+    """Return the branches for 17x17 pixels (figure 6). A 1x7 and a 7x1 convolution replace each 7x7."""
     wide, tall = Convolve(inner, (1, 7)), Convolve(inner, (7, 1))
     return (
         (Convolve(192),),
@@ -44,7 +44,7 @@ def module_17(inner):
 
 
 def module_8():
-    """Of 8x8 pixels (figure 7): 1x3 and 3x1 beside each other."""
+    """Return the branches for 8x8 pixels (figure 7). A 1x3 and a 3x1 convolution run in parallel."""
     fork = Fork((Convolve(384, (1, 3)), Convolve(384, (3, 1))))
     return ((Convolve(320),), (Convolve(384), fork), (Convolve(448), Convolve(384, 3), fork), (MEAN, Convolve(192)))
 
@@ -55,7 +55,7 @@ TO_8 = (
     (Convolve(192), Convolve(192, (1, 7)), Convolve(192, (7, 1)), Convolve(192, 3, 2, 0)),
     (HALVE,),
 )
-# torchvision's names of the stem's convolutions, and of branches; those of several convolutions are numbered.
+# torchvision's names of the stem's convolutions and of branches. Names of a branch's several convolutions are numbered.
 TORCH_STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 TORCH_BRANCHES = {
     "stage5": ("branch1x1", "branch5x5", "branch3x3dbl", "branch_pool"),
@@ -101,12 +101,12 @@ STAGES = {"stem": (Parallel("stem", (STEM,)),)} | {
 
 
 class InceptionV3(TableNetwork):
-    """A `TableNetwork` whose auxiliary head counts 0.4, as in torchvision's training."""
+    """A `TableNetwork` whose auxiliary loss has weight 0.4, as in torchvision's training."""
 
     auxiliary_weight = 0.4
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision's network has batch norm only."""
+        """See `Network.torch_names`. torchvision has this network with batch norm only."""
         if not makes_batch_norm(self.norm):
             return super().torch_names()
         names = {f"stem/conv{i}": theirs for i, theirs in enumerate(TORCH_STEM, 1)}
@@ -136,21 +136,21 @@ def _numbers(steps):
 def inception_v3(
     num_classes=1000, *, auxiliary=True, norm="batch", dropout=0.5, auxiliary_dropout=0.0, epsilon=1e-3, dtype=None
 ):
-    """torchvision's Inception v3. With train=True, the output is (logits, logits of the auxiliary head).
+    """Make torchvision's Inception v3. With train=True, the output is (logits, logits of the auxiliary head).
 
     Args:
       num_classes: number of logits.
       auxiliary: whether the network has the auxiliary head, which only training uses. 27,161,264 parameters with it,
         23,834,568 without.
       norm: norm after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
-      dropout: the probability to drop an input of the last layer.
+      dropout: probability that an input of the last layer is dropped.
       auxiliary_dropout: the same for the last layer of the auxiliary head.
       epsilon: epsilon of the norms.
       dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm, a dropout outside [0, 1]; when called, images smaller than 75x75 pixels, or 299x299
-        in training with the auxiliary head.
+      InputError: an unknown norm, a dropout outside [0, 1]. When called: images smaller than 75x75 pixels, or smaller
+        than 299x299 in training with the auxiliary head.
     """
     check_table(
         "inception_v3", num_classes=num_classes, norm=norm, dropout=dropout, auxiliary_dropout=auxiliary_dropout

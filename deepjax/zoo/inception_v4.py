@@ -112,30 +112,31 @@ RESNET_V2 = freeze(
 
 
 def inception_v4(num_classes=1000, *, norm="batch", dropout=0.2, epsilon=1e-3, scan=True, dtype=None):
-    """Inception v4 (figure 9): 4, 7 and 3 equal modules, reductions between them; 42,679,816 parameters.
+    """Make Inception v4 (figure 9): 4, 7 and 3 equal modules, reductions between them; 42,679,816 parameters.
 
     Args:
       num_classes: number of logits.
       norm: norm after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
-      dropout: the probability to drop an input of the last layer; the paper keeps 0.8.
+      dropout: probability that an input of the last layer is dropped. The paper keeps 80% of them.
       epsilon: epsilon of the norms.
       scan: run equal modules as one scan; False unrolls them.
       dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm, a dropout outside [0, 1]; when called, images smaller than 75x75 pixels.
+      InputError: an unknown norm, a dropout outside [0, 1]. When called: images smaller than 75x75 pixels.
     """
     return _network("inception_v4", V4, num_classes, norm, dropout, epsilon, scan=scan, dtype=dtype)
 
 
 def inception_resnet_v2(num_classes=1000, *, norm="batch", dropout=0.2, epsilon=1e-3, scan=True, dtype=None):
-    """Inception-ResNet v2 as Google published its weights: 55,843,464 parameters.
+    """Make Inception-ResNet v2 in the form of Google's published weights: 55,843,464 parameters.
 
-    Its stem is that of Inception v3 and a module which widens to 320 features; 10, 20 and 9 residual modules follow,
-    whose branches are scaled by 0.17, 0.1 and 0.2 (section 3.3), a last one without scale and ReLU, and a 1x1
-    convolution to 1,536 features. The figures of the paper have 5, 10 and 5 modules on Inception v4's stem.
+    Its stem is that of Inception v3, followed by a module that widens it to 320 features. Then come 10, 20 and 9
+    residual modules, whose branches are scaled by 0.17, 0.1 and 0.2 (section 3.3), one residual module without scale
+    and ReLU, and a 1x1 convolution to 1,536 features. The paper's figures have 5, 10 and 5 modules on Inception v4's
+    stem.
 
-    Arguments and errors as of `inception_v4`.
+    Arguments and errors are those of `inception_v4`.
     """
     return _network("inception_resnet_v2", RESNET_V2, num_classes, norm, dropout, epsilon, scan=scan, dtype=dtype)
 

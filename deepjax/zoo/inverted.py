@@ -71,8 +71,8 @@ class InvertedResidual(nn.Module):
 class InvertedNetwork(Network):
     """3x3 convolution of stride 2, stages of units, 1x1 convolution, global average pool, dense layers.
 
-    A unit that keeps its shape has a skip. The first unit of each stage is a module of its own, and equal units that
-    follow each other are a scan: stage1_first, stage1_rest, and stage1_rest2, ... if the rest is not all equal.
+    A unit that keeps its shape has a skip. The first unit of each stage is a separate module, stage1_first. Equal units
+    that follow each other are one scan: stage1_rest, and stage1_rest2, ... if not all of them are equal.
     """
 
     stem: int  # features of the first convolution
@@ -123,7 +123,7 @@ class InvertedNetwork(Network):
                 yield stage, f"{stage}_rest{i if i > 1 else ''}", tuple(run)
 
     def _run(self, name, rows, done, features_in, conv):
-        """The module of a run of units. `done` units come before it."""
+        """Return the module of a run of equal units. `done` units come before it."""
         row, total = rows[0], sum(map(len, self.stages))
         survivals = [functional.linear_survival(done + i, total, self.survival) for i in range(len(rows))]
         skip = self.skip and row.stride == 1 and features_in == row.features

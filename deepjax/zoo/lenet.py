@@ -62,7 +62,7 @@ def codes(num_classes):
 
 
 def fan_in_uniform(key, shape, dtype=None):
-    """Uniform on [-2.4 / F, 2.4 / F), F the inputs of a unit (section III.A)."""
+    """Draw uniformly from [-2.4 / F, 2.4 / F), where F is the number of inputs of a unit (section III.A)."""
     return initializers.uniform(2.4 / math.prod(shape[:-1]))(key, shape, dtype)
 
 
@@ -149,8 +149,8 @@ def lenet5(num_classes=10, *, dtype=None):
     """Make LeNet-5 as published, with 60,000 trainable parameters (section II.B).
 
     The logits are the negative squared distances between F6 and the codes of the classes (eq. 7), so the largest logit
-    belongs to the nearest code. Their cross entropy is eq. 9 without its rubbish class. The codes are constants, see
-    `codes`.
+    belongs to the nearest code. Their cross entropy is eq. 9 without its rubbish class. The codes are constants (see
+    `codes`).
 
     The network is designed for images of 32x32 pixels. Smaller ones, such as MNIST's 28x28, are padded to this size
     with the pixels of their edges, which are background in MNIST, as in the paper. For larger images, C5 has more than

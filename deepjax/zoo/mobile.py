@@ -18,7 +18,7 @@ class MobileNetV2(InvertedNetwork):
     """An `InvertedNetwork` with torchvision's names of version 2."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has the networks with batch norm."""
+        """See `Network.torch_names`. torchvision has these networks with batch norm."""
         if not makes_batch_norm(self.norm):
             return super().torch_names()
         units = self.unit_paths()
@@ -38,7 +38,7 @@ class MobileNetV3(InvertedNetwork):
     """An `InvertedNetwork` with torchvision's names of version 3."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has the networks with batch norm."""
+        """See `Network.torch_names`. torchvision has these networks with batch norm."""
         if not makes_batch_norm(self.norm):
             return super().torch_names()
         units = self.unit_paths()
@@ -54,17 +54,17 @@ V1 = (((64, 1),), ((128, 2), (128, 1)), ((256, 2), (256, 1)), ((512, 2), *((512,
 
 
 def mobilenet_v1(num_classes=1000, *, width=1.0, norm="batch", dropout=0.0, scan=True, dtype=None):
-    """MobileNet of Howard et al. 2017, table 1: 4,231,976 parameters.
+    """Make the MobileNet of Howard et al. 2017, table 1: 4,231,976 parameters.
 
     The last depthwise convolution has stride 1. This follows from its output size in the table and from the layers
     after it; the table's "s2" contradicts both.
 
     Args:
       num_classes: number of logits.
-      width: factor of the features (section 3.3). The paper's are 1, 0.75, 0.5, 0.25. Its resolution multiplier
-        (section 3.4) is the size of the images, which may be any.
+      width: factor of the features (section 3.3): 1, 0.75, 0.5 or 0.25 in the paper. There is no option for the paper's
+        resolution multiplier (section 3.4); pass images of another size.
       norm: "batch", "group", "layer" or "instance"; "none": biases instead.
-      dropout: the probability to drop an input of the last dense layer.
+      dropout: probability that an input of the last dense layer is dropped.
       scan: run equal units as one scan; False unrolls them.
       dtype: dtype of the computation.
 
@@ -98,13 +98,13 @@ V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
 
 
 def mobilenet_v2(num_classes=1000, *, width=1.0, norm="batch", dropout=0.2, survival=1.0, scan=True, dtype=None):
-    """MobileNet v2 of Sandler et al. 2018, table 2: 3,504,872 parameters. torchvision's `mobilenet_v2`.
+    """Make MobileNet v2 of Sandler et al. 2018, table 2: 3,504,872 parameters, as torchvision's `mobilenet_v2`.
 
     Args:
       num_classes: number of logits.
-      width: factor of the features, which are rounded to multiples of 8; the last 1,280 do not become fewer.
+      width: factor of the features, which are rounded to multiples of 8. The last layer has at least 1,280 features.
       norm: "batch", "group", "layer" or "instance"; "none": biases instead.
-      dropout: the probability to drop an input of the last dense layer.
+      dropout: probability that an input of the last dense layer is dropped.
       survival: survival of stochastic depth, see `InvertedNetwork`. Neither the paper nor torchvision uses it here.
       scan: run equal units as one scan; False unrolls them.
       dtype: dtype of the computation.
@@ -164,7 +164,7 @@ V3 = {  # stages of (window, hidden, features, squeeze, activation, stride), and
 
 
 def mobilenet_v3(size, num_classes=1000, *, width=1.0, norm="batch", dropout=0.2, survival=1.0, scan=True, dtype=None):
-    """MobileNet v3 of Howard et al. 2019, tables 1 and 2, in torchvision's form.
+    """Make MobileNet v3 of Howard et al. 2019, tables 1 and 2, in torchvision's form.
 
     Parameters: 5,483,032 (large), 2,542,856 (small). As in torchvision, every layer but the two dense ones is
     normalized, with an epsilon of 0.001 and a momentum of 0.99, and squeeze-and-excitation has a quarter of the
@@ -175,7 +175,7 @@ def mobilenet_v3(size, num_classes=1000, *, width=1.0, norm="batch", dropout=0.2
       num_classes: number of logits.
       width: factor of the features, which are rounded to multiples of 8.
       norm: "batch", "group", "layer" or "instance"; "none": biases instead.
-      dropout: the probability to drop an input of the last dense layer.
+      dropout: probability that an input of the last dense layer is dropped.
       survival: survival of stochastic depth, see `InvertedNetwork`. Neither the paper nor torchvision uses it here.
       scan: run equal units as one scan; False unrolls them.
       dtype: dtype of the computation.

@@ -93,7 +93,7 @@ GENERAL = {
 
 
 def with_general_options(network, options) -> Any:
-    """Return the network with options of `GENERAL`. Raises InputError for an unknown init or an impossible remat."""
+    """Return the network with options of `GENERAL`. Raise InputError for an unknown init or an impossible remat."""
     options = dict(options)
     remat = options.pop("remat", None)
     if remat is not None:

@@ -98,7 +98,7 @@ def mlp(
 
     Raises:
       InputError: a depth or width below 1, an unknown init, norm or activation, a dropout outside [0, 1], a scale that
-        is not positive, or an option that would do nothing.
+        is not positive, or an option that would have no effect.
     """
     if depth < 1 or width < 1 or num_classes < 1:
         raise InputError(f"mlp: depth {depth}, width {width} and num_classes {num_classes} must be at least 1")

@@ -177,11 +177,11 @@ class ResNet(Network):
         )
 
     def _norm(self):
-        """The factory for norms outside of branches, or for what replaces them."""
+        """Return the factory for norms outside of branches, or for the module that replaces them."""
         return Shift if self.branch_init == "fixup" else self.norm
 
     def _per_unit(self, stage):
-        """Numbers of each unit of a stage, for the join."""
+        """Return the numbers that the join of each unit of a stage gets."""
         if self.survival == 1:
             return {}
         before, units = sum(self.depths[:stage]), sum(self.depths)
@@ -239,7 +239,7 @@ def imagenet(
         raise InputError(f"groups {groups} must divide the inner features of a unit, {widen} x {width}")
     if paper_stride and not bottleneck:
         raise InputError(
-            "paper_stride True is for bottlenecks; units of two 3x3 have the paper's stride anyway, so leave it out"
+            "paper_stride True needs bottlenecks; units of two 3x3 always have the paper's stride, so leave it out"
         )
     scales = [width * 2**i for i in range(len(depths))]
     return ResNet(
@@ -262,7 +262,7 @@ def imagenet(
 
 
 def units_per_stage(depth, layers, others=2):
-    """Return n where depth = layers * n + others. Raises InputError where there is no such n."""
+    """Return n such that depth = layers * n + others. Raise InputError if n is not a whole number above 0."""
     units, rest = divmod(depth - others, layers)
     if rest or units < 1:
         low = max(units, 1) * layers + others

@@ -27,13 +27,14 @@ COUNTS = ("width", "widen", "groups", "group_width", "stem_stride")  # options t
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """An entry of the table. It is called with the options of its network, and returns the network.
+    """An entry of the table. Calling it with options of the network returns the network.
 
-    Options of all variants, which only those have that list them in `options`:
+    These are the options of all variants. A variant has those that its `options` lists, besides `depth` and
+    `num_classes`:
       depth: layers with kernels along the branches, `layers` n + `others`.
       num_classes: logits.
-      width: features of the first stage (of the 3x3 convolutions, where units are bottlenecks).
-      widen: the stages have 16, 32 and 64 features times this.
+      width: features of the first stage. If units are bottlenecks: features of their 3x3 convolutions.
+      widen: factor of the stages' 16, 32 and 64 features.
       groups, group_width: groups of a unit's 3x3 convolution, and features of one group in the first stage. The outputs
         of the units have 256, 512 and 1024 features, whatever the groups.
       shortcut: where the shape changes: "A" pads with zeros, "B" projects; "C" projects in every unit.
@@ -46,26 +47,27 @@ class Variant:
       norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
       branch_init: "default"; "zero_scale": the last norm's scale of each branch starts at 0, for order "post";
         "skip_init": a learned factor of each branch starts at 0; "fixup": Fixup initialization, with norm "none".
-      dropout: the probability to drop what enters a unit's convolutions, except the first one's.
+      dropout: probability that an input of a unit's convolutions except the first is dropped.
       scan: run equal units as one scan; False unrolls them.
       dtype: of the computation.
 
-    Calling raises InputError for a depth that does not fit, an unknown word, a count below 1, a probability outside
-    [0, 1], and a branch_init that does not go with the norm, the order or the join.
+    Raises:
+      InputError: when called: a depth that is not `layers` n + `others`, an unknown word, a count below 1, a
+        probability outside [0, 1], or a branch_init that does not go with the norm, the order or the join.
     """
 
     depth: int  # the default
     layers: int  # of the depth, for one unit in each stage
     features: Callable[..., Sequence[int]]  # (the variant's options) -> features of a unit's convolutions, first stage
     stem: Callable[..., int]  # (the variant's options) -> features of the first convolution
-    options: Mapping[str, Any]  # those that not all variants have, with their defaults
+    options: Mapping[str, Any]  # this variant's options and their defaults, without `depth` and `num_classes`
     others: int = 2  # layers of the depth outside of units
     windows: Sequence[int] = BASIC
     order: str = "post"
     join: Callable = Add
 
     def __call__(self, *args, **options):
-        """The network with these options: `depth` and `num_classes` by position or name, the others by name."""
+        """Make the network with these options: `depth` and `num_classes` by position or name, the others by name."""
         bound = self.__signature__.bind(*args, **options)
         bound.apply_defaults()
         given = dict(bound.arguments)
@@ -85,7 +87,7 @@ class Variant:
             shortcut=own["shortcut"],
             join=_drop(own["scaling"], own["per"]) if self.join is Drop else self.join,
             survival=own.get("survival", 1.0),
-            # What "none" keeps for a dropped unit costs about half of what dropping it saves (docs/design.md, Depth).
+            # With "none", memory traffic for a dropped unit costs half of the time it saves (docs/design.md, Depth).
             remat="unit" if given["scan"] and own.get("per") == "batch" else "none",
             usual_input=(32, 32, 3),
             **{name: given[name] for name in ("num_classes", *COMMON) if name in given},
@@ -161,7 +163,7 @@ VARIANTS = {
     ),
     "stochastic_depth": _variant(110, 6, _basic, _width, STOCHASTIC, join=Drop),
 }
-DEPTHS = {  # {network: depths that have a name of their own}
+DEPTHS = {  # {network: depths for which there is a named network, such as cifar_resnet20}
     "cifar_resnet": (20, 32, 44, 56, 110, 1202),
     "cifar_plain": (20, 32, 44, 56, 110, 1202),
     "cifar_preact": (164, 1001),

@@ -1,6 +1,6 @@
 """The table language of networks that are lists of steps, with parallel branches or without.
 
-A network is {stage: steps}. It is written so that one can read it against the table of the paper:
+A network is {stage: steps}. The notation follows the tables of the papers, so that the two can be compared:
 
     {"stage1": (Convolve(64, 11, 4, 2), Pool()), "stage2": (Convolve(192, 5), Pool())}
 
@@ -44,7 +44,7 @@ class Depthwise(NamedTuple):
 
 
 class Fork(NamedTuple):
-    """Several convolutions of one map, concatenated. Their names end in a, b, ..."""
+    """Several convolutions of the same map, whose outputs are concatenated. Their names end in a, b, ..."""
 
     convolutions: tuple[Convolve, ...]
 
@@ -75,7 +75,7 @@ class RandomDrop:
 
 
 class Parallel(NamedTuple):
-    """Branches of one map, concatenated. A single branch groups the parameters of its steps under `name`."""
+    """Branches of the same map, whose outputs are concatenated. The parameters are grouped under `name`."""
 
     name: str
     branches: tuple[tuple["Step", ...], ...]
@@ -94,7 +94,7 @@ class Residual(NamedTuple):
 
 
 class Repeat(NamedTuple):
-    """`depth` equal steps, each with parameters of its own, as one `units.stack`. The step's own name is not used."""
+    """`depth` equal steps with separate parameters, as one `units.stack`. The name of `step` is not used."""
 
     name: str
     step: Any  # Convolve, Parallel or Residual
@@ -102,7 +102,7 @@ class Repeat(NamedTuple):
 
 
 class Auxiliary(NamedTuple):
-    """An auxiliary head of the map at this place, for training. Only directly in a stage."""
+    """An auxiliary head for training. Its input is the map at this step. Place it directly in a stage."""
 
     head: Callable[..., nn.Module]  # called with num_classes, dropout=, options= and name=
 
@@ -166,14 +166,14 @@ class ScaledAdd(nn.Module):
 
 
 def run(steps, x, options, *, train, mask, prefix="", numbers=None):
-    """Return x after the steps. The module in whose compact method this is called owns their parameters.
+    """Return x after the steps. The module whose compact method calls `run` owns their parameters.
 
     Args:
       steps: the steps, one after the other.
       x: [batch, H, W, features].
       options: `Options`.
-      train, mask: as of any module.
-      prefix: beginning of the names of convolutions that have none of their own.
+      train, mask: as for any module.
+      prefix: prefix of the names of convolutions without a `name`.
       numbers: iterator of the numbers of these convolutions. None: 1, 2, ...
     """
     numbers = numbers or itertools.count(1)
@@ -198,7 +198,7 @@ def run(steps, x, options, *, train, mask, prefix="", numbers=None):
 
 
 def make(step, options, **place) -> nn.Module:
-    """Return the Linen module of a step that is called with `train` and `mask`. place: its `name` and `parent`."""
+    """Return the Linen module of a step, which is called with `train` and `mask`. `place`: its `name` and `parent`."""
     match step:
         case Convolve():
             return ConvNorm(

@@ -19,13 +19,13 @@ ORDERS = ("post", "last")
 class TableNetwork(Network):
     """Stages of steps, then a head. Hidden layers are named hidden1, hidden2, ..., auxiliary heads auxiliary1, ...
 
-    If the table has auxiliary heads, then these are always among the parameters, and run only with train=True. The
-    output is then (logits, logits of the last auxiliary head, ..., of the first), each [batch, num_classes].
+    If the table has auxiliary heads, their parameters always exist, but they run only with train=True. The output is
+    then (logits, logits of the last auxiliary head, ..., logits of the first), each [batch, num_classes].
     """
 
     stages: Mapping[str, Sequence[Step]]  # {stage: its steps}
     input_dropout: float = 0.0
-    grid: int | None = 1  # the last maps are averaged to grid x grid pixels; None: they stay, and fix the image size
+    grid: int | None = 1  # the last maps are averaged to grid x grid pixels; None: not averaged, so images have one size
     hidden: Sequence[int] = ()  # units of the dense ReLU layers before the logits
     hidden_bias: float = 0.0  # initial value of the biases of these layers
     drops: str = "outputs"  # which of the "outputs" or the "inputs" of hidden layers dropout drops
@@ -108,7 +108,7 @@ class TableNetwork(Network):
 
 
 def check_table(network, *, norm="none", order="post", num_classes=1, **rates):
-    """Raises InputError for options that a `TableNetwork` cannot have, or that would have no effect."""
+    """Raise InputError for options that a `TableNetwork` cannot have, or that would have no effect."""
     check_at_least_one(network, num_classes=num_classes)
     check_option(network, "order", order, ORDERS)
     check_rate(network, **rates)

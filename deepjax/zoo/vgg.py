@@ -15,7 +15,7 @@ GRID = 7
 def column(*depths, pointwise=(0, 0, 0, 0, 0), lrn=False):
     """Return the stages of a column of table 1.
 
-    A stage is its first 3x3 convolution, the equal ones that follow as one step, and a 2x2 max pool.
+    A stage consists of its first 3x3 convolution, one step for the equal convolutions that follow, and a 2x2 max pool.
 
     Args:
       *depths: number of 3x3 convolutions of each stage.
@@ -45,7 +45,7 @@ class VGG(TableNetwork):
     """A column of table 1, two hidden layers of 4,096 units, the logits."""
 
     def torch_names(self):
-        """As `Network.torch_names`; torchvision has A, B, D and E, without a norm or with batch norm before ReLU."""
+        """See `Network.torch_names`. torchvision has A, B, D and E, without norm or with batch norm before the ReLU."""
         in_torchvision = any(self.stages == COLUMNS[letter] for letter in "ABDE")
         batch_norm = makes_batch_norm(self.norm)
         if not in_torchvision or not (batch_norm or self.norm is None) or self.order != "post":
@@ -55,7 +55,7 @@ class VGG(TableNetwork):
 
 
 def vgg(config, num_classes=1000, *, norm="none", order="post", dropout=0.5, scan=True, dtype=None):
-    """A VGG network, in torchvision's form if torchvision has it.
+    """Make a VGG network, in torchvision's form if torchvision has it.
 
     The last maps are averaged to 7x7 pixels, which is their size for images of 224x224.
 
@@ -65,12 +65,12 @@ def vgg(config, num_classes=1000, *, norm="none", order="post", dropout=0.5, sca
       norm: norm of the convolutions: "none", "batch" (torchvision's vgg16_bn and so on), "group", "layer" or
         "instance". The convolutions keep their biases.
       order: "post": the norm before the ReLU; "last": after it.
-      dropout: the probability to drop a unit of the two hidden layers.
+      dropout: probability that a unit of the two hidden layers is dropped.
       scan: run equal convolutions as one scan; False unrolls them.
       dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm or order, an order without a norm, a dropout outside [0, 1]; when called, images
+      InputError: an unknown norm or order, order "last" without a norm, a dropout outside [0, 1]. When called: images
         smaller than 32x32 pixels.
     """
     check_table("vgg", norm=norm, order=order, num_classes=num_classes, dropout=dropout)

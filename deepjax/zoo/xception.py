@@ -16,7 +16,7 @@ from deepjax.zoo.network import Network, check_at_least_one
 
 
 class Separable(nn.Module):
-    """3x3 separable convolution and normalization, with nothing between its two parts: `depthwise`, `pointwise`."""
+    """3x3 separable convolution and normalization. Nothing is between its parts `depthwise` and `pointwise`."""
 
     features: int
     conv: Callable  # `ConvNorm` with the network's options
@@ -102,19 +102,19 @@ class Xception(Network):
 
 
 def xception(num_classes=1000, *, width=1.0, middle=8, norm="batch", dropout=0.5, scan=True, dtype=None):
-    """Xception of Chollet 2017, figure 5: 22,855,952 parameters. It has Keras' form, including epsilon and momentum.
+    """Make Xception of Chollet 2017, figure 5, with Keras' epsilon and momentum: 22,855,952 parameters.
 
     Args:
       num_classes: number of logits.
       width: factor of the features.
       middle: number of units of the middle flow.
       norm: "batch", "group", "layer" or "instance"; "none": biases instead.
-      dropout: the probability to drop an input of the last dense layer (section 4.4.3).
+      dropout: probability that an input of the last dense layer is dropped (section 4.4.3).
       scan: run the middle flow's units as one scan; False unrolls them.
       dtype: dtype of the computation.
 
     Raises:
-      InputError: an unknown norm, a dropout outside [0, 1], a width not above 0, no unit or no class; when called,
+      InputError: an unknown norm, a dropout outside [0, 1], a width not above 0, no unit or no class. When called:
         images smaller than 7x7 pixels.
     """
     check("xception", width, num_classes, dropout)

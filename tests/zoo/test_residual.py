@@ -308,7 +308,7 @@ def test_stages_have_units(depths):
 def test_errors_of_the_factory():
     with pytest.raises(InputError, match="groups 3 must divide"):
         resnet((1, 1), groups=3)
-    with pytest.raises(InputError, match="paper_stride True is for bottlenecks"):
+    with pytest.raises(InputError, match="paper_stride True needs bottlenecks"):
         resnet((1, 1), paper_stride=True)
     with pytest.raises(InputError, match="widen 0"):
         resnet((1, 1), widen=0)

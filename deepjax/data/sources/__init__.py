@@ -17,7 +17,7 @@ SOURCES: tuple[DataSource, ...] = (
 def find(wanted: Wanted) -> DataSource:
     """Return the source that provides a data set.
 
-    Raises InputError if no source provides it.
+    Raise InputError if no source provides it.
     """
     for source in SOURCES:
         if source.owns(wanted):

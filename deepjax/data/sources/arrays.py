@@ -67,7 +67,7 @@ def from_arrays(
 def checked_split(images: np.ndarray, labels: np.ndarray, where: str, split: str) -> Arrays:
     """Convert images and labels of one split to the types of `Arrays`.
 
-    Raises InputError for another type and for unequal lengths. `where` begins the message.
+    Raise InputError for another type and for unequal lengths. `where` begins the message.
     """
     images = _checked_images(images, f"{where}: x_{split}")
     return Arrays(images, checked_labels(labels, len(images), f"{where}: y_{split}"))
@@ -96,7 +96,7 @@ def _checked_images(images: np.ndarray, what: str) -> np.ndarray:
 def checked_labels(labels: np.ndarray, count: int, what: str) -> np.ndarray:
     """Convert integer labels [N] or [N, 1] to int32 [N].
 
-    Raises InputError for another type, for other than `count` labels, and for a label that int32 cannot hold.
+    Raise InputError for another type, for other than `count` labels, and for a label that int32 cannot hold.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:  # the form in which Keras stores the labels of CIFAR
         labels = labels[:, 0]
@@ -123,7 +123,7 @@ def _check_alike(splits: dict[str, Arrays], where: str) -> None:
 
 
 def _numbered_classes(labels: np.ndarray, where: str) -> tuple[str, ...]:
-    """Return "0", "1", ..., up to the largest label. Raises InputError for a label that is too large to be meant."""
+    """Return "0", "1", ..., up to the largest label. Raise InputError for a label that is too large to be meant."""
     largest = int(labels.max(initial=-1))
     if largest >= MAX_CLASSES:
         raise InputError(

@@ -21,7 +21,7 @@ class FolderFiles:
     paths: tuple[Path, ...]
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """Return the contents of these files. Raises InputError naming a file that cannot be read."""
+        """Return the contents of these files. Raise InputError naming a file that cannot be read."""
         try:
             return [self.paths[index].read_bytes() for index in indices]
         except OSError as error:
@@ -42,7 +42,7 @@ def folder(path: str, image_size: int) -> Dataset:
       image_size: height and width. Images of another size are resized and cropped (`Records.fit` "photograph").
         0: all images must have one size.
 
-    Raises InputError if a split or a class is missing or empty, and if sizes differ without image_size.
+    Raise InputError if a split or a class is missing or empty, and if sizes differ without image_size.
     """
     root = Path(path)
     held_out = [root / name for name in ("val", "validation") if (root / name).is_dir()]
@@ -72,7 +72,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _listed(split: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """Return sorted paths and labels of one split. Raises InputError for an unknown or an empty class."""
+    """Return sorted paths and labels of one split. Raise InputError for an unknown or an empty class."""
     paths, labels = [], []
     for folder in _subfolders(split):
         if folder.name not in classes:
@@ -86,7 +86,7 @@ def _listed(split: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]
 
 
 def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
-    """Return (height, width) of all these images, from their headers. Raises InputError if they differ."""
+    """Return (height, width) of all these images, from their headers. Raise InputError if they differ."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sizes = list(pool.map(read_size, paths))
     for path, (height, width) in zip(paths, sizes):

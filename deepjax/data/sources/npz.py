@@ -16,7 +16,7 @@ from deepjax.errors import InputError
 def npz(path: Path) -> Dataset:
     """Load x_train, y_train, x_test, y_test and, if present, x_validation and y_validation of an .npz file.
 
-    `from_arrays` describes the types that it takes. Raises InputError for a file that cannot be read, a missing array,
+    `from_arrays` describes the types that it takes. Raise InputError for a file that cannot be read, a missing array,
     or what `from_arrays` refuses.
     """
     stored = _stored(path)

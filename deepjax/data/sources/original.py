@@ -25,7 +25,7 @@ CIFAR100_SIZES = {"train": 50_000, "test": 10_000}
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
-    """Return the uint8 array of an IDX file, plain or gzip. Raises InputError unless it has this number of axes."""
+    """Return the uint8 array of an IDX file, plain or gzip. Raise InputError unless it has this number of axes."""
     data, complete = path.read_bytes(), True
     if data[:2] == b"\x1f\x8b":
         # gzip.decompress raises for a truncated file; this returns what is left, so that the message names its size.
@@ -156,7 +156,7 @@ def original_folder(name: str, data_dir: str) -> Path | None:
 def original(name: str, folder: Path) -> Dataset:
     """Load one of ORIGINAL from its publisher's files in a folder.
 
-    Raises InputError for a missing or truncated file, or one of another format.
+    Raise InputError for a missing or truncated file, or one of another format.
     """
     return ORIGINAL[name].read(name, folder, ORIGINAL[name].classes)
 

@@ -59,7 +59,7 @@ def load(wanted: Wanted) -> Dataset:
     shape are resized to wanted.image_size without cropping. Photographs of many shapes need image_size, and are resized
     and cropped (`Records.fit` "photograph").
 
-    Raises InputError for a data set that is not prepared, damaged, or not for image classification.
+    Raise InputError for a data set that is not prepared, damaged, or not for image classification.
     """
     check_data_dir(wanted.data_dir)
     name, builder = wanted.name, _builder(wanted.name, wanted.data_dir)
@@ -145,7 +145,7 @@ def _keys(builder: Any) -> tuple[str, str]:
 
 
 def _features(name: str, builder: Any) -> tuple[Any, Any]:
-    """Return the features of image and label. Raises InputError if this is no image classification data set."""
+    """Return the features of image and label. Raise InputError if this is no image classification data set."""
     import tensorflow_datasets as tfds
 
     features = dict(builder.info.features)
