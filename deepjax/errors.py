@@ -36,7 +36,7 @@ class TrainingFailed(RuntimeError):
 
 
 class Stopped(Exception):
-    """A signal stopped training after everything was saved. `number` is the number of the signal."""
+    """A signal stopped training, after everything was saved. `number` is the number of the signal."""
 
     def __init__(self, message, number):
         super().__init__(message)

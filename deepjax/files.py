@@ -1,4 +1,4 @@
-"""Files that are either old or complete: every file is written beside its place, then renamed."""
+"""Atomic writes: every file is written under a temporary name in the same folder, then renamed."""
 
 import contextlib
 import json

@@ -1,7 +1,7 @@
-"""What can be measured, and what must be alike in every system: images, labels, kernels. No JAX here, no PyTorch.
+"""The cells that can be measured, and the images, labels and kernels that all systems share. Imports no JAX or PyTorch.
 
-A cell of the benchmark's table is one program: a unit kind, a variant, a depth. Each is measured in a process of its
-own (`worker`), so that nothing compiled for one is at hand for another.
+A cell of the benchmark's table is one program: a unit kind, a variant, a depth. Each cell is measured in a separate
+process (`worker`), so that no program reuses code compiled for another.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from deepjax.errors import InputError, choices
 UNITS = ("basic", "preact", "plain", "reversible")
 SCANNED = {"scan": "none", "unit": "unit", "sqrt": "sqrt", "reversible": "reversible"}  # variant: `remat` of `stack`
 TORCH = ("torch", "torch-checkpoint", "torch-compile")
-OF_BASIC = ("stochastic", "flax", *TORCH)  # there for the basic unit alone
+OF_BASIC = ("stochastic", "flax", *TORCH)  # variants of the basic unit only
 VARIANTS = ("unrolled", *SCANNED, *OF_BASIC)
 STAGES = {"dense": ("scan", "sqrt"), "conv": ("scan", "sqrt"), "reversible": ("reversible",)}  # unit: variants
 
@@ -35,18 +35,18 @@ class Cell(NamedTuple):
 
 
 def nets(units, variants, depths, batch, width):
-    """The cells of nets, in groups to be timed together: one list for each unit and depth.
+    """Return the cells of networks, in groups to be timed together: one list for each unit and depth.
 
     Args:
-      units: of `UNITS`.
-      variants: of `VARIANTS`; None: all, but PyTorch's only where it is installed.
-      depths: each 6n + 2.
-      batch: images.
+      units: names in `UNITS`.
+      variants: names in `VARIANTS`. None: all, but PyTorch's only if PyTorch is installed.
+      depths: numbers of layers, each 6n + 2.
+      batch: images in a batch.
       width: features of the first stage.
 
     Raises:
-      InputError: no unit or depth, an unknown unit or variant, a variant that goes with none of the units, PyTorch
-        named but not installed, a depth that is not 6n + 2 with n at least 1, a batch below 2 or a width below 1.
+      InputError: no unit or depth, an unknown unit or variant, a variant that goes with none of the units, a PyTorch
+        variant without PyTorch, a depth that is not 6n + 2 with n at least 1, a batch below 2 or a width below 1.
     """
     _check_known("unit", units, UNITS)
     _check_known("variant", variants or (), VARIANTS)
@@ -74,7 +74,7 @@ def nets(units, variants, depths, batch, width):
 
 
 def stages(units, depths, batch, width):
-    """The cells of stages of equal units. Raise InputError for an unknown unit or a depth below 1."""
+    """Return the cells of stages of equal units. Raise InputError for an unknown unit or a depth below 1."""
     _check_known("stage unit", units, STAGES)
     if any(depth < 1 for depth in depths):
         raise InputError(f"stage depths {list(depths)} must be at least 1")
@@ -87,12 +87,12 @@ def stages(units, depths, batch, width):
 
 
 def cores():
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_torch():
-    """Whether PyTorch is installed."""
+    """Return whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
@@ -109,16 +109,16 @@ def _check_known(what, names, known):
 
 
 def images(batch):
-    """(images [batch, 32, 32, 3] float32, labels [batch] int32)."""
+    """Return (images [batch, 32, 32, 3] float32, labels [batch] int32)."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((batch, 32, 32, 3), np.float32), rng.integers(CLASSES, size=batch).astype(np.int32)
 
 
 def start(name, shape):
-    """The start of a parameter or running moment; kernels are [..., features_in, features], the same for one shape.
+    """Return the initial value of a parameter or running moment, which depends only on its name and shape.
 
-    He et al. 2015's standard deviation, so that nets of other systems, and stacks (with an axis of units in front),
-    compute the same numbers.
+    Kernels [..., features_in, features] have the standard deviation of He et al. 2015. Kernels of one shape are equal,
+    so that networks of all systems, and stacks with a leading axis of units, compute the same numbers.
     """
     if name != "kernel":
         return np.full(shape, name in ("scale", "var"), np.float32)

@@ -1,7 +1,7 @@
-"""What depth costs: seconds to trace, lower and compile, temporaries, step time; deepjax's forms, Flax and PyTorch.
+"""Measure the cost of depth: time to trace, lower and compile, temporaries, and step time of deepjax, Flax and PyTorch.
 
-Every program is compiled alone, in a process of its own, without any cache. Those of one unit kind and depth then take
-turns at training steps, so that whatever slows the machine for a while slows all of them.
+Every program is compiled in a separate process, while no other runs, and without any cache. Then the programs of one
+unit kind and depth take turns at training steps, so that other load on the machine slows all of them equally.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from deepjax.errors import InputError
 DEPTHS = (20, 56, 110, 332, 1202)
 STAGE_DEPTHS = (10, 1024, 4096, 10000)
 TURN = 0.2  # seconds: a turn is one step, or as many as fit
-QUIET = 0.5  # processes that want to run, over cores: above, the machine is busy
+QUIET = 0.5  # largest load per core of a machine that is not busy
 MEASURED = ("trace", "lower", "compile", "temporaries", "arguments", "outputs", "code", "cache_hits", "platform")
 
 
@@ -42,26 +42,26 @@ def run(
     compile_cap=600.0,
     say=print,
 ):
-    """Measure, and write depth.json, depth.md and depth.png into a folder, after every group of cells.
+    """Measure, and write depth.json, depth.md and depth.png to a folder after every group of cells.
 
     Args:
-      out: the folder; a report that is there is replaced.
-      units, variants, depths, batch, width: of the nets; see `cells.nets`.
-      steps: turns that each net takes; short steps are repeated within a turn.
-      stage_units, stage_depths: of the stages, which are compiled, not run; see `cells.stages`.
-      second_start: also time a fresh process to its first step, with JAX's persistent compilation cache, at the
-        greatest depth of the first unit.
-      compile_cap: seconds to build, trace, lower and compile one cell; then it is stopped, and deeper ones of its kind
-        are not tried.
-      say: called with each line of progress.
+      out: the folder. An existing report in it is replaced.
+      units, variants, depths, batch, width: of the networks; see `cells.nets`.
+      steps: turns that each network takes. Short steps are repeated within a turn.
+      stage_units, stage_depths: of the stages, which are compiled but not run; see `cells.stages`.
+      second_start: also measure the time from the start of a process to the end of its first step, with JAX's
+        persistent compilation cache, at the greatest depth of the first unit.
+      compile_cap: seconds to build, trace, lower and compile one cell. A cell that takes longer is stopped, and deeper
+        cells of its kind are not tried.
+      say: function called with each line of progress.
 
     Returns:
       The contents of depth.json: "command", "machine", "options", "nets", "stages", "starts" (one record for each
-      cell), "fits". Seconds and bytes; None where there is no number.
+      cell), "fits". Times are in seconds and sizes in bytes; a missing number is None.
 
     Raises:
-      InputError: what `cells.nets` and `cells.stages` say, steps below 1, a cap that is not positive, a folder that
-        cannot be written.
+      InputError: see `cells.nets` and `cells.stages`; steps below 1, a cap that is not positive, a folder that cannot
+        be written.
     """
     groups = cells.nets(units, variants, depths, batch, width)
     staged = cells.stages(stage_units, stage_depths, batch, width)
@@ -77,7 +77,7 @@ def run(
     if variants is None and not cells.has_torch():
         say("PyTorch is not installed: its variants are left out")
     if (record["machine"]["load"] or 0) > QUIET * record["machine"]["cores"]:
-        say(f"the machine is busy (load {record['machine']['load']:.1f}): timings will not be worth much")
+        say(f"the machine is busy (load {record['machine']['load']:.1f}): timings will not be reliable")
     capped = {}
     for group in groups:
         record["nets"] += measure(group, capped, compile_cap, steps, say)
@@ -93,9 +93,9 @@ def run(
 
 
 def measure(group, capped, cap, steps, say):
-    """The records of cells: each is compiled alone, then they take turns at steps.
+    """Return the records of cells. Each cell is compiled alone, then the cells take turns at training steps.
 
-    `capped` is {(kind, unit, variant): depth at which the cap hit}, and is kept up.
+    `capped` is {(kind, unit, variant): depth at which the time limit was reached}. This function adds to it.
     """
     records, running = [], []
     with contextlib.ExitStack() as stack:
@@ -120,7 +120,7 @@ def measure(group, capped, cap, steps, say):
 
 
 def _prepared(process, record, cap):
-    """Fill in what compiling takes. False, and the process has ended, where it does not succeed."""
+    """Add the times of compilation to `record`. Return False, after stopping the process, if compilation fails."""
     try:
         for phase in process.phases(cap):
             record |= {name: phase[name] for name in (*MEASURED, "loss") if name in phase}
@@ -133,7 +133,7 @@ def _prepared(process, record, cap):
 
 
 def _take_turns(running, steps, cap):
-    """Fill in the step times of records, whose processes take turns. The first turn is not counted."""
+    """Add step times to the records of processes, which take turns. The first turn is not counted."""
     seconds = {id(record): [] for record, _ in running}
     for turn in range(steps + 1):
         for record, process in running:
@@ -152,16 +152,17 @@ def _take_turns(running, steps, cap):
     for record, _ in running:
         taken = seconds[id(record)]
         if not math.isfinite(record["loss"] or 0.0):
-            record["loss"] = None  # JSON has no such number
+            record["loss"] = None  # JSON has no NaN and no infinity
         if taken and not record["stopped"]:
             record |= {"steps": len(taken), "step": statistics.median(taken), "step_least": min(taken)}
             record["step_mean"] = statistics.fmean(taken)
 
 
 def start_twice(cell, cap, say):
-    """Seconds from the start of a process to the end of its first step: with an empty cache, and with what that left.
+    """Return the seconds from the start of a process to the end of its first step, with an empty and a filled cache.
 
-    {"unit", "variant", "depth", "cold", "warm", "cache_hits" of the second, "step" (seconds of its second step)}.
+    The record has "unit", "variant", "depth", "cold" (seconds of the first start), "warm" (of the second start),
+    "cache_hits" and "step" (seconds of a later step), both of the second start.
     """
     record = {"unit": cell.unit, "variant": cell.variant, "depth": cell.depth, "cold": None, "warm": None}
     record |= {"cache_hits": None, "step": None, "stopped": None}
@@ -182,7 +183,7 @@ def start_twice(cell, cap, say):
 
 
 def command(options):
-    """The command line that measures the same.
+    """Return the command line with these options.
 
     >>> command({"depths": [20, 56], "variants": None, "steps": 10, "second_start": False})
     'deepjax bench depth --depths 20,56 --steps 10 --no-second-start'
@@ -199,7 +200,7 @@ def command(options):
 
 
 def machine():
-    """What the numbers were measured on, and with."""
+    """Return the hardware, software versions and settings of the measurement."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The CIFAR residual net as one writes it in plain Flax: nothing of deepjax, a Python loop over units."""
+"""The CIFAR residual network in plain Flax, without deepjax: a Python loop over units."""
 
 import flax.linen as nn
 import jax.numpy as jnp

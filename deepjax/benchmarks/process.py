@@ -1,4 +1,4 @@
-"""The other end of `worker`: start it, ask it, end it when its time is up."""
+"""Control of a `worker` process: start it, request measurements, and stop it at a time limit."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from deepjax.benchmarks.cells import TORCH
 WORKER = [sys.executable, "-m", "deepjax.benchmarks.worker"]
 PHASES = ("build", "trace", "lower", "compile")  # PyTorch has the first and the last
 
-# Compile times are to be compile times, and several processes may share a GPU.
+# Caches are off, so that compile times are those of real compilations. Several processes may share a GPU.
 ALONE = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
@@ -24,7 +24,7 @@ ALONE = {
 
 
 def cached(folder):
-    """The environment in which JAX keeps every compiled program in a folder."""
+    """Return environment variables that make JAX store every compiled program in a folder."""
     return {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(folder),
@@ -34,14 +34,14 @@ def cached(folder):
 
 
 class Ended(Exception):
-    """A worker has no answer: it was stopped at its cap, or failed. The message says which, and where."""
+    """A worker was stopped at its time limit, or failed. The message gives the reason and the phase."""
 
 
 class Process:
-    """One worker, which measures one cell. A context manager, which ends it."""
+    """One worker process, which measures one cell. As a context manager, it stops the process at the end."""
 
     def __init__(self, cell, environment=None):
-        """Start it, under changes of the environment."""
+        """Start the process, with changes of the environment."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed on exit
         self._capped = False
         self._phases = (PHASES[0], PHASES[-1]) if cell.variant in TORCH else PHASES
@@ -51,7 +51,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={**os.environ, **ALONE, **(environment or {})},
-            start_new_session=True,  # so that a compiler it has started ends with it
+            start_new_session=True,  # so that compilers that the process starts are stopped with it
         )
         assert self._child.stdin is not None
         assert self._child.stdout is not None
@@ -64,7 +64,7 @@ class Process:
         self.end()
 
     def end(self):
-        """End it, and what it has started. A second time does nothing."""
+        """Stop the process and its child processes. A second call has no effect."""
         if self._in.closed:
             return
         self._kill()
@@ -74,14 +74,14 @@ class Process:
                 pipe.close()
 
     def phases(self, cap):
-        """Yields what each phase took, as the worker tells. Raise Ended, at the latest `cap` seconds from now."""
+        """Yield the worker's record of each phase. Raise Ended if the phases take longer than `cap` seconds."""
         end = time.monotonic() + cap
         for phase in self._phases:
             yield self._answer(end - time.monotonic(), f"cap of {cap:g} s reached in {phase}")
 
     def turn(self, least, cap):
-        """What the worker's `turn` returns. Raise Ended, at the latest `cap` seconds from now."""
-        with contextlib.suppress(BrokenPipeError):  # from one that has failed: the answer says so
+        """Return the result of the worker's `turn`. Raise Ended if it takes longer than `cap` seconds."""
+        with contextlib.suppress(BrokenPipeError):  # the worker has failed: `_answer` raises Ended with the reason
             self._in.write(f"{least}\n".encode())
             self._in.flush()
         return self._answer(cap, f"cap of {cap:g} s reached in a step")
@@ -103,7 +103,7 @@ class Process:
         if not hasattr(os, "killpg"):
             self._child.kill()
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the process has already ended
             os.killpg(self._child.pid, signal.SIGKILL)
 
     def _last_words(self):

@@ -1,4 +1,4 @@
-"""The programs in JAX: whole training steps of CIFAR nets, and loss and gradients of stages of equal units."""
+"""The programs in JAX: training steps of CIFAR networks, and loss and gradients of stages of equal units."""
 
 import time
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from deepjax.zoo.reversible import RevNet
 
 
 def reversible_unit(width):
-    """Two streams of `width` features, a convolution in each."""
+    """Return a reversible unit: two streams of `width` features, with one convolution for each."""
     f, g = (Branch((width,), (3,), (1,), "pre", parent=None) for _ in "fg")
     return Reversible(f, g, parent=None)
 
 
 def network(cell):
-    """The Linen module of a net's cell."""
+    """Return the Linen module of a cell of kind "net"."""
     depth, width = cell.depth, cell.width
     if cell.variant == "flax":
         return FlaxResNet((depth - 2) // 6, width, cells.CLASSES)
@@ -40,7 +40,7 @@ def network(cell):
 
 
 def stage(cell):
-    """(the stack of a stage's cell, the shape of its input)."""
+    """Return (stack, shape of its input) of a cell of kind "stage"."""
     maps = (cell.batch, 32, 32)
     unit, shape = {
         "dense": lambda: (DenseUnit(), (cell.batch, 4 * cell.width)),
@@ -54,10 +54,10 @@ def stage(cell):
 
 
 class Program:
-    """A cell's program: `prepare`, then `step` as often as wanted."""
+    """A cell's program. Call `prepare` once, then `step` any number of times."""
 
     def __init__(self, cell):
-        """Shapes alone: nothing is compiled, and no array made."""
+        """Compute shapes only. Nothing is compiled, and no array is created."""
         self.cell, self.state = cell, None
         hits = self.hits = []
         jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
@@ -78,8 +78,8 @@ class Program:
         return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 
     def prepare(self):
-        """Yields what tracing, lowering and compiling take, each as a dict."""
-        jax.clear_caches()  # what was traced for the shapes is not to help
+        """Trace, lower and compile the program. Yield a dict with the time of each phase."""
+        jax.clear_caches()  # so that the traces made for the shapes are not reused
         self.hits.clear()
         traced, seconds = _timed(lambda: self.program.trace(self.shapes, self.batch))
         yield {"phase": "trace", "seconds": seconds}
@@ -99,7 +99,7 @@ class Program:
         }
 
     def step(self):
-        """One step, to its end. Returns the loss before it."""
+        """Take one training step, wait for its end, and return the loss before the update."""
         if self.state is None:
             self.state = self._start()
         self.state, loss = self.compiled(self.state, self.batch)
@@ -120,7 +120,7 @@ def _timed(function: Callable):
 
 
 def _training_step(model, optimizer):
-    """(state, (images, labels)) -> (state, loss), where state is (variables, (the optimizer's state, steps done))."""
+    """Return a function (state, (images, labels)) -> (state, loss); state is (variables, (optimizer state, steps))."""
 
     def step(state, batch):
         variables, (optimizer_state, count) = state
@@ -141,9 +141,9 @@ def _training_step(model, optimizer):
 
 
 def _gradients_of(model):
-    """(variables, x) -> (loss, gradients, new batch statistics).
+    """Return the function (variables, x) -> (loss, gradients, new batch statistics).
 
-    The gradients are results, not temporaries: they grow with depth whatever is kept of activations.
+    The gradients are outputs and do not count as temporaries, because they grow with depth for every `remat`.
     """
 
     def gradients(variables, x):

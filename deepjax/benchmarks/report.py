@@ -27,7 +27,7 @@ MARKS = "os^vDPX*<>"  # one for each variant
 
 
 def line(kind, record):
-    """What compiling a cell took, for the terminal."""
+    """Return the compilation record of a cell as one line."""
     name = f"{kind} {record['unit']} {record['variant']} {record['depth']}"
     if record["stopped"]:
         return f"{name}: {record['stopped']}"
@@ -38,7 +38,7 @@ def line(kind, record):
 
 
 def step_line(record):
-    """What a step of a net took, for the terminal."""
+    """Return the step time of a network as one line."""
     name = f"net {record['unit']} {record['variant']} {record['depth']}"
     if record["stopped"]:
         return f"{name}: {record['stopped']}"
@@ -46,7 +46,7 @@ def step_line(record):
 
 
 def start_line(record):
-    """What a second start took, for the terminal."""
+    """Return the times of the two starts of a cell as one line."""
     name = f"start of {record['unit']} {record['variant']} {record['depth']}"
     if record["stopped"]:
         return f"{name}: {record['stopped']}"
@@ -54,7 +54,7 @@ def start_line(record):
 
 
 def tables(record) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
-    """[(title, header, rows of cells)] of a run's record."""
+    """Return the tables of a record as [(title, header, rows of cells)]."""
     options = record["options"]
     title = (
         f"CIFAR nets {options['width']}/{2 * options['width']}/{4 * options['width']}, batch {options['batch']}: "
@@ -100,7 +100,7 @@ def _power(exponent):
 
 
 def about(record):
-    """One paragraph: the machine and the versions."""
+    """Return one paragraph about the machine and the versions."""
     machine = record["machine"]
     memory = f", {machine['memory'] / 2**30:.0f} GiB" if machine["memory"] else ""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
@@ -114,7 +114,7 @@ def about(record):
 
 
 def markdown(record):
-    """The whole report but the plot."""
+    """Return the report as Markdown, with a link to the plot."""
     parts = [f"# What depth costs\n\n`{record['command']}`\n\n{about(record)}\n\n![](depth.png)\n"]
     for title, header, rows in tables(record):
         lines = [f"## {title}", "", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
@@ -123,7 +123,7 @@ def markdown(record):
 
 
 def plot(record):
-    """Step time, compile time and temporaries of the nets over depth, with fitted powers, as a matplotlib Figure."""
+    """Plot step time, compile time and temporaries of networks against depth, with fitted powers; return a Figure."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 

@@ -1,4 +1,4 @@
-"""The CIFAR residual net in PyTorch: eager, with checkpoints at units, compiled. PyTorch is imported on use."""
+"""The CIFAR residual network in PyTorch: eager, with checkpointed units, or compiled. PyTorch is imported on use."""
 
 import time
 from itertools import pairwise
@@ -7,7 +7,7 @@ from deepjax.benchmarks import cells
 
 
 def residual_net(units, width, classes, checkpoint):
-    """The torch.nn.Module; `checkpoint`: units keep their input alone and are computed again in the backward pass."""
+    """Return the torch.nn.Module. With `checkpoint`, the backward pass recomputes each unit from its stored input."""
     import torch.nn.functional as F
     from torch import nn
     from torch.utils.checkpoint import checkpoint as recomputed
@@ -45,7 +45,7 @@ def residual_net(units, width, classes, checkpoint):
 
 
 class Program:
-    """As `programs.Program`; on a GPU where PyTorch has one, else on all cores."""
+    """A cell's program in PyTorch, like `programs.Program`, on a GPU if there is one, else on all cores."""
 
     def __init__(self, cell):
         import torch
@@ -64,7 +64,7 @@ class Program:
         self.forward = self.net
 
     def prepare(self):
-        """Yields what compiling takes: for torch.compile the first step, which it is part of; else nothing."""
+        """Yield the record of the phase "compile". For torch.compile, its time is that of the first step."""
         platform = "gpu" if self.device == "cuda" else "cpu"
         if self.cell.variant != "torch-compile":
             yield {"phase": "compile", "platform": platform}
@@ -75,16 +75,16 @@ class Program:
         yield {"phase": "compile", "platform": platform, "seconds": time.perf_counter() - start, "loss": loss}
 
     def step(self):
-        """One step, to its end. Returns the loss before it."""
+        """Take one training step, wait for its end, and return the loss before the update."""
         loss = self.torch.nn.functional.cross_entropy(self.forward(self.images), self.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss.item()  # which waits for a GPU
+        return loss.item()  # waits for the GPU
 
 
 def _start(path, shape):
-    """`cells.start` in PyTorch's layout."""
+    """Return the array of `cells.start` in PyTorch's layout."""
     if path.endswith("bias") or len(shape) == 1:
         return cells.start("bias" if path.endswith("bias") else "scale", shape)
     kernel = cells.start("kernel", (*shape[2:], shape[1], shape[0]))

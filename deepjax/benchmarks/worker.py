@@ -1,7 +1,7 @@
-"""The process that measures one cell, which is its argument, as JSON. It answers in lines of JSON.
+"""The child process that measures one cell. Its argument is the cell as JSON, and its output is lines of JSON.
 
-It tells of each phase as it ends (build, trace, lower, compile). Then, for each line that it reads, a number of
-seconds, it takes at least one step and goes on for so long, and answers with what each step took.
+It prints one line at the end of each phase (build, trace, lower, compile). Then it reads lines from standard input.
+Each line is a number of seconds: the process takes training steps for that time, at least one, and prints their times.
 """
 
 import json
@@ -14,9 +14,9 @@ from deepjax.benchmarks.cells import TORCH, Cell
 
 
 def main():
-    """Serve until the standard input ends."""
+    """Prepare the cell's program, then answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
 
     def answer(record):
         print(json.dumps(record), file=answers, flush=True)
@@ -30,7 +30,7 @@ def main():
 
 
 def load(cell):
-    """The cell's program, as `programs.Program` or `torch_net.Program`."""
+    """Return the cell's program: a `programs.Program` or a `torch_net.Program`."""
     if cell.variant in TORCH:
         from deepjax.benchmarks import torch_net
 
@@ -41,7 +41,10 @@ def load(cell):
 
 
 def turn(program, least):
-    """At least one step, and more until `least` seconds are over: {"seconds", "loss" before the first one, "peak"}."""
+    """Take steps for at least `least` seconds, and at least one step.
+
+    Return {"seconds": [time of each step], "loss": loss before the first step, "peak": bytes of memory}.
+    """
     seconds, losses, start = [], [], time.perf_counter()
     while not seconds or time.perf_counter() - start < least:
         before = time.perf_counter()
@@ -51,7 +54,7 @@ def turn(program, least):
 
 
 def peak_memory():
-    """Bytes of memory that this process has held at most, compiling included; None where the system does not say."""
+    """Return this process's peak memory in bytes, compilation included, or None if the system does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)

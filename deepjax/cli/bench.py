@@ -1,4 +1,4 @@
-"""`deepjax bench`: measurements, side by side."""
+"""`deepjax bench`: side-by-side measurements."""
 
 import re
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from deepjax.errors import InputError
 
 @dataclass(frozen=True)
 class Depth:
-    """What depth costs: seconds to trace, lower and compile, temporaries and step time of CIFAR nets, as scans,
-    unrolled and rematerialized, beside plain Flax and PyTorch. Writes depth.json, depth.md and depth.png."""
+    """Measure the cost of depth: time to trace, lower and compile, temporaries and step time of CIFAR networks, in
+    deepjax (as scans, unrolled and rematerialized), plain Flax and PyTorch. Writes depth.json, depth.md, depth.png."""
 
     units: str = "basic,preact,plain,reversible"
     """Unit kinds, with commas between."""
@@ -21,25 +21,25 @@ class Depth:
     depths: str = "20,56,110,332,1202"
     """Layers, each 6n + 2."""
     steps: int = 10
-    """Turns that each net takes at training steps; short steps are repeated within a turn."""
+    """Turns that each network takes at training steps. Short steps are repeated within a turn."""
     batch: int = 8
-    """Images."""
+    """Images in a batch."""
     width: int = 16
     """Features of the first stage; the others have twice and four times as many."""
     stage_units: str = "dense,conv,reversible"
-    """Units of stages, which are compiled, not run. Empty: none."""
+    """Unit kinds of stages, which are compiled but not run. Empty: none."""
     stage_depths: str = "10,1024,4096,10000"
     """Units in a stage."""
     second_start: bool = True
-    """Time a fresh process to its first step, with JAX's persistent compilation cache."""
+    """Measure the time from the start of a process to its first step, with JAX's persistent compilation cache."""
     compile_cap: float = 600.0
-    """Seconds after which compiling one net is given up."""
+    """Time limit in seconds for compiling one network."""
     out: Path = Path("runs/bench_depth")
-    """Folder of the report; one that is there is replaced."""
+    """Folder of the report. An existing report is replaced."""
 
 
 def bench(arguments):
-    """Measure the cost of depth beside plain Flax and PyTorch: `deepjax bench depth`."""
+    """Measure the cost of depth in deepjax, plain Flax and PyTorch: `deepjax bench depth`."""
     if arguments[:1] in (["-h"], ["--help"]):
         print("usage: deepjax bench depth [OPTIONS]; `deepjax bench depth --help` lists them")
         return 0

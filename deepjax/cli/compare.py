@@ -20,9 +20,9 @@ class Compare:
     """Options of `deepjax compare`."""
 
     a: tyro.conf.Positional[str]
-    """A file of weights, the folder of a run, or a name that `deepjax weights list` shows."""
+    """A file of weights, the folder of a run, or a name that `deepjax weights list` prints."""
     b: tyro.conf.Positional[str]
-    """The other one; or torchvision: torchvision's network in PyTorch, with the weights of the first."""
+    """Weights to compare with. torchvision: run torchvision's network in PyTorch with the first set of weights."""
     model: str | None = None
     """Name of the network, for files in PyTorch's layout, which do not record it."""
     input: str = ""
@@ -36,7 +36,7 @@ class Compare:
     batch: int = option(2, at_least=1)
     """Number of images."""
     seed: int = option(0, at_least=0)
-    """Seed of the images, which are normal noise."""
+    """Seed of the images, which are Gaussian noise."""
     json: bool = False
     """Print JSON."""
 

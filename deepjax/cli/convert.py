@@ -30,9 +30,10 @@ class Convert:
     num_classes: int | None = option(None, at_least=1)
     """Number of logits. Unset: the network's usual number."""
     reset_head: bool = False
-    """Initialize the layers whose size is the number of classes from scratch, for other classes than the source's."""
+    """Initialize the layers whose size is the number of classes from scratch. Needed if the number of classes differs
+    from the source's."""
     seed: int = option(0, at_least=0, below=2**32)
-    """Seed of what is initialized from scratch."""
+    """Seed of the layers that are initialized from scratch."""
     preprocessing: str = ""
     """Preprocessing of images to record: that of a network (its IMAGENET1K_V1 weights in torchvision) or of weights,
     such as resnet50.tv2_in1k. Empty: what the source records, if anything."""
@@ -50,7 +51,7 @@ def convert(arguments):
         layout = "torch" if files.is_ours(options.source) else "deepjax"
     files.check_suffix(options.destination, (".safetensors", *(files.TORCH if layout == "torch" else ())))
     if options.preprocessing and layout == "torch":
-        raise InputError("--preprocessing: a file in PyTorch's layout cannot record it; leave it out")
+        raise InputError("--preprocessing: files in PyTorch's layout cannot store it; leave out this option")
     preprocessing = hub.preprocessing(options.preprocessing) if options.preprocessing else None
     found = bundle.load_file(
         options.source,

@@ -21,7 +21,7 @@ class Eval:
     mean of their parameters, with the moments of batch norms estimated on the training set."""
     split: Literal["test", "validation", "train"] = "test"
     data_dir: str = ""
-    """Folder of the images. Empty: the one that the run has recorded."""
+    """Folder of the images. Empty: the folder that the run has recorded."""
     json: bool = False
     """Print JSON."""
 

@@ -27,7 +27,7 @@ class Export:
     """Layout of safetensors. deepjax: with class names and preprocessing, for `deepjax predict` and --pretrained.
     torch: with PyTorch's names; the file may then end in .pth too."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
-    """stablehlo: backends that it can run on."""
+    """stablehlo: backends on which the program can run."""
 
 
 def export(arguments):

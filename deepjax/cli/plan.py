@@ -20,11 +20,11 @@ class Options:
 
     config: Annotated[Config, tyro.conf.arg(name="")] = option(inline=True)
     input: str = ""
-    """Shape of one example: height,width,channels. Empty: that of the data. With --classes, no data is looked for."""
+    """Shape of one example: height,width,channels. Empty: that of the data. With --classes, no data set is needed."""
     classes: int | None = option(None, at_least=1)
     """Number of classes. Unset: that of the data."""
     memory: float | None = option(None, above=0)
-    """GiB of memory of each device. Unset: the device's own figure, else the machine's RAM."""
+    """GiB of memory of each device. Unset: the memory that the device reports, else the machine's RAM."""
     quick: bool = False
     """Compile nothing: print only parameters, optimizer state, inputs and FLOPs."""
     seconds: float = option(300.0, above=0)
@@ -67,7 +67,7 @@ def _record(found):
 
 
 def _print_news(name, config, found):
-    """Print what is new in a Plan: its head, or its latest choice."""
+    """Print the part of a Plan that has not been printed: its head, or its latest choice."""
     if not found.choices:
         _print_head(name, config, found)
         print(f"\n{_row('remat', 'FLOPs a step', 'temporaries', 'total', 'compiled in', 'fits')}", flush=True)

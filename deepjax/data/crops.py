@@ -27,12 +27,13 @@ def read_crops(path: Path, cut: Callable, shape: tuple[int, ...], count: int = 1
     """Read crops of an image file as uint8 [count, H, W, C].
 
     Args:
-      path: of the file.
-      cut: function that makes the crops of a Pillow image: `photograph_crops`, or `resizing(...)`.
+      path: path of the file.
+      cut: function that returns the crops of a Pillow image: `photograph_crops`, or `resizing(...)`.
       shape: (H, W, C) of each crop.
-      count: 1: the center. 5: the corners, then the center. 10: these, then the same of the mirror image.
+      count: 1: the center. 5: the corners, then the center. 10: these five, then the same five of the mirror image.
 
-    Raise InputError for another count, and for a file that cannot be read.
+    Raises:
+      InputError: another count, or a file that cannot be read.
     """
     from PIL import ImageOps
 
@@ -54,7 +55,7 @@ def resized_crops(resize: int, interpolation: str, image: "Image.Image", height:
     if interpolation not in INTERPOLATIONS:
         raise InputError(f"interpolation {interpolation!r} is unknown; {choices(interpolation, INTERPOLATIONS)}")
     if resize < max(height, width):
-        raise InputError(f"resize {resize}: crops of {height}x{width} pixels are larger; make it at least that")
+        raise InputError(f"resize {resize} is smaller than the crops of {height}x{width} pixels; use a larger value")
     image = _shorter_side(image, resize, interpolation)
     right, bottom = image.width - width, image.height - height
     center = round(right / 2), round(bottom / 2)

@@ -91,7 +91,7 @@ def _place(found: Dataset, data: config.Data) -> Dataset:
     """Read Records into memory if data.placement is device, or is auto and they fit."""
     area = data.augment.area
     if area is not None and isinstance(found.train, Arrays):
-        raise InputError(f"data.augment.area {area}: {found.name} is not read image by image; leave area unset")
+        raise InputError(f"data.augment.area {area}: images of {found.name} are not read one by one; leave area unset")
     if area is not None and data.placement == "device":
         raise InputError(f"data.augment.area {area}: needs data.placement host, not device")
     if isinstance(found.train, Arrays) or area is not None or data.placement == "host":

@@ -15,9 +15,21 @@ def mix(
     augment: config.Augment,
     num_classes: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mix images, float [B, ...], and labels, int [B], as `augment` says. Return images and targets [B, classes].
+    """Apply mixup or CutMix to a batch, with the parameters in `augment`.
 
-    If both mixup and cutmix are set, each batch gets one of them, with probability one half.
+    If both are set, each batch gets one of them, with probability one half. If neither is set, the images are returned
+    unchanged.
+
+    Args:
+      key: PRNG key.
+      images: float [B, ...].
+      labels: int [B].
+      mask: bool [B], False for padding; see `mixup`.
+      augment: `config.Augment`.
+      num_classes: number of classes.
+
+    Returns:
+      (images [B, ...], target distributions [B, classes]).
     """
     targets = jax.nn.one_hot(labels, num_classes)
     ways = []
@@ -34,7 +46,7 @@ def mix(
 def mixup(
     key: jax.Array, x: jax.Array, targets: jax.Array, mask: jax.Array | None, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Return share x + (1 - share) x[partner], and the same of the targets: Zhang et al. 2018, eq. 1.
+    """Return share x + (1 - share) x[partner], and the same mixture of the targets (Zhang et al. 2018, eq. 1).
 
     `share` is drawn from Beta(alpha, alpha), once for the batch, as in the paper's code. The rows that are examples
     form a random ring, and the partner of a row is its neighbor. No row is its own partner, unless it is the only one.

@@ -145,13 +145,13 @@ def maxout(x, kernel, bias=None):
       bias: [pieces, features_out], or None.
 
     Returns:
-      y [..., features_out], in the dtype that x, kernel and bias promote to. Pieces that tie share the gradient
-      equally.
+      y [..., features_out], in the dtype that x, kernel and bias promote to. If several pieces have the largest value,
+      each gets an equal share of the gradient.
 
     Raises:
       InputError: shapes that do not match, or no pieces.
 
-    Two pieces x and 0 give `relu(x)`; two pieces x and -x give |x|:
+    With one feature, two pieces x and 0 give `relu(x)`; two pieces x and -x give |x|:
 
     >>> maxout(jnp.array([[-2.0], [3.0]]), jnp.array([[[1.0, 1.0], [0.0, -1.0]]])).astype(int).tolist()
     [[0, 2], [3, 3]]
@@ -291,7 +291,7 @@ def gain(name, slope=None, *, pieces=None):
 
     The gain is a factor of the variance. Its square root is the factor of the standard deviation, which is what
     `torch.nn.init.calculate_gain` returns for linear, relu and leaky_relu. For other activations PyTorch uses other
-    numbers: 5/3 for tanh, where sqrt(gain) is 1.593; 3/4 for selu, where it is 1; 1 for sigmoid, where it is 1.846.
+    numbers: 5/3 for tanh (sqrt(gain) is 1.593), 3/4 for selu (1), and 1 for sigmoid (1.846).
 
     Args:
       name: "linear", "relu", "leaky_relu", "prelu", "elu" (alpha 1), "selu", "softplus", "sigmoid", "tanh",

@@ -25,7 +25,7 @@ def dropout(key, x, rate, *, train, scaling="inverted"):
       key: PRNG key. May be None if nothing is random (`train=False` or `rate=0`).
       x: floating-point array of any shape.
       rate: probability to drop, in [0, 1]; a number or a traced scalar. 0 is the identity, 1 gives zeros.
-      train: True drops; False only scales, if `scaling` says so.
+      train: True drops; False only scales, depending on `scaling`.
       scaling: "inverted" divides what is kept by 1 - rate in training and returns x in evaluation, as PyTorch does.
         "original" (section 4 of the paper) does not scale in training and multiplies by 1 - rate in evaluation.
 
@@ -119,7 +119,7 @@ def drop_path(key, branch, survival, *, train, scaling="inverted", per="example"
       branch: floating-point array [batch, ...].
       survival: probability to keep, in [0, 1]; a number or a traced scalar. 1 is the identity, 0 gives zeros.
         `linear_survival` computes the paper's.
-      train: True drops; False only scales, if `scaling` says so.
+      train: True drops; False only scales, depending on `scaling`.
       scaling: "inverted" divides a surviving branch by `survival` in training. "original" (eqs. 2 and 5 of the paper)
         does not scale in training and multiplies by `survival` in evaluation.
       per: "example" draws once per row of the batch, "batch" once for the whole batch, as in the paper.
@@ -235,7 +235,7 @@ def drop_connect(key, x, kernel, bias, rate, *, train, activation=None, inferenc
       kernel: [features_in, features].
       bias: [features], or None.
       rate: probability to drop, in [0, 1]; a number or a traced scalar. 0 is a dense layer.
-      train: True drops connections; False computes as `inference` says.
+      train: True drops connections; False computes by the method `inference`.
       activation: elementwise function, applied after the sum. None is the identity.
       inference: "moments" as above, or "mean" for activation((1 - rate) (x @ kernel + bias)), which draws nothing.
       samples: number of draws per unit and row, at least 1. The error is proportional to 1 / sqrt(samples).

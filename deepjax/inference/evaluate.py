@@ -18,7 +18,7 @@ class Evaluated(NamedTuple):
     """Evaluations of several runs, or of the snapshots of one, on one data set."""
 
     together: Evaluation
-    alone: list[Evaluation]  # of each run; where there is but one run, of each of its members
+    alone: list[Evaluation]  # of each run; if there is only one run, of each of its members
 
 
 def evaluate_run(run, *, split="test", data_dir="", data=None) -> Evaluation:

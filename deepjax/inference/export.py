@@ -40,7 +40,7 @@ def stablehlo(run, *, platforms=PLATFORMS) -> bytes:
 
     Args:
       run: a Run or a Classifier.
-      platforms: where it is going to run: of cpu, cuda, rocm and tpu.
+      platforms: backends on which the program can run, among cpu, cuda, rocm and tpu.
 
     Raises:
       InputError: flatbuffers, which JAX's serialization needs, is not installed.

@@ -38,7 +38,7 @@ class Choice(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether both spreads are within the limit."""
+        """Return whether both spreads are within the limit."""
         return bool(max(self.signal, self.gradient) <= self.within)
 
     def __str__(self):
@@ -114,7 +114,7 @@ def auto(model, key, x, *, within=2.0, report=None, **call):
 
 def _remedies(model, call, layers, shared, ends, start):
     """Return {name: (start, key, x) -> variables} of the remedies that apply to this model, cheapest first."""
-    if shared:  # `lsuv` sets kernels that the steps of a scan share; the other remedies cannot
+    if shared:  # only `lsuv` can set kernels that the steps of a scan share
         return {"none": None, "lsuv": lambda start, key, x: lsuv(model, key, x, **call)}
     calibrated = partial(_calibrated, model, call, layers)
     one = {layer.path: 1.0 for layer in layers}

@@ -1,8 +1,7 @@
 """Set the kernels of every layer of a Linen model in one forward pass.
 
-Flax lets a rule stand around every module call, also in the traced body of a scan, and there the rule may write
-parameters. So each layer gets its kernel from the output of the layers before it, which are already set. One pass is
-enough, whatever the depth.
+In Flax, a rule can intercept every module call, also in the traced body of a scan, and write parameters there. So each
+layer gets its kernel from the output of the layers before it, which are already set. One pass is enough at any depth.
 """
 
 import math
@@ -23,7 +22,7 @@ from deepjax.trace.layers import output_of, run_model
 from deepjax.trace.notes import has_notes, put_notes, take_notes
 from deepjax.trace.observe import mean_square, variance
 
-MIN_VARIATION = 1e-10  # below this, float32 cannot tell an output's variation from rounding
+MIN_VARIATION = 1e-10  # below this, the variation of a float32 output may be rounding errors alone
 
 
 class Change(NamedTuple):
@@ -38,7 +37,7 @@ class Rules(NamedTuple):
     """What `calibrate` does at each layer."""
 
     change: Callable[..., Change]  # (layer, z, bias), where z is the output without its bias, in at least float32
-    draw: Callable[..., Any] | None = None  # (layer, module, x) -> the first kernel; None: the kernel that is there
+    draw: Callable[..., Any] | None = None  # (layer, module, x) -> the initial kernel; None: the module's own kernel
     repeats: int = 1  # changes of a layer that is not affine: its output is not proportional to its kernel
     shared: dict[tuple[str, ...], Callable[..., Any]] = {}  # noqa: RUF012  path -> rule (layer, module, run, args)
 
@@ -124,7 +123,7 @@ def _repeatable(module, args, kwargs, apart):
 
 
 def _set(module, layer, rules, result, args, again):
-    """Change the kernel and bias of a layer that has been called. Returns (result with these, notes)."""
+    """Change the kernel and bias of a layer that has been called. Return (result with these, notes)."""
     params = module.variables["params"]
     kernel, bias = params["kernel"], params.get("bias")
     output = output_of(module, args, result)

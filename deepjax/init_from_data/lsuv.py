@@ -31,11 +31,11 @@ def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, variance=1.0, repor
 
     Every kernel starts orthonormal (Saxe et al. 2014): its matrix [fan_in, features], of a grouped convolution one
     matrix per group. Then it is divided by the standard deviation of the layer's output on x, layer after layer, in one
-    forward pass. Biases stay as the model initializes them. The variance is over all numbers of an output together.
+    forward pass. Biases keep the model's initial values. The variance is over all numbers of an output together.
 
     A layer that is called several times is set at its first call. If all steps of a scan or all lanes of a vmap share
     a layer's parameters, the variance is over all calls together, and the kernel is scaled in steps, with one forward
-    pass for each. A layer of the user's own with an activation inside is scaled `max_iterations` times within its call.
+    pass for each. A user-defined layer with an activation inside is scaled `max_iterations` times within its call.
 
     Args:
       model: any Linen model. Its layers are the modules that own a `kernel`, also inside `nn.scan`, `nn.remat` and

@@ -76,12 +76,12 @@ class BatchNormBase(_Affine, kw_only=True):
         """Return the function of x, scale, bias and moments, such as `functional.batch_norm`."""
 
     def _later(self, value) -> Any:
-        """None during `init`, where the mapped axis does not exist, and one example must suffice."""
+        """Return `value`, or None during `init`, where the mapped axis does not exist and one example must suffice."""
         return None if self.is_initializing() else value
 
 
 class BatchNorm(BatchNormBase):
-    """Batch normalization, `functional.batch_norm`.
+    """Apply `functional.batch_norm`: normalize each feature by the moments of the batch.
 
     >>> norm = BatchNorm(unbiased=True)  # running moments like PyTorch's
     >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
@@ -101,7 +101,7 @@ class BatchNorm(BatchNormBase):
 
 
 class BatchRenorm(BatchNormBase):
-    """Batch renormalization, `functional.batch_renorm`. For a schedule of r_max and d_max, clone with other numbers.
+    """Apply `functional.batch_renorm`. For a schedule of r_max and d_max, clone the module with other numbers.
 
     >>> norm = BatchRenorm(r_max=1.0, d_max=0.0)  # batch norm
     >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
@@ -126,7 +126,7 @@ class BatchRenorm(BatchNormBase):
 
 
 class MovingAverageBatchNorm(BatchNormBase):
-    """Batch norm by moments averaged over recent batches, `functional.moving_average_batch_norm`.
+    """Apply `functional.moving_average_batch_norm`: batch norm by moments averaged over recent batches.
 
     >>> norm = MovingAverageBatchNorm(momentum=0.5)
     >>> x = jnp.array([[1.0], [3.0]])
@@ -142,7 +142,7 @@ class MovingAverageBatchNorm(BatchNormBase):
 
 
 class GhostBatchNorm(BatchNormBase):
-    """Batch norm over groups of a batch, `functional.ghost_batch_norm`.
+    """Apply `functional.ghost_batch_norm`: batch norm over groups of a batch.
 
     >>> norm = GhostBatchNorm(group_size=2)
     >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])
@@ -158,7 +158,7 @@ class GhostBatchNorm(BatchNormBase):
 
 
 class LayerNorm(_Affine):
-    """Layer normalization over the last axes, `functional.layer_norm`.
+    """Apply `functional.layer_norm`: normalize over the last axes.
 
     >>> norm = LayerNorm()
     >>> x = jnp.array([[1.0, 3.0], [10.0, 30.0]])
@@ -177,7 +177,7 @@ class LayerNorm(_Affine):
 
 
 class GroupNorm(_Affine):
-    """Group normalization, `functional.group_norm`.
+    """Apply `functional.group_norm`: normalize groups of features of each example.
 
     >>> norm = GroupNorm(groups=2)
     >>> print(norm.init_with_output(jax.random.key(0), jnp.array([[1.0, 3.0, 10.0, 30.0]]))[0].round(2))
@@ -196,7 +196,7 @@ class GroupNorm(_Affine):
 
 
 class InstanceNorm(_Affine):
-    """Instance normalization, `functional.instance_norm`.
+    """Apply `functional.instance_norm`: normalize each feature of each example.
 
     >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])
     >>> print(InstanceNorm().init_with_output(jax.random.key(0), x)[0].round(2))
@@ -212,7 +212,7 @@ class InstanceNorm(_Affine):
 
 
 class LocalResponseNorm(nn.Module):
-    """Local response normalization across features, `functional.local_response_norm`. It has no parameters.
+    """Apply `functional.local_response_norm`, across features. It has no parameters.
 
     >>> norm = LocalResponseNorm(2, alpha=2.0, beta=1.0, k=0.0)
     >>> print(norm.apply({}, jnp.array([2.0, 2.0, 0.0])).round(2))

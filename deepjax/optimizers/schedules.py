@@ -232,16 +232,19 @@ def scale_by_plateau():
 
 
 def observe(opt_state, loss, schedule):
-    """Return the optimizer's state after an epoch with this loss. On a plateau, the learning rate is reduced.
+    """Update the optimizer's state at the end of an epoch. Reduce the learning rate if the loss is on a plateau.
 
-    This is PyTorch's ReduceLROnPlateau (relative threshold, mode "min") with `factor`, `patience`, `threshold` and
-    `cooldown` of the schedule, and min_lr = final * optimizer.learning_rate. With any other schedule, the state is
-    returned unchanged.
+    This is PyTorch's ReduceLROnPlateau (relative threshold, mode "min"). `factor`, `patience`, `threshold` and
+    `cooldown` are fields of the schedule; min_lr is final * optimizer.learning_rate. With any other schedule, the state
+    is returned unchanged.
 
     Args:
-      opt_state: of an optimizer that `make_optimizer` made for this schedule.
-      loss: the lower the better, for example on the validation set.
+      opt_state: state of an optimizer that `make_optimizer` made for this schedule.
+      loss: loss of this epoch, for example on the validation set.
       schedule: `config.Schedule`.
+
+    Returns:
+      The new optimizer state.
 
     >>> schedule = config.Schedule("plateau", factor=0.5, patience=1)
     >>> state = scale_by_plateau().init({"kernel": jnp.ones(3)})
@@ -267,7 +270,7 @@ def observe(opt_state, loss, schedule):
 
 
 def rate_scale(opt_state):
-    """Return the factor by which plateaus have reduced the learning rate so far; 1 with any other schedule."""
+    """Return the factor by which `observe` has reduced the learning rate so far; 1 with any other schedule."""
     found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_plateau) if _is_plateau(node)]
     return found[0].scale if found else 1.0
 

@@ -26,12 +26,12 @@ REMATS = ("none", "unit", "sqrt", "reversible")  # from the fewest FLOPs to the 
 class Choice(NamedTuple):
     """What a training step needs with one value of the network's option `remat`. Bytes are those of one device.
 
-    Without compiling (`quick`), and where compiling was stopped, only `flops` is there.
+    Only `flops` is set if nothing was compiled (`quick`) or compilation was stopped.
     """
 
     remat: str
     flops: int  # of a step, on all devices: 2 for each multiply-add of convolutions and matrix products, forward,
-    # backward and recomputed; as if no unit were dropped, no layer frozen, and no line searched
+    # backward and recomputed. Dropped units, frozen layers and line searches are not taken into account.
     temporaries: int | None = None  # activations, gradients and copies that XLA allocates for a step
     total: int | None = None  # state and data, temporaries, outputs that do not reuse memory of the state
     compile_seconds: float | None = None
@@ -54,12 +54,12 @@ class Plan(NamedTuple):
     other_bytes: int  # running moments, averages of parameters
     macs: int  # of one example's forward pass
     memory: int  # of the device
-    memory_source: str  # where that figure comes from
+    memory_source: str  # source of `memory`
     choices: tuple[Choice, ...]  # those that the network has, from the fewest FLOPs to the least memory
 
     @property
     def best(self):
-        """The choice with the fewest FLOPs among those that fit, or None."""
+        """Choice with the fewest FLOPs among those that fit, or None."""
         return next((choice for choice in self.choices if choice.fits), None)
 
 
@@ -79,14 +79,14 @@ def plan(
       config: a `deepjax.config.Config`.
       shape: of one example; None: that of the config's data.
       classes: number of classes; None: that of the config's data.
-      limit: bytes of memory of a device; None: the device's own figure, else the machine's memory.
-      quick: compile nothing: give only what is exact without it.
-      seconds: time limit of each compilation, in a process of its own.
-      report: called with the Plan so far: first without choices, then after each choice.
+      limit: bytes of memory of a device; None: the memory that the device reports, else the machine's memory.
+      quick: compile nothing, and compute only the numbers that follow from shapes.
+      seconds: time limit of each compilation, which runs in a child process.
+      report: function called with the Plan so far: first without choices, then after each choice.
 
     Raises:
-      InputError: what training would refuse of the config's values, network and optimizer; data that cannot be found,
-        without shape and classes. The weights that `pretrained` names are not looked for.
+      InputError: values, network or optimizer of the config that training would refuse; a data set that cannot be
+        found, unless shape and classes are given. The weights that `pretrained` names need not exist.
     """
     if limit is not None and limit <= 0:
         raise InputError(f"memory {limit / 2**30:g} GiB must be above 0")
@@ -146,7 +146,7 @@ def _flops(planned, abstract, plain):
 
 
 def _measured(choice, result, resident, limit):
-    """Return the choice with what compiling it gave; `resident`: bytes of a training set that lies on the device."""
+    """Return the choice with the results of compiling it. `resident`: bytes of the training set on the device."""
     if "stopped" in result:
         return choice._replace(stopped=result["stopped"])
     total = result["arguments"] + resident + result["temporaries"] + result["outputs"] - result["aliased"]
@@ -156,13 +156,13 @@ def _measured(choice, result, resident, limit):
 
 
 def device_memory(devices=1):
-    """Return (bytes of memory of each device, where the figure comes from).
+    """Return (bytes of memory of each device, source of this number).
 
     Args:
-      devices: how many devices share the machine's memory, if they have none of their own.
+      devices: number of devices that share the machine's memory, if they have no separate memory.
 
     Raises:
-      InputError: neither the device nor the operating system gives a figure.
+      InputError: neither the device nor the operating system reports its memory.
     """
     device = jax.local_devices()[0]
     own = (device.memory_stats() or {}).get("bytes_limit")
@@ -171,7 +171,7 @@ def device_memory(devices=1):
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        raise InputError("memory: neither the device nor the system gives a figure; set --memory") from None
+        raise InputError("memory: neither the device nor the system reports its memory; set --memory") from None
     share = "" if devices == 1 else f", shared by {devices} devices"
     return int(min(machine, _container_limit())) // devices, f"the machine's RAM{share}"
 

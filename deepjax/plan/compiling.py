@@ -1,6 +1,6 @@
-"""Compile one training step in a process of its own, under a time limit: `measure` starts it, `main` is its program.
+"""Compile one training step in a child process, under a time limit: `measure` starts the process, `main` runs in it.
 
-A process, because a compilation cannot be interrupted, and because one that runs out of memory ends its process.
+A compilation cannot be interrupted, and running out of memory ends its process. Therefore it needs a separate process.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ def measure(config, found, remat, seconds) -> dict[str, Any]:
       seconds: time limit, starting the process included.
 
     Returns:
-      {"arguments", "outputs", "temporaries", "aliased", "code": bytes of one device, as XLA's memory analysis has them,
-      "seconds": that lowering and compiling took}, or {"stopped": the reason why there is no result}.
+      {"arguments", "outputs", "temporaries", "aliased", "code": bytes of one device, from XLA's memory analysis,
+      "seconds": time to lower and compile}, or {"stopped": the reason why there is no result}.
     """
     request = json.dumps({"config": dataclasses.asdict(config), "inputs": found._asdict(), "remat": remat})
     # The child must not reserve most of a GPU's memory, which other processes may hold, and must really compile.

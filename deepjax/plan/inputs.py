@@ -1,4 +1,4 @@
-"""What a config's network will see, without reading the data: a shape, the number of classes, the size of the set."""
+"""Find the shape of an example, the number of classes and the size of a config's data set, without reading images."""
 
 import math
 from typing import NamedTuple
@@ -14,17 +14,23 @@ class Inputs(NamedTuple):
 
     shape: tuple[int, ...]  # of one example
     classes: int
-    examples: int | None  # to train on; None: not known
-    resident: int  # bytes of the training set that lie on the device
+    examples: int | None  # number of training examples; None: unknown
+    resident: int  # bytes of the training set that are stored on the device
 
 
 def find(config, shape=None, classes=None):
-    """The Inputs of a config. `shape` and `classes` take the place of the set's; with both, no set is looked for.
+    """Return the Inputs of a config.
 
-    Built-in sets, folders and .npz files are read, as for training; of others, what is known of them or what TFDS has
-    written beside them.
+    Built-in data sets, folders and .npz files are read, as for training. For other data sets, only recorded facts are
+    read: those in deepjax, or those in TFDS's metadata.
 
-    Raise InputError for a set that is not there, or data's fields that do not fit it.
+    Args:
+      config: a `deepjax.config.Config`.
+      shape: of one example; None: that of the data set.
+      classes: number of classes; None: that of the data set. With both, no data set is needed.
+
+    Raises:
+      InputError: the data set does not exist, or the fields of `config.data` do not fit it.
     """
     data.check_fields(config.data, config.seed)
     for name, value in (("classes", classes), *(("input", side) for side in shape or ())):
@@ -42,15 +48,15 @@ def find(config, shape=None, classes=None):
 
 
 def _look(config):
-    """`data.about`, with another remedy."""
+    """Return the result of `data.about`. Its errors get the remedy of `deepjax plan`."""
     try:
         return data.about(config.data, config.data_dir, config.seed)
     except InputError as error:
-        raise InputError(f"{error}; or say what to plan for: --input H,W,C --classes N") from error
+        raise InputError(f"{error}; or give --input H,W,C --classes N to plan without data") from error
 
 
 def _resident(wanted, shape, examples, whole):
-    """Bytes of the training set on the device, if `data.placement` brings it there: see `data.make_loader`."""
+    """Return the bytes of the training set on the device, or 0 if it is not placed there; see `data.make_loader`."""
     each = math.prod(shape) * (1 if len(shape) == 3 else 4)  # images are bytes, points are floats
     placed = wanted.placement == "device" or (wanted.placement == "auto" and whole * each <= MEMORY_LIMIT)
     return examples * (each + 4) if placed and wanted.augment.area is None else 0  # 4: a label

@@ -16,7 +16,7 @@ from deepjax.training import setup
 
 
 class AbstractStep(NamedTuple):
-    """A training step and the shapes of what it takes, as one device runs it on its share of the batch."""
+    """The training step of one device on its share of the batch, and the shapes of its arguments."""
 
     traced: Any  # jax.stages.Traced of (state, data, rows, key)
     state: Any  # shapes of the TrainState

@@ -16,7 +16,7 @@ NAME = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl and events for TensorBoard. Only the main process writes.
+    """Append lines to metrics.jsonl and events for TensorBoard. Only the main process writes.
 
     Args:
       workdir: Path of the run.

@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 
 
 class Reader(Interpreter):
-    """Adds up the costs of a `call_jaxpr` and finds its receptive fields.
+    """Add up the costs of a `call_jaxpr` and find its receptive fields.
 
     The fields may grow with every step of a scan, so all its steps are interpreted, until nothing changes. Costs are
     taken from the first step. Afterwards `calls` holds the modules in the order in which their calls ended, and how

@@ -82,7 +82,7 @@ def frozen_batch_norms(frozen: Mapping[str, bool | jax.Array]):
 
 
 def _evaluate(module, args, kwargs) -> Any:
-    """The output of a batch normalization in evaluation mode."""
+    """Return the output of a batch normalization in evaluation mode."""
     if not isinstance(module, nn.BatchNorm):
         return module.clone(parent=None, name=None).apply(module.variables, *args, **{**kwargs, "train": False})
     twin = module.clone(parent=None, name=None, use_running_average=None)
@@ -90,11 +90,11 @@ def _evaluate(module, args, kwargs) -> Any:
 
 
 def batch_moments(model: nn.Module, variables: Mapping[str, Any], *args: Any, **call: Any) -> tuple[Any, Any]:
-    """Compute the moments that the batch normalizations of a model see in one training batch.
+    """Compute the moments of one training batch at the batch normalizations of a model.
 
-    The moments of a normalization that is called several times, because its weights are shared or it is a step of a
-    loop, are the mean over its calls. The variance is the one that the normalization keeps: biased, or unbiased where
-    it says so.
+    If a normalization is called several times, because its weights are shared or it is a step of a loop, the moments
+    are the means over its calls. The variance is the one that the normalization keeps: biased, or unbiased if its field
+    `unbiased` is set.
 
     Args:
       model: a Linen module.
@@ -136,7 +136,7 @@ def _publish_flax(module, run, args, kwargs):
 
 
 def _with_sums(tree):
-    """`batch_stats` with sums beside every pair of moments. They start at 0 and have the shape of the moments."""
+    """Return `batch_stats` with sums for every pair of moments. The sums start at 0 and have the moments' shapes."""
     if not isinstance(tree, Mapping):
         return tree
     inner = {name: _with_sums(branch) for name, branch in tree.items()}
@@ -144,7 +144,7 @@ def _with_sums(tree):
 
 
 def _means(tree):
-    """`batch_stats` with sums -> without; where there were calls, the moments are their means."""
+    """Return `batch_stats` without sums. The moments of normalizations that were called are the means over calls."""
     if not isinstance(tree, Mapping):
         return tree
     if not _has_moments(tree):
@@ -156,7 +156,7 @@ def _means(tree):
 
 
 def _called(tree, called=False):
-    """`batch_stats` with sums -> without; for each array, whether it is a moment of a normalization that was called."""
+    """Return, like `batch_stats` without sums, whether each array is a moment of a normalization that was called."""
     if not isinstance(tree, Mapping):
         return jnp.full(jnp.shape(tree), called)
     calls = tree[SUMS[-1]] > 0 if _has_moments(tree) else False

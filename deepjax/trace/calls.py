@@ -63,8 +63,8 @@ def around_methods(rule: Callable[..., Any]):
 
 @contextlib.contextmanager
 def _intercepting(intercept, rule):
-    # A weak reference, so that JAX's caches do not keep alive what a rule holds. A bound method is made anew each time
-    # it is looked up; two of one object are equal.
+    # A weak reference, so that JAX's caches do not keep a rule's objects alive. Every look-up of a bound method creates
+    # a new object; two such objects of one instance are equal.
     identity = rule if inspect.ismethod(rule) else weakref.ref(rule)
     token = _active.set((*_active.get(), (intercept, rule)))
     try:

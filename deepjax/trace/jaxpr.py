@@ -71,7 +71,7 @@ def call_jaxpr(model, variables, x, call, *, rngs=None, mutable: Any = False):
 
 
 def _marking():
-    """A rule for `around_methods` that marks what enters and leaves each module."""
+    """Return a rule for `around_methods` that marks the arrays that enter and leave each module."""
     running = []  # (path, method) of what is being called
 
     def mark(module, method, run, args, kwargs):
@@ -242,7 +242,7 @@ class Interpreter(abc.ABC):
 
 
 def _called(eqn):
-    """The jaxpr that an equation calls on its operands, or None. The body of a reduction tells how to reduce."""
+    """Return the jaxpr that an equation calls on its operands, or None. The body of a reduction is not such a jaxpr."""
     bodies = list(jaxprs_in_params(eqn.params))
     if len(bodies) != 1 or eqn.primitive.name.startswith("reduce"):
         return None

@@ -37,7 +37,7 @@ class Layer(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The path as one word."""
+        """Path as one word."""
         return "/".join(self.path) or "the model itself"
 
     @property

@@ -37,10 +37,10 @@ def range_test(
 ) -> dict:
     """Run the range test of a config (Smith 2017, section 3.3) and suggest a learning rate.
 
-    The test trains by the config, but at rates that grow by a constant factor from update to update, whatever the
-    schedule, until the smoothed loss exceeds four times its lowest value or is not finite. Groups of parameters keep
-    the ratios of their rates. If the workdir holds a run, the test begins with its newest state, else with a new one.
-    It changes that state in memory only: nothing that `train` reads is written.
+    The test trains with the config, but ignores its schedule: the learning rate grows by a constant factor from update
+    to update. The test ends when the smoothed loss exceeds four times its lowest value or is not finite. Groups of
+    parameters keep the ratios of their learning rates. If the workdir holds a run, the test starts from its newest
+    state, else from a new one. It changes that state in memory only: nothing that `train` reads is written.
 
     The suggestion for optimizer.learning_rate is a tenth of the rate at which the smoothed loss is lowest. The rate at
     which it falls most steeply is reported too. Both are rules of thumb; look at the curve.
@@ -54,9 +54,10 @@ def range_test(
       log: receives each line of progress, for example `print`. None: nothing is printed.
 
     Returns:
-      The contents of find_lr.json in the workdir; find_lr.png beside it shows the curve: "suggestion", its other
-      name "tenth_of_minimum" and "steepest_descent" (all None if the loss did not fall), the arguments, "start_step"
-      (of the state it began with), "stopped" (why), and "points", each with rate, loss and smoothed loss.
+      The contents of find_lr.json in the workdir: "suggestion", its other name "tenth_of_minimum", and
+      "steepest_descent" (all None if the loss did not fall), the arguments, "start_step" (of the initial state),
+      "stopped" (the reason), and "points", each with rate, loss and smoothed loss. find_lr.png in the workdir shows the
+      curve.
 
     Raises:
       InputError: something in the config or the arguments cannot work, or the optimizer determines its step sizes.
@@ -174,11 +175,12 @@ def _batches(exp, step):
 
 
 def suggest(points: Sequence[Point], smoothing: float) -> tuple[float, float] | tuple[None, None]:
-    """Return (a tenth of the rate of the lowest loss, the rate of its steepest descent), of the smoothed loss.
+    """Suggest two learning rates from the points of a range test.
 
-    The loss is taken as a function of the logarithm of the rate. The first tenth of the points is left out: the average
-    there is of too few losses to be smooth. The result is (None, None) if the loss does not fall by at least six times
-    the noise that `smoothing` leaves.
+    The first suggestion is a tenth of the learning rate with the lowest smoothed loss. The second one is the learning
+    rate at which the smoothed loss, as a function of log(learning rate), falls most steeply. The first tenth of the
+    points is ignored, because its averages are of too few losses. Both suggestions are None unless the smoothed loss
+    falls by at least six times the standard deviation of its noise.
 
     >>> rates = np.logspace(-6, 1, 71)
     >>> losses = 2 - np.exp(-(np.log10(rates) + 1) ** 2)  # lowest at 0.1, steepest at 10**(-1 - 0.5**0.5)

@@ -1,4 +1,4 @@
-"""Which parameters a config freezes, for how long, and how batch norms among them behave."""
+"""The parameters that a config freezes, until when, and the behavior of frozen batch norms."""
 
 import contextlib
 import dataclasses

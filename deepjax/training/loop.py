@@ -187,7 +187,7 @@ class Trainer:
         return self.config.checkpoint_every and self.done % self.config.checkpoint_every == 0
 
     def _account(self, step, metrics):
-        """Take in one step's metrics: fail if they are not finite, add to the epoch's means, record, display."""
+        """Process one step's metrics: fail if they are not finite, add them to the epoch's means, record, display."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self._fail(f"the loss is {values['loss']}, its gradient's norm {values['grad_norm']}", step)
@@ -240,13 +240,13 @@ class Trainer:
         self.display(f"{line}  {duration(p.seconds)}")
 
     def _observe(self, loss):
-        """Give an epoch's loss to the schedule plateau, whose memory is in the optimizer's state."""
+        """Pass an epoch's loss to the schedule plateau, whose state is in the optimizer's state."""
         if self.config.schedule.name == "plateau":
             opt_state = optimizers.observe(self.state.opt_state, loss, self.config.schedule)
             self.state = self.state.replace(opt_state=self.exp.mesh.replicate(opt_state))
 
     def _include(self):
-        """Take the parameters into SWA's average, from its first epoch on."""
+        """Add the parameters to SWA's average, from its first epoch on."""
         if 0 < self.config.swa_start <= self.progress.epochs:
             params, done = self.state.eval_variables["params"], self.progress.epochs - self.config.swa_start
             average = averaging.include(self.state.swa, params, done)
@@ -274,7 +274,7 @@ class Trainer:
         self._draw_curves()
         raise Stopped(
             f"stopped by {signal.Signals(number).name} at step {self.done} of {self.total}, saved in {self.folder}; "
-            f"the same command continues",
+            f"run the same command again to resume",
             number,
         )
 

@@ -29,7 +29,7 @@ class Display:
             self.log(text)
 
     def warn(self, text):
-        """Report a problem that the run survives."""
+        """Report a problem that does not end the run."""
         if self.log:
             self.log(f"warning: {text}")
         else:

@@ -72,7 +72,7 @@ class Experiment:
 
     @cached_property
     def abstract_state(self):
-        """The TrainState as shapes, replicated on the devices: what a checkpoint is restored into.
+        """Shapes of the TrainState, replicated on the devices, into which a checkpoint is restored.
 
         Raise InputError for inputs that the model does not accept, and for groups of parameters that it does not have.
         """
@@ -106,7 +106,7 @@ class Experiment:
 
     @cached_property
     def step(self):
-        """The training step, jitted for the devices: (state, data, rows, key) -> (state, metrics)."""
+        """Return the training step, jitted for the devices: (state, data, rows, key) -> (state, metrics)."""
         config, loader = self.config, self.loader
         pure_step = partial(
             train_step,

@@ -1,4 +1,4 @@
-"""One step of training, and one of evaluation, as pure functions of any task. `parallel` decides where they run."""
+"""One step of training, and one of evaluation, as pure functions of any task. `parallel` places them on devices."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Branches, which are the part of a unit that learns, and the shortcuts beside them."""
+"""Branches, which are the part of a unit that learns, and shortcuts, which are parallel to them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,16 +26,16 @@ class Branch(nn.Module):
       "default": `kernel_init` for all kernels; the norm's factory for scales.
       "zero_scale": the scale of the last norm starts at 0 (Goyal et al. 2017, section 5.1). Needs order "post".
       "fixup": Fixup initialization (Zhang et al. 2019, section 3). Needs norm None. A learned number is added before
-        each convolution (`shift1`, ...) and another one in the place of each norm (`norm1`, ...). The last kernel
-        starts at 0, and a learned factor (`scale`) follows it. The other kernels are those of `kernel_init` times
+        each convolution (`shift1`, ...), and another one replaces each norm (`norm1`, ...). The last kernel starts at
+        0, and a learned factor (`scale`) follows it. The other kernels are those of `kernel_init` times
         branches^(-1 / (2m - 2)), where m is the number of convolutions in the branch.
-    The fourth word, "skip_init", is the join `SkipInit`.
+    The fourth value, "skip_init", is not an option of Branch but the join `SkipInit`.
 
     Convolutions have biases if `norm` is None and `branch_init` is not "fixup".
 
-    `dropout` is the probability that a value is dropped. `drops` says where: at the input of each convolution except
-    the first ("inputs", Zagoruyko & Komodakis 2016, section 2.4), at the output of each convolution ("outputs", Huang
-    et al. 2017, section 4.2), or at the output of the last one ("last").
+    `dropout` is the probability that a value is dropped. `drops` selects the position of dropout: at the input of each
+    convolution except the first ("inputs", Zagoruyko & Komodakis 2016, section 2.4), at the output of each convolution
+    ("outputs", Huang et al. 2017, section 4.2), or at the output of the last one ("last").
 
     >>> branch = Branch((8, 8), (3, 3), (1, 1), norm=None, branch_init="fixup", branches=54)
     >>> x = jnp.ones((1, 4, 4, 8))
@@ -127,7 +127,7 @@ class Branch(nn.Module):
 
 
 class Shake(nn.Module):
-    """Two equal branches whose outputs are mixed with random weights in training: shake-shake (Gastaldi 2017).
+    """Mix the outputs of two equal branches with random weights in training: shake-shake (Gastaldi 2017).
 
     `forward`, `backward` and `per` are arguments of `functional.shake_shake`.
 

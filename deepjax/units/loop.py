@@ -1,8 +1,8 @@
-"""The loop over the units of a stack, and what the backward pass keeps of them.
+"""The loop over the units of a stack, and what its backward pass stores.
 
-`nn.scan` is enough for the plain loop. The others have backward passes of their own, written out here. They all use
-one layout of variables, with a leading axis of units. Here, a unit is a function of (variables, keys, numbers of this
-unit, x). Flax's `lift.pack` turns a module into such a function and puts its variables back, as for `nn.scan`.
+`nn.scan` is enough for the plain loop. The backward passes of the other loops are written out here. All loops use one
+layout of variables, with a leading axis of units. Here, a unit is a function of (variables, keys, numbers of this unit,
+x). Flax's `lift.pack` turns a module into such a function and writes its variables back, as for `nn.scan`.
 """
 
 import math
@@ -22,7 +22,7 @@ from deepjax.trace.calls import with_current_rules
 
 
 class Each(NamedTuple):
-    """What belongs to one unit. With a leading axis of units, what belongs to all."""
+    """Variables, keys and numbers of one unit, or, with a leading axis of units, of all units."""
 
     variables: Any
     keys: Any
@@ -80,7 +80,7 @@ def _forward_only(step: Callable, depth: int, remat: str):
         what = some if remat == "sqrt" else "a collection other than 'batch_stats'"
         raise InputError(
             f"stack: remat {remat} cannot be differentiated while {what} is mutable, because all activations would "
-            f"be kept; take gradients with mutable=['batch_stats'], and observe the rest in a forward pass of its own"
+            f"be stored; take gradients with mutable=['batch_stats'], and observe the rest in a separate forward pass"
         )
 
     looped = jax.custom_vjp(lambda x, each: lax.scan(step, x, each, length=depth))

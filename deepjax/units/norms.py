@@ -1,4 +1,4 @@
-"""Normalizations as module factories, and how a residual branch starts."""
+"""Normalizations as module factories, and checks of the initial values of residual branches."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -78,7 +78,7 @@ def makes_batch_norm(norm: Norm | None) -> bool:
 def normalize(x, norm: Norm | None, *, train, mask, name, scale_init=None):
     """Normalize x by a module that `norm` makes; return x where `norm` is None.
 
-    Call it inside the `__call__` of the module that shall own the normalization as submodule `name`.
+    Call it in `__call__` of the module to which the normalization belongs. Its submodule name is `name`.
 
     Args:
       x: [batch, ..., features].
@@ -89,7 +89,7 @@ def normalize(x, norm: Norm | None, *, train, mask, name, scale_init=None):
       scale_init: initializer of the scale; None: that of the factory.
 
     Raises:
-      InputError: `norm` is neither a factory nor None, but a word for example.
+      InputError: `norm` is neither a factory nor None; for example, it is a string.
     """
     if norm is None:
         return x
@@ -108,13 +108,13 @@ PER_EXAMPLE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm)  # their
 
 
 def check_branch_init(branch_init: str, *, norm: Norm | None, order: str = "post", join: type | None = None) -> None:
-    """Raise InputError for a start of residual branches that is unknown, or with which a branch could not learn.
+    """Raise InputError for an unknown `branch_init`, or one with which a branch could not learn.
 
     Args:
       branch_init: a word of `BRANCH_INITS`; see `Branch` and `SkipInit`.
       norm: factory of the branch's normalizations, or None.
       order: of the branch, "post" or "pre".
-      join: class of the unit's join, or None where it is not known yet.
+      join: class of the unit's join, or None if it is not known yet.
     """
     if branch_init not in BRANCH_INITS:
         raise InputError(f"branch_init {branch_init!r} is unknown; {choices(str(branch_init), BRANCH_INITS)}")
@@ -124,7 +124,7 @@ def check_branch_init(branch_init: str, *, norm: Norm | None, order: str = "post
 
 
 def _remedy(branch_init, norm, order, join):
-    """Why this start cannot work, and what to use; None where it can."""
+    """Return why this `branch_init` cannot work and what to use instead, or None if it can work."""
     zero = branch_init in ("zero_scale", "fixup")
     if branch_init == "fixup" and norm is not None:
         return "takes the place of normalization; set norm none, or use branch_init zero_scale"
@@ -137,12 +137,12 @@ def _remedy(branch_init, norm, order, join):
     if branch_init != "default" and join is Plain:
         return "needs a skip, and the join Plain has none; use branch_init default"
     if branch_init == "skip_init" and join not in (None, Add, SkipInit):
-        return f"is a join of its own and cannot replace {getattr(join, '__name__', join)}; use branch_init zero_scale"
+        return f"is itself a join and cannot replace {getattr(join, '__name__', join)}; use branch_init zero_scale"
     return None
 
 
 def branch_and_join(branch_init: str, join: Any) -> tuple[str, Any]:
-    """Return the `branch_init` of the branches and the join that stand for a network's `branch_init`.
+    """Return the `branch_init` of the branches and the join that implement a network's `branch_init`.
 
     >>> branch_and_join("skip_init", Add), branch_and_join("fixup", Add)
     (('default', <class 'deepjax.units.joins.SkipInit'>), ('fixup', <class 'deepjax.units.joins.Add'>))

@@ -46,7 +46,7 @@ class Unit(nn.Module):
         return y if self.activation is None else self.activation(y)
 
     def _drop(self, x, skip, call, per_unit):
-        """The output of the join. A branch that the whole batch drops is computed neither forward nor backward."""
+        """Return the output of the join. A branch dropped for the whole batch is not computed, forward or backward."""
         factor = self.join(jnp.zeros(1), jnp.ones(1), train=True, **per_unit)[0].astype(skip.dtype)
 
         def compute(unit, x):
@@ -121,10 +121,10 @@ class Stack(nn.Module):
         return loop.run(self.unit, x, per_unit, functions, depth=self.depth, **options)
 
     def _is_forward_only(self):
-        """Return whether the plain loop runs, which refuses to be differentiated.
+        """Return whether the plain loop runs, which raises an error when it is differentiated.
 
-        "reversible" has no gradient of the variables that units put out. The backward pass of "sqrt" cannot capture
-        intermediates again: Flax's context for that has been left when JAX traces the backward pass.
+        "reversible" has no gradient of variables that units write. The backward pass of "sqrt" cannot capture
+        intermediates again, because JAX traces it after Flax's capturing context has ended.
         """
         if self.remat == "reversible":
             mutable: Any = self.scope and self.scope.mutable
@@ -203,7 +203,7 @@ def _check_remat(unit, remat, scan, unroll):
     if remat not in REMATS:
         raise InputError(f"stack: remat {remat!r} is unknown; {choices(str(remat), REMATS)}")
     if remat != "none" and not scan:
-        raise InputError(f"stack: remat {remat} needs scan=True; in an unrolled stack XLA undoes it")
+        raise InputError(f"stack: remat {remat} needs scan=True; without a scan, XLA removes the recomputation")
     if remat in ("sqrt", "reversible") and unroll != 1:
         raise InputError(f"stack: remat {remat} needs unroll=1, not {unroll}")
     if remat == "reversible" and not (isinstance(unit, Reversible) and unit.shortcut is None):

@@ -85,7 +85,7 @@ def save_pretrained(path, pretrained):
 
 
 def logits_of(network, state_dict) -> int:
-    """Return how many logits a PyTorch state dict of the named network has. InputError if it is of another one."""
+    """Return the number of logits in a PyTorch state dict of a network. Raise InputError for another network's."""
     head = zoo.create(network).torch_names()["head"]
     layer = head if isinstance(head, str) else head[0]
     if f"{layer}.weight" not in state_dict:
@@ -104,7 +104,7 @@ def _check_metadata(path, metadata):
 
 
 def _preprocessing(path, recorded: Any) -> Preprocessing | None:
-    """The Preprocessing in a file's metadata."""
+    """Return the Preprocessing in a file's metadata."""
     try:
         fields: Any = {
             name: tuple(value) if isinstance(value, list) else value for name, value in (recorded or {}).items()

@@ -139,7 +139,7 @@ def check_suffix(path, suffixes):
 
 
 def _read_safetensors(path, names_only=False) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """(arrays, our metadata). The metadata is None in a file that is not in our layout."""
+    """Return (arrays, our metadata). The metadata is None in a file that is not in our layout."""
     path = _existing(path)
     try:
         with safe_open(path, framework="np") as file:

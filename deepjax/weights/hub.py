@@ -153,14 +153,14 @@ def _download(file, folder, revision, endpoint):
 
 
 def _folder(key, revision, cache_dir):
-    """The folder of a revision. A revision may be a path, such as refs/pr/1, but must not lead out of the cache."""
+    """Return the folder of a revision, which may be a path, such as refs/pr/1, but must not lead out of the cache."""
     if revision is not None and not re.fullmatch(r"(?!.*\.\.)\w[\w./-]*", revision):
         raise InputError(f"revision {revision!r}: give a commit, a tag or a branch")
     return Path(cache_dir or cache_folder()) / key / (revision or "main").replace("/", "--")
 
 
 def _renamed(tensors, prefixes):
-    """The tensors under torchvision's names and in its shapes. prefixes: {prefix in the file: torchvision's}."""
+    """Return the tensors under torchvision's names and in its shapes. prefixes: {prefix in the file: torchvision's}."""
     found = {}
     for theirs, value in tensors.items():
         old = next((old for old in prefixes if theirs.startswith(old)), "")

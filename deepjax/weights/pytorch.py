@@ -154,7 +154,7 @@ def _check_leaves(network, leaves, expected):
 
 
 def _remedy(network, path, expected):
-    """The remedy for a wrong shape: other classes need a new head."""
+    """Return the remedy for a wrong shape: other classes need a new head."""
     classes = path in heads(network, expected)
     return "; for other classes, reset the head (reset_head=True, --reset-head)" if classes else ""
 
@@ -171,14 +171,14 @@ def whole_network(network):
 
 
 def _arranged(network, leaves):
-    """The tree of the variables, given unit by unit, in the form that the network has."""
+    """Return the tree of the variables, given unit by unit, in the form that the network has."""
     if whole_network(network) is not network:
         leaves = {path: leaves[path] for path in expected_variables(network)}
     return stack_units(unflatten_dict(leaves)) if is_stacked(network) else unflatten_dict(leaves)
 
 
 def _initial(network, paths, key) -> dict[tuple[str, ...], np.ndarray]:
-    """Initial values of some of a network's variables. Under jit, the others are not computed."""
+    """Return initial values of some of a network's variables. Under jit, the others are not computed."""
     if key is None:
         raise InputError("key: the layers that are initialized need a PRNG key, such as jax.random.key(0)")
     image = np.zeros((1, *network.usual_input), np.float32)
@@ -192,7 +192,7 @@ def _initial(network, paths, key) -> dict[tuple[str, ...], np.ndarray]:
 
 
 def _places(network, expected) -> dict[tuple[str, ...], tuple[str, tuple[int, int] | None]]:
-    """{path of a variable: (PyTorch's name of it, height and width of the flattened maps that it takes)}."""
+    """Return {path of a variable: (PyTorch's name of it, height and width of the flattened maps that it takes)}."""
     names, places = network.torch_names(), {}
     for path in expected:
         layer = "/".join(path[1:-1])
@@ -218,7 +218,7 @@ def _check_names(given, wanted, unneeded):
 
 
 def _leaf(network, path, theirs, value, expected, spatial):
-    """Our array of a tensor. Raise InputError for another shape than the network's, or a type other than float."""
+    """Return our array of a tensor. Raise InputError for a wrong shape, or a type other than float."""
     value, wanted = to_numpy(value, theirs), expected[path]
     shape = _torch_shape(wanted.shape, spatial)
     if value.shape != shape:

@@ -25,7 +25,7 @@ class TableNetwork(Network):
 
     stages: Mapping[str, Sequence[Step]]  # {stage: its steps}
     input_dropout: float = 0.0
-    grid: int | None = 1  # the last maps are averaged to grid x grid pixels; None: not averaged, so images have one size
+    grid: int | None = 1  # the last maps are averaged to grid x grid pixels; None: not averaged, for one image size
     hidden: Sequence[int] = ()  # units of the dense ReLU layers before the logits
     hidden_bias: float = 0.0  # initial value of the biases of these layers
     drops: str = "outputs"  # which of the "outputs" or the "inputs" of hidden layers dropout drops

@@ -151,7 +151,7 @@ def test_data_that_are_known_need_not_be_there():
 
 def test_a_set_that_is_not_there_is_asked_for(tmp_path):
     missing = Config(data=Data(name="imagenet2012", image_size=224), data_dir=str(tmp_path))
-    with pytest.raises(InputError, match="not prepared in .* or say what to plan for: --input H,W,C --classes N"):
+    with pytest.raises(InputError, match="not prepared in .* or give --input H,W,C --classes N"):
         inputs.find(missing)
     with pytest.raises(InputError, match="not prepared"):  # classes alone are not enough
         inputs.find(missing, classes=1000)

@@ -25,15 +25,15 @@ def from_arrays(
 
     Args:
       x_train: inputs of the training split, an array (NumPy, JAX or what `np.asarray` converts) of one of these types:
-        uint8 [N, H, W] or [N, H, W, C]: images, of which standardization divides the values by 255.
+        uint8 [N, H, W] or [N, H, W, C]: images. Standardization divides their values by 255.
         float [N, H, W] or [N, H, W, C] with values in [0, 1]: images, equivalent to uint8 images divided by 255.
         float [N, features]: vectors of any finite values.
         Floats are converted to float32. Other types are refused. All splits must have the same type and shape.
       y_train: labels, integers [N] or [N, 1] from 0 to the number of classes - 1.
       x_test: inputs of the test split.
       y_test: labels of the test split.
-      x_validation: inputs of the validation split. None: `load(given=...)` takes it from the training split, as
-        config.Data.validation says.
+      x_validation: inputs of the validation split. None: `load(given=...)` takes the fraction config.Data.validation of
+        the training split.
       y_validation: labels of the validation split. Required with x_validation.
       classes: names of the classes. None: "0", "1", ..., up to the largest training label.
       name: of the data set, for messages and for the record of a run.

@@ -1,4 +1,4 @@
-"""Folders of images: train/CLASS/*.png, and val/ or test/ beside it."""
+"""Folders of images: train/CLASS/*.png, and val/ or test/ in the same folder."""
 
 import os
 from collections.abc import Sequence
