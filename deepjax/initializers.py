@@ -1,18 +1,19 @@
 """Initializers: functions (key, shape, dtype=None) -> array, as in `jax.nn.initializers`.
 
-Every name but `zeros` and `ones` is a factory: `he_normal()` returns an initializer. Factories raise InputError for bad
-arguments; initializers raise it for a shape or a dtype that they cannot draw.
+Every name but `zeros` and `ones` is a factory: `he_normal()` returns an initializer. Factories raise InputError if
+`scale` or `gain` is not a positive number or another argument is invalid. Initializers raise it for a shape or a dtype
+that they cannot draw.
 
 A kernel is [*window, features_in // groups, features_out]; for a dense layer, [features_in, features_out]. The kernels
-of the groups, [*window, features_in // groups, features_out // groups], lie side by side in the last axis. Therefore
+of the groups, [*window, features_in // groups, features_out // groups], are concatenated in the last axis. Therefore
 
     fan_in = window * features_in / groups,   fan_out = window * features_out / groups.
 
 The number of groups cannot be inferred from the kernel's shape; pass `groups=`. (PyTorch does not divide fan_out by the
 groups. With groups=1, fan_out is PyTorch's.)
 
-dtype None is JAX's default. Dtypes of less than 32 bits are drawn in float32 and rounded, because what JAX draws in
-bfloat16 has a mean of -1/128 (uniform) or no values beyond 3 standard deviations (normal), and QR does not support it.
+dtype None is JAX's default. Dtypes of less than 32 bits are drawn in float32 and rounded, because bfloat16 samples of
+JAX have mean -1/128 (uniform) or no values beyond 3 standard deviations (normal), and QR does not support bfloat16.
 """
 
 import math
@@ -30,9 +31,6 @@ from deepjax.functional.arrays import float32_or_wider
 def gaussian(scale):
     """Draw from a normal distribution with mean 0 and standard deviation `scale`, for any shape.
 
-    Raises:
-      InputError: a scale that is not a positive number.
-
     >>> round(float(gaussian(0.01)(jax.random.key(0), (500, 500)).std()), 4)
     0.01
     """
@@ -42,9 +40,6 @@ def gaussian(scale):
 
 def uniform(scale):
     """Draw uniformly from [-scale, scale), for any shape. The standard deviation is scale / sqrt(3).
-
-    Raises:
-      InputError: a scale that is not a positive number.
 
     >>> round(float(uniform(0.3)(jax.random.key(0), (500, 500)).max()), 2)
     0.3
@@ -59,9 +54,6 @@ def truncated_gaussian(scale):
     The standard deviation after truncation is `scale`, so that no value exceeds 2.274 scale. JAX's `truncated_normal`
     and PyTorch's `trunc_normal_` take the standard deviation before truncation, which lowers it by a factor of 0.8796.
 
-    Raises:
-      InputError: a scale that is not a positive number.
-
     >>> sample = truncated_gaussian(0.01)(jax.random.key(0), (500, 500))
     >>> round(float(sample.std()), 4), round(float(abs(sample).max()), 3)
     (0.01, 0.023)
@@ -74,16 +66,14 @@ def truncated_gaussian(scale):
 _TRUNCATED = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
 
 
-# With a variance given by the fans. For kernels in another layout, `axes` are JAX's in_axis, out_axis and batch_axis.
+# With a variance given by the fans. `axes` are JAX's in_axis, out_axis and batch_axis, for kernels in another layout.
 
 
 def lecun_normal(**axes):
     """Draw from a normal distribution of variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp", section 4.6).
 
-    A linear layer then preserves the variance of its input.
-
-    Args:
-      **axes: JAX's in_axis, out_axis and batch_axis, for kernels in another layout.
+    A linear layer then preserves the variance of its input. `axes` are JAX's in_axis, out_axis and batch_axis, for
+    kernels in another layout.
 
     >>> round(float(lecun_normal()(jax.random.key(0), (400, 1000)).std()), 2)
     0.05
@@ -114,8 +104,8 @@ def lecun_truncated_normal(**axes):
 def xavier_normal(*, groups=1, **axes):
     """Draw from a normal distribution of variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010, eq. 12).
 
-    It is a compromise between preserving the variance of activations and that of gradients. For the arguments see
-    `he_normal`.
+    The variance is a compromise: 1 / fan_in preserves the variance of activations, 1 / fan_out that of gradients. For
+    the arguments, see `he_normal`.
 
     >>> round(float(xavier_normal()(jax.random.key(0), (300, 500)).std()), 2)
     0.05
@@ -148,16 +138,13 @@ def xavier_truncated_normal(*, groups=1, **axes):
 def he_normal(*, mode="fan_in", slope=0.0, groups=1, **axes):
     """Draw from a normal distribution of variance 2 / ((1 + slope^2) fan), for layers that follow a (leaky) ReLU.
 
-    Source: He et al. 2015, "Delving deep into rectifiers".
+    The source is He et al. 2015, "Delving deep into rectifiers". Unknown modes and infinite slopes raise InputError.
 
     Args:
       mode: "fan_in" preserves the variance of the activations (eq. 10), "fan_out" that of the gradients (eq. 14).
       slope: slope of the leaky ReLU for negative inputs (eq. 15); 0 is ReLU, 1 the identity.
       groups: number of groups of the convolution.
       **axes: JAX's in_axis, out_axis and batch_axis, for kernels in another layout. They require groups=1.
-
-    Raises:
-      InputError: an unknown mode, a slope that is not finite, or groups that do not divide the features.
 
     >>> round(float(he_normal()(jax.random.key(0), (800, 500)).std()), 2)
     0.05
@@ -210,16 +197,10 @@ def _variance_scaling(name, scale, mode, distribution, axes, groups=1):
 def orthogonal(gain=1.0, groups=1):
     """Draw `gain` times a uniformly distributed matrix with orthonormal rows or columns (Saxe et al. 2014).
 
-    The matrix is [window * features_in / groups, features_out / groups], so each column is the whole kernel of one
-    output feature, as in PyTorch's `orthogonal_`. Of rows and columns, those that are fewer are orthonormal. A dense
-    layer with features_out >= features_in preserves norms, times gain. For convolutions use `delta_orthogonal`.
-
-    Args:
-      gain: factor, greater than 0.
-      groups: number of groups of the convolution, each of which gets a matrix.
-
-    Raises:
-      InputError: a gain that is not a positive number, or a shape of fewer than two axes.
+    The matrix is [window * features_in / groups, features_out / groups], so each column is the complete kernel of one
+    output feature, as in PyTorch's `orthogonal_`. The columns are orthonormal if there are at most as many columns as
+    rows; otherwise the rows are. Each of the `groups` of a convolution has its own matrix. A dense layer with
+    features_out >= features_in multiplies norms by `gain`. For convolutions, use `delta_orthogonal`.
 
     >>> kernel = orthogonal()(jax.random.key(0), (3, 5))
     >>> bool(jnp.allclose(kernel @ kernel.T, jnp.eye(3), atol=1e-5))
@@ -230,17 +211,10 @@ def orthogonal(gain=1.0, groups=1):
 
 
 def delta_orthogonal(gain=1.0, groups=1):
-    """Draw a convolution that preserves norms, times gain: an orthogonal center tap, other taps 0 (Xiao et al. 2018).
+    """Draw a convolution that multiplies norms by `gain`: an orthogonal center tap, other taps 0 (Xiao et al. 2018).
 
-    Kernels have one to three window axes. The center of an even window is the tap before the middle, which "SAME"
-    padding aligns with the output's pixel.
-
-    Args:
-      gain: factor, greater than 0.
-      groups: number of groups of the convolution, each of which gets a matrix.
-
-    Raises:
-      InputError: a gain that is not a positive number, another number of axes, or fewer features out than in.
+    Kernels have one to three window axes, and at least as many features out as in. The center of an even window is the
+    tap before the middle, which "SAME" padding aligns with the output's pixel. Each group has its own matrix.
 
     >>> kernel = delta_orthogonal()(jax.random.key(0), (3, 3, 4, 6))
     >>> bool(jnp.allclose(kernel[1, 1] @ kernel[1, 1].T, jnp.eye(4), atol=1e-5)), bool(kernel[0].any())
@@ -262,10 +236,7 @@ def delta_orthogonal(gain=1.0, groups=1):
 
 
 def identity(gain=1.0):
-    """Return `gain` times the identity, for a dense layer. Features without a counterpart on the other side are 0.
-
-    Raises:
-      InputError: a gain that is not a positive number, or a shape that is not [features_in, features_out].
+    """Return `gain` times the identity [features_in, features_out], for a dense layer. Extra rows or columns are 0.
 
     >>> identity()(jax.random.key(0), (2, 3)).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
@@ -286,16 +257,9 @@ def identity(gain=1.0):
 def dirac(gain=1.0, groups=1):
     """Return `gain` times the identity at the center tap, for a convolution, as PyTorch's `dirac_`.
 
-    The number of window axes is arbitrary. In each group, features without a counterpart on the other side are 0. The
-    center of an even window is the tap after the middle, window // 2, as in PyTorch. Padding of
-    (window // 2, window // 2 - 1) then gives the identity.
-
-    Args:
-      gain: factor, greater than 0.
-      groups: number of groups of the convolution.
-
-    Raises:
-      InputError: a gain that is not a positive number, or a shape without a window.
+    There is at least one window axis. In each of the `groups`, extra features in or out are 0. The center of an even
+    window is the tap after the middle, window // 2, as in PyTorch. The convolution is then the identity if it is padded
+    by (window // 2, window // 2 - 1).
 
     >>> dirac()(jax.random.key(0), (3, 2, 2))[1].tolist()
     [[1.0, 0.0], [0.0, 1.0]]
@@ -317,16 +281,13 @@ def dirac(gain=1.0, groups=1):
 def looks_linear(core=None):
     """Draw mirrored weights W, -W for a layer that follows `crelu`: the two together are linear (Balduzzi et al. 2017).
 
-    `crelu` returns the positive and the negative part of each feature side by side. Rows 2q and 2q + 1 of the kernel
-    are W[q] and -W[q], so kernel(crelu(x)) = W max(x, 0) - W max(-x, 0) = W x.
+    `crelu` returns the positive and the negative part of each feature in adjacent positions. Rows 2q and 2q + 1 of the
+    kernel are W[q] and -W[q], so kernel(crelu(x)) = W max(x, 0) - W max(-x, 0) = W x. features_in must be even.
 
     Args:
       core: initializer of W [*window, features_in / 2, features_out]. None: `orthogonal()` for a dense layer and
-        `delta_orthogonal()` for a convolution, which preserve norms. For a convolution with groups, pass one with the
-        same groups.
-
-    Raises:
-      InputError: an odd number of features in, or a shape that the core cannot draw.
+        `delta_orthogonal()` for a convolution, which preserve norms. For a convolution with groups, pass an
+        initializer with the same groups.
 
     >>> kernel = looks_linear()(jax.random.key(0), (6, 4))
     >>> bool((kernel[::2] == -kernel[1::2]).all())
@@ -347,16 +308,13 @@ def looks_linear(core=None):
 def sparse(k=15, scale=1.0):
     """Draw k connections per output feature from a normal distribution; the others are 0 (Martens 2010).
 
-    The variance of a unit's input is k scale^2 for every width of the layer, so that saturating units stay diverse. The
-    taps of a convolution count as connections. PyTorch's `sparse_` takes a share of zeros instead, and fixes the number
-    of connections per input feature.
+    The variance of a unit's input is k scale^2 at every width of the layer, so that saturating units stay diverse. The
+    taps of a convolution count as connections. PyTorch's `sparse_` has a fraction of zeros as its argument instead, and
+    fixes the number of connections per input feature.
 
     Args:
       k: connections per output feature, from 1 to window * features_in.
       scale: standard deviation of the connections.
-
-    Raises:
-      InputError: a k that is out of range, or a scale that is not a positive number.
 
     >>> kernel = sparse(k=3)(jax.random.key(0), (50, 4))
     >>> (kernel != 0).sum(0).tolist()

@@ -421,7 +421,7 @@ def test_convert_there_and_back(tmp_path, state_dict, capsys, monkeypatch):
     for words, message in (
         (["resnet18", "theirs.safetensors", "a.pth"], "must end in .safetensors"),
         (["resnet18", "theirs.safetensors", "a.safetensors", "--preprocessing", "rasnet18"], "did you mean"),
-        (["resnet18", "ours.safetensors", "a.pt", "--preprocessing", "resnet18"], "no place for it"),
+        (["resnet18", "ours.safetensors", "a.pt", "--preprocessing", "resnet18"], "cannot store it"),
         (["resnet34", "ours.safetensors", "a.pt"], "not 'resnet34'"),
     ):
         assert cli.main(["convert", *words]) == 2
