@@ -3,8 +3,9 @@
 Expected result: not measured. It was not run in full, since an epoch takes minutes on two CPU cores. Tests build the
 network and train a small one of its kind.
 
-The network has about 2 million parameters. Three other configs add to it one after the other: cifar100_bn batch
-normalization, cifar100_augmented augmentation, cifar100_regularized weight decay, dropout and label smoothing.
+The network has about 2 million parameters. Three other configs each add something to the previous one: cifar100_bn adds
+batch normalization, cifar100_augmented adds augmentation, cifar100_regularized adds weight decay, dropout and label
+smoothing.
 
 SGD with momentum 0.9, a learning rate of 0.01 halved every 50 epochs, batches of 32. The lecture does not give the
 number of epochs; this config has 200. Data: TFDS `cifar100`, or the original binary files in --data-dir.

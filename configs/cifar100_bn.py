@@ -3,7 +3,7 @@
 Expected result: not measured. It was not run in full, since an epoch takes minutes on two CPU cores. Tests build the
 network and train a small one of its kind.
 
-cifar100_base with batch normalization before every ReLU.
+The config is cifar100_base with batch normalization before every ReLU.
 
 SGD with momentum 0.9, a learning rate of 0.01 halved every 50 epochs, batches of 32. The lecture does not give the
 number of epochs; this config has 200. Data: TFDS `cifar100`, or the original binary files in --data-dir.

@@ -1,4 +1,4 @@
-"""CIFAR-10 with eight layers and small Gaussian initial weights, which do not learn.
+"""CIFAR-10 with eight layers and small Gaussian initial weights, with which the network does not learn.
 
 Expected result: 90.0 % test error and a loss of 2.3026, which is chance, after 6 s of training on two CPU cores (seed
 0, a JPEG-coded copy of the data set: --data.name cifar10_jpeg).

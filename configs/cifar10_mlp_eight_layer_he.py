@@ -1,4 +1,4 @@
-"""CIFAR-10 with eight layers and He's initialization, with which they learn.
+"""CIFAR-10 with eight layers and He's initialization, with which the network learns.
 
 Expected result: 49.3 % test error after 6 s of training on two CPU cores (seed 0, a JPEG-coded copy of the data set:
 --data.name cifar10_jpeg).

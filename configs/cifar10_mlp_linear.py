@@ -3,7 +3,7 @@
 Expected result: 59.5 % test error (40.5 % correct; the lecture: about 38 %) after 3 s of training on two CPU cores
 (seed 0, a JPEG-coded copy of the data set: --data.name cifar10_jpeg).
 
-The channels of the images are standardized; nothing else is done to them.
+The channels of the images are standardized. There is no other preprocessing.
 
 The lecture's experiment has five configs: cifar10_mlp_linear, _two_layer, _eight_layer_gaussian, _eight_layer_he and
 _eight_layer_he_bn. Those with eight layers have the same optimizer, learning rate and number of epochs.

@@ -6,8 +6,8 @@ run in full here. On two CPU cores, with --batch-size 8 on a JPEG-coded copy of 
 
 Bottleneck units of 64, 128 and 256 features. 64,000 updates with batches of 128; the learning rate is divided by ten
 after 32,000 and 48,000 updates. Images are padded by 4 pixels, cropped at random and mirrored. In the first 400 updates
-the paper's learning rate is 0.01; here it grows to 0.1 over as many. 49,500 images are trained on; 500 measure the
-validation error.
+the paper's learning rate is 0.01; here it grows to 0.1 during these updates. 49,500 images are used for training and
+500 for validation.
 
 The backward pass recomputes the units (remat "sqrt"); `deepjax plan cifar10_preact1001` compares the choices. Data:
 TFDS `cifar10`, or the original binary files in --data-dir.

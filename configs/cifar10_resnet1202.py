@@ -6,7 +6,7 @@ that needs a GPU. On two CPU cores, with --batch-size 8 on a JPEG-coded copy of 
 
 64,000 updates with batches of 128 on 45,000 images; the learning rate is divided by ten after 32,000 and 48,000
 updates. Images are padded by 4 pixels, cropped at random and mirrored. The paper starts its network of 110 layers with
-a learning rate of 0.01 for about 400 updates; here it grows to 0.1 over as many.
+a learning rate of 0.01 for about 400 updates; here it grows to 0.1 during these updates.
 
 The backward pass recomputes the units, one group at a time (remat "sqrt"), which needs less than a tenth of the memory;
 `deepjax plan cifar10_resnet1202` compares the choices. Data: TFDS `cifar10`, or the original binary files in

@@ -7,7 +7,7 @@ loss fell from 15.2 in updates 1 to 5 to 12.5 in updates 16 to 20; compilation t
 Units are dropped for a whole batch, and are then not computed. The probability grows linearly to 1/2 at the last unit.
 500 epochs with batches of 128 on 45,000 images and Nesterov momentum; the learning rate is divided by ten after epochs
 250 and 375, as the paper trains its network of 110 layers. For 1,202 layers the paper starts with a learning rate of
-0.01 for ten epochs; here it grows to 0.1 over as many. Images are padded by 4 pixels, cropped at random and mirrored.
+0.01 for ten epochs; here it grows to 0.1 in ten epochs. Images are padded by 4 pixels, cropped at random and mirrored.
 
 The backward pass recomputes the units (remat "unit", the default of networks with stochastic depth). Data: TFDS
 `cifar10`, or the original binary files in --data-dir.

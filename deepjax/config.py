@@ -1,7 +1,7 @@
 """An experiment as frozen dataclasses, without JAX.
 
 Every field is an option of `deepjax train`: `optimizer.learning_rate` is `--optimizer.learning-rate`.
-Times are in epochs; `deepjax.optimizers` converts them to numbers of updates. `check` holds every field against its
+Times are in epochs; `deepjax.optimizers` converts them to numbers of updates. `check` compares every field with its
 type and range. A field that is `free` does not affect the result, so a resumed run may change it.
 """
 
@@ -134,7 +134,7 @@ class Optimizer:
     clip_value: float | None = option(None, above=0)
     """Clip each number of the gradient to [-clip_value, clip_value]."""
     clip_norm: float | None = option(None, above=0)
-    """Scale the whole gradient down to this norm if it is larger, after the other two."""
+    """Scale the whole gradient down to this norm if it is larger, after the other two kinds of clipping."""
     lookahead: int = option(0, at_least=0)
     """Lookahead: updates between two synchronizations of the weights with the slow weights, such as 5. 0: off."""
     slow_rate: float = option(0.5, above=0, at_most=1)
@@ -162,7 +162,7 @@ class Schedule:
     milestones: tuple[float, ...] = ()
     """step: epochs at which the learning rate is multiplied by `factor`."""
     period: float = option(0.0, at_least=0)
-    """step: in place of milestones, epochs between two multiplications (50 with factor 0.5: halve every 50 epochs).
+    """step: instead of milestones, epochs between two multiplications (50 with factor 0.5: halve every 50 epochs).
     warm_restarts: epochs of the first cycle."""
     multiplier: float = option(1.0, at_least=1)
     """warm_restarts: length of each cycle as a multiple of the one before."""
@@ -181,7 +181,7 @@ class Schedule:
     threshold: float = option(1e-4, at_least=0, below=1)
     """plateau: a loss counts as an improvement if it is lower than the best by more than this fraction."""
     cooldown: int = option(0, at_least=0)
-    """plateau: epochs after a reduction that do not count."""
+    """plateau: epochs to ignore after a reduction of the learning rate."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def option(
 
     Args:
       default: the field's default value. A dict is copied for each instance.
-      at_least: least value of the number, or of each number in a tuple; above, at_most and below likewise.
+      at_least: smallest value of the number, or of each number in a tuple. above, at_most, below: the other bounds.
       free: whether the result of a run does not depend on the field, so that it may change when the run is resumed.
       inline: whether error messages name the fields of this field (a dataclass) without this field's name.
     """

@@ -25,7 +25,7 @@ def parse(kind, arguments, prog, description=None, **keywords):
       arguments: a list of strings.
       prog: the command, such as "deepjax train digits", for messages.
       description: a docstring, printed by --help.
-      **keywords: of `tyro.cli`.
+      **keywords: further arguments of `tyro.cli`.
 
     Raise InputError, as one line, for arguments that do not fit.
     """

@@ -48,7 +48,7 @@ def change_colors(
 
     The order is RandAugment, then brightness, contrast, saturation and hue, then PCA lighting, which needs `components`
     (of `lighting_components`). uint8 images are first divided by 255; float images must be in [0, 1]. If `augment` has
-    none of these changes, the images are returned as they are.
+    none of these changes, the images are returned unchanged.
     """
     jittered = any(getattr(augment, name) for name in color.JITTER)
     if not (jittered or augment.lighting or augment.randaugment):

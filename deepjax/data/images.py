@@ -31,9 +31,9 @@ def threads(shape: tuple[int, ...]) -> int:
 
 
 def decode(encoded: bytes, where: str, channels: int) -> "Image.Image":
-    """Decode an image to a Pillow image with 1 or 3 channels of 8 bits, turned upright as its EXIF orientation says.
+    """Decode an image to a Pillow image with 1 or 3 channels of 8 bits, and rotate it by its EXIF orientation.
 
-    Gray values of 16 bits are divided by 257. Raise InputError, naming `where`, for bytes that are no image.
+    Gray values of 16 bits are divided by 257. Raise InputError, naming `where`, for bytes that are not an image.
     """
     from PIL import Image, ImageOps
 
@@ -90,7 +90,7 @@ def center(image: "Image.Image", height: int, width: int) -> "Image.Image":
 
 
 def to_shape(image: "Image.Image", height: int, width: int, fit: str) -> "Image.Image":
-    """Bring an image to a size: by `center` if fit is "photograph", else by `resize`; unchanged if it has this size."""
+    """Resize an image: by `center` if fit is "photograph", else by `resize`. An image of this size is unchanged."""
     if image.size == (width, height):
         return image
     return (center if fit == "photograph" else resize)(image, height, width)
@@ -132,7 +132,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_image(path: Path, shape: tuple[int, ...], fit: str) -> np.ndarray:
-    """Read an image file as uint8 of shape (H, W, C), resized as `fit` says (see Records.fit).
+    """Read an image file as uint8 of shape (H, W, C), resized according to `fit` (see Records.fit).
 
     Raise InputError for a file that cannot be read.
     """

@@ -187,7 +187,7 @@ def make_loader(
       split: Arrays or Records.
       data: config.Data.
       batch_size: rows of each batch.
-      seed: of order and crops.
+      seed: seed of order and crops.
       train: whether batches are for training.
       put: function that transfers an array to the devices.
     """

@@ -24,8 +24,8 @@ def load(data: config.Data, data_dir: str, seed: int, *, given: Dataset | None =
         original files are in data_dir, or one that TFDS has prepared in data_dir (or in TFDS's default folder).
       data_dir: folder with data sets, or empty.
       seed: draws the validation images if the data set has no validation split.
-      given: used instead of the data set that `data` names, for example what `from_arrays` returns. It is resized,
-        placed and split as the other fields of `data` say.
+      given: data set to use instead of the one that `data` names, for example a result of `from_arrays`. The other
+        fields of `data` determine how it is resized, placed and split.
 
     Raises:
       InputError: the data set cannot be found or read, or other fields of `data` do not fit it.

@@ -94,7 +94,7 @@ class Records:
         """Return these images, uint8 [n, H, W, C].
 
         Args:
-          indices: of the images, [n].
+          indices: indices of the images, [n].
           area: range of the fraction of the image that random-area crops cut out. None: no random crop.
           rng: with `area`: maps an index to the random generator of its crop.
 
@@ -147,7 +147,7 @@ Split = Arrays | Records
 class Dataset:
     """Labeled images in three splits.
 
-    Raise InputError if there are no classes, if the training or the test split is empty, or if a label names no class.
+    Raise InputError if there are no classes, the training or the test split is empty, or a label has no class.
     """
 
     name: str

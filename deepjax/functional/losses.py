@@ -29,7 +29,7 @@ def smooth_labels(labels, smoothing, num_classes, dtype=jnp.float32):
       labels: integers [...].
       smoothing: share of the target that is spread over all classes, in [0, 1].
       num_classes: number of classes.
-      dtype: of the result.
+      dtype: dtype of the result.
 
     Returns:
       [..., classes].

@@ -91,7 +91,7 @@ def adaptive_avg_pool(x, size):
 
     Args:
       x: [batch, *spatial, features].
-      size: of the output, an int or one per spatial axis.
+      size: size of the output, an int or one per spatial axis.
 
     Returns:
       [batch, *size, features].

@@ -22,7 +22,7 @@ class Evaluated(NamedTuple):
 
 
 def evaluate_run(run, *, split="test", data_dir="", data=None) -> Evaluation:
-    """Return a Run's Evaluation on a split of its data set, read from `data_dir` or from where it was trained.
+    """Return a Run's Evaluation on a split of its data set, read from `data_dir` or from the recorded folder.
 
     `data`: the data set, if `train` was called with `data=`.
 
@@ -39,7 +39,7 @@ def evaluate_runs(runs, *, average="predictions", split="test", data_dir="", dat
       average: "predictions": the mean of softmax probabilities; each run standardizes images in its own way.
         "weights": the mean of parameters, with batch norms' moments estimated again (see `average_weights`).
       split: "test", "validation" or "train".
-      data_dir: where the data set is, if not where the first run found it.
+      data_dir: folder of the data set, if other than the folder that the first run has recorded.
       data: the data set, if `train` was called with `data=`.
 
     Raises:

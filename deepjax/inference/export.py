@@ -94,7 +94,7 @@ def export(run, form, path, *, layout="deepjax", platforms=PLATFORMS):
     Args:
       run: from `load_run` or `load_classifier`.
       form: "stablehlo" (see there) or "safetensors".
-      path: of the file; for safetensors with that ending, or with layout torch .pth or .pt.
+      path: path of the file; for safetensors with that ending, or with layout torch .pth or .pt.
       layout: of safetensors. "deepjax": with class names and preprocessing, see `weights.load_pretrained`. "torch":
         PyTorch's names, for networks that torchvision has.
       platforms: of stablehlo.

@@ -17,7 +17,7 @@ SUFFIXES = data.IMAGE_SUFFIXES
 
 
 class Classifier(NamedTuple):
-    """A network with pretrained weights; `predict` and `export` take it like a Run."""
+    """A network with pretrained weights. `predict` and `export` accept it like a Run."""
 
     model: Any  # Linen module
     members: tuple  # variables; one
@@ -81,7 +81,7 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list[Prediction]:
 
     Args:
       run: a Run or a Classifier.
-      paths: of files and folders.
+      paths: paths of files and folders.
       top: number of classes for each image.
       crops: 1: the center. 5: corners and center; 10: these and their mirror images; probabilities are averaged.
       batch_size: maximum number of crops of one call, but never less than those of one image.

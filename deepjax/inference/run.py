@@ -63,7 +63,7 @@ def load_run(folder, *, model=None, warn=warnings.warn) -> Run:
     snapshots. While such a run is unfinished: the snapshots so far; before the first one, and for SWA, the best state.
 
     Args:
-      folder: of the run.
+      folder: folder of the run.
       model: the Linen module, if `train` was called with `model=`.
       warn: receives one line for each damaged checkpoint that is skipped.
 

@@ -44,7 +44,7 @@ def lsuv(model, key, x, *, tolerance=0.1, max_iterations=10, variance=1.0, repor
       x: the model's first argument, a batch of examples.
       tolerance: largest relative difference from `variance` for layers whose kernels are scaled in steps.
       max_iterations: largest number of steps for each of these layers.
-      variance: of every layer's output.
+      variance: target variance of every layer's output.
       report: function called with {layer's path: variance reached}. The value is an array [units] inside a scan.
       **call: the model's keyword arguments, such as train=True.
 
@@ -93,7 +93,7 @@ def output_variances(model, variables, x, *, key=None, **call):
 
     Args:
       model, x, **call: as for `lsuv`.
-      variables: of the model.
+      variables: variables of the model.
       key: PRNG key, for what the model draws, such as dropout; None for key 0.
     """
     key = jax.random.key(0) if key is None else key

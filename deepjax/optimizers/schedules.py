@@ -101,7 +101,7 @@ def _one_cycle(s, run):
 
 
 def _half_cosines(schedule, epochs, total, first, middle, last):
-    """Join two half cosines, from `first` to `middle` and on to `last`, which the last of `total` updates has."""
+    """Join two half cosines, from `first` to `middle`, and from `middle` to `last` at the last of `total` updates."""
     share = schedule.warmup / epochs if schedule.warmup else 0.3
     top, end = share * total - 1, total - 1  # in PyTorch, the first phase is one update shorter than its share
     half = optax.cosine_decay_schedule(1.0, 1)

@@ -194,7 +194,7 @@ def slow_params(opt_state, params):
     """Return the slow weights of `lookahead`, which Zhang et al. evaluate, or `params` if there are none.
 
     Args:
-      opt_state: of any optimizer.
+      opt_state: state of any optimizer.
       params: the parameters of this state. Frozen ones have no slow weights, and are returned unchanged.
     """
 

@@ -77,7 +77,7 @@ def plan(
 
     Args:
       config: a `deepjax.config.Config`.
-      shape: of one example; None: that of the config's data.
+      shape: shape of one example; None: that of the config's data.
       classes: number of classes; None: that of the config's data.
       limit: bytes of memory of a device; None: the memory that the device reports, else the machine's memory.
       quick: compile nothing, and compute only the numbers that follow from shapes.
@@ -94,7 +94,7 @@ def plan(
         raise InputError(f"seconds {seconds:g} must be a number above 0")
     step.check(config)
     found = inputs.find(config, shape, classes)
-    configured = make_model(config, found.classes)  # raises for what the config itself asks of the network
+    configured = make_model(config, found.classes)  # raises InputError for invalid options in the config
     models = {remat: model for remat in REMATS if (model := _with_remat(config, found.classes, remat)) is not None}
     steps = {remat: step.trace(config, found, model) for remat, model in (models or {"none": configured}).items()}
     plain = next(iter(steps.values()))

@@ -26,7 +26,7 @@ def find(config, shape=None, classes=None):
 
     Args:
       config: a `deepjax.config.Config`.
-      shape: of one example; None: that of the data set.
+      shape: shape of one example; None: that of the data set.
       classes: number of classes; None: that of the data set. With both, no data set is needed.
 
     Raises:

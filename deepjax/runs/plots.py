@@ -24,7 +24,7 @@ def curves(lines):
     """Draw loss and error over epochs.
 
     Args:
-      lines: of `metrics.read`.
+      lines: result of `metrics.read`.
 
     Returns:
       A matplotlib Figure.
@@ -61,7 +61,7 @@ def learning_rates(points, tenth, steepest, title):
     Args:
       points: `find_lr.Point`s.
       tenth, steepest: the two suggested learning rates, or None.
-      title: of the figure.
+      title: title of the figure.
 
     Returns:
       A matplotlib Figure.
@@ -86,7 +86,7 @@ def confusion(counts, classes, title):
     Args:
       counts: i[classes, classes], by true class, then predicted class. Colors are fractions of the true class.
       classes: names of the classes.
-      title: of the figure.
+      title: title of the figure.
 
     Returns:
       A matplotlib Figure.

@@ -27,8 +27,8 @@ def read_weights(folder, config, warn) -> list[Weights]:
     state.
 
     Args:
-      folder: of the run.
-      config: of the run.
+      folder: folder of the run.
+      config: config of the run.
       warn: receives one line for each damaged checkpoint that is skipped.
 
     Raises:

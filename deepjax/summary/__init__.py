@@ -49,13 +49,14 @@ class Row(NamedTuple):
 def summarize(model, input_shape, *, count="macs", level=None, **call):
     """List the layers of a model, in the order in which they are first called.
 
-    Multiply-adds are those of convolutions and matrix products, for one example, computed from shapes. A kernel's tap
-    on padding counts. A scan counts every step, a `while` one, a `cond` its most expensive branch. A product with a
-    fixed matrix along the pixels is not one: it is a resampling, such as an adaptive pooling.
+    Multiply-adds are those of convolutions and matrix products, for one example, computed from shapes. Taps on padding
+    count. Every step of a scan counts, one step of a `while`, and the most expensive branch of a `cond`. A product with
+    a fixed matrix along the pixels does not count, because it is a resampling, such as an adaptive pooling.
 
-    `count="conv-bias"` counts as lectures do by hand. Every convolution has a bias, nothing else but matrix products
-    has parameters, and operations are parameters x output positions. A pooling has one operation per output value. A
-    1x1 convolution with a stride is a pooling, which takes those pixels, and a 1x1 convolution without.
+    `count="conv-bias"` follows the counting by hand in lectures. Every convolution has a bias. Only convolutions and
+    matrix products have parameters. Operations are parameters x output positions. A pooling has one operation per
+    output value. A 1x1 convolution with a stride counts as a pooling that selects its pixels, followed by a 1x1
+    convolution without stride.
 
     Args:
       model: any Linen module whose first argument is a batch of examples.

@@ -58,7 +58,7 @@ class Reader(Interpreter):
         self._pool_of: dict[tuple[Path, int], Path] = {}
 
     def equation(self, eqn, values, where):
-        """Note what the equation costs, and what its results depend on."""
+        """Record the cost of the equation. Return what its results depend on."""
         fields = outputs(eqn, [seen.field for seen in values])
         mark, kind, name = read_mark(eqn), _pooling(eqn, values), eqn.primitive.name
         if mark and mark.role == "exit":
@@ -120,7 +120,7 @@ class Reader(Interpreter):
         return Seen(moved(value.field, shape, axes), value.fixed)
 
     def any_steps(self, values, shapes):
-        """Every result depends on all that enters, because the number of steps cannot be inferred from shapes."""
+        """Make every result depend on all operands, because the number of steps cannot be inferred from shapes."""
         fields = [of_all_entries(seen.field, shape) for seen, shape in zip(values, shapes, strict=True)]
         return [Seen(union(fields, ()), all(seen.fixed for seen in values))] * len(values)
 

@@ -219,7 +219,7 @@ def _dot_general(eqn, fields):
 
 
 def _gather(eqn, fields):
-    """Axes that are taken as a whole stay. Along the others, an entry may come from anywhere."""
+    """Keep axes that are gathered completely. Along the others, an entry may depend on any position."""
     numbers, sizes, shape = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], _shape(eqn.invars[0])
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     kept = zip([axis for axis in range(len(shape)) if axis not in dropped], numbers.offset_dims, strict=True)

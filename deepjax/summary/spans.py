@@ -1,8 +1,8 @@
 """Describe which pixels of the input the entries of an array depend on.
 
-For each spatial axis of the input it is an interval that moves along with one axis of the array. If an entry depends on
-several arrays, its interval covers those of all of them. Intervals that move at different rates are covered by all that
-any entry depends on. So an interval may be too large, but is never too small.
+For each spatial axis of the input, these pixels form an interval that moves along with one axis of the array. If an
+entry depends on several arrays, its interval covers their intervals. If intervals move at different rates, the result
+is one fixed interval, which covers the pixels of all entries. So an interval may be too large, but is never too small.
 """
 
 from fractions import Fraction
@@ -51,7 +51,7 @@ def moved(field, shape, axes):
 
     Args:
       field: `Fields`.
-      shape: of the array before.
+      shape: shape of the array before.
       axes: dict, axis before -> axis after.
     """
     return each(field, lambda s: s._replace(axis=axes[s.axis]) if s.axis in axes else of_all_positions(s, shape))

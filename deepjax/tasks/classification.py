@@ -236,11 +236,11 @@ def of_config(config, dataset, statistics, model) -> Classification:
 
 
 def fit_statistics(config, dataset, source=None) -> Statistics:
-    """Return the Statistics of the training set that the config asks for.
+    """Return the Statistics of the training set that the config requires.
 
     Args:
-      config: mean and std may be given there.
-      dataset: of which the training split is measured.
+      config: the experiment. If it sets mean and std, they are used.
+      dataset: data set whose training split is measured.
       source: a `fine_tuning.Source` of pretrained weights. Its standardization is used, since they depend on it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which arguments a module's call takes: the one answer for models, units and norms."""
+"""Find the arguments that a module's call takes, for models, units and norms."""
 
 import contextlib
 import inspect
@@ -18,7 +18,7 @@ def accepts(module: Any, name: str) -> bool:
 
     Args:
       module: a Linen module, or any other callable.
-      name: of a keyword argument, such as "train" or "mask".
+      name: name of a keyword argument, such as "train" or "mask".
 
     >>> accepts(nn.Dense(3), "train"), accepts(nn.BatchNorm(), "use_running_average")
     (False, True)
@@ -48,7 +48,7 @@ def input_errors(shape):
     """Raise the error of a model that cannot be called as one `InputError`, which names the input's shape.
 
     Args:
-      shape: of the model's input, for the message.
+      shape: shape of the model's input, for the message.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> with input_errors((1, 4)):

@@ -1,7 +1,7 @@
 """Batch normalization in any Linen model: which modules it is, freezing it, and the moments of one batch.
 
 Batch normalization is one of `deepjax.layers` (`BatchNorm`, `BatchRenorm`, ...) or Flax's `nn.BatchNorm`. All of them
-keep `mean` and `var` in the collection `batch_stats`, wherever the module stands: inside `ConvNorm`, `nn.scan`,
+keep `mean` and `var` in the collection `batch_stats`, wherever the module is: inside `ConvNorm`, `nn.scan`,
 `nn.remat` or a stack of units.
 """
 
@@ -98,8 +98,8 @@ def batch_moments(model: nn.Module, variables: Mapping[str, Any], *args: Any, **
 
     Args:
       model: a Linen module.
-      variables: of the model; batch normalizations have their moments in "batch_stats".
-      *args: of `model.apply`.
+      variables: variables of the model; batch normalizations have their moments in "batch_stats".
+      *args: further positional arguments of `model.apply`.
       **call: further arguments of `model.apply`, such as `rngs`, `mask` and, if the model takes it, `train=True`.
         Those that the model does not take are left out.
 

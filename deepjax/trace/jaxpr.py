@@ -48,7 +48,7 @@ def call_jaxpr(model, variables, x, call, *, rngs=None, mutable: Any = False):
 
     Args:
       model: any Linen module.
-      variables: of the model: arrays, or `jax.ShapeDtypeStruct`s.
+      variables: variables of the model: arrays, or `jax.ShapeDtypeStruct`s.
       x: the first argument: arrays, or `jax.ShapeDtypeStruct`s.
       call: dict, further arguments.
       rngs: dict, stream -> PRNG key.
@@ -125,7 +125,7 @@ def read_mark(eqn) -> Mark | None:
 
 
 class Where(NamedTuple):
-    """Where in a model an equation stands."""
+    """Position of an equation in a model."""
 
     path: Path = ()  # of the module in whose call it is
     times: int = 1  # how often one call of the model runs it, because of scans
@@ -139,8 +139,8 @@ class Interpreter(abc.ABC):
     """Compute a value for every array in a jaxpr, from the values of the jaxpr's inputs.
 
     A subclass gives the rule for one plain equation, `equation`, and for an array that may be one of several, `join`.
-    The other methods say how values pass in and out of loops and branches; by default they pass as they are.
-    Calls (`jit`, `remat`, `custom_vjp`, ...) are interpreted as if their body stood in their place.
+    The other methods transform values at the borders of loops and branches; by default, values pass unchanged.
+    Calls (`jit`, `remat`, `custom_vjp`, ...) are interpreted as if their bodies were inlined.
 
     >>> class Multiplications(Interpreter):
     ...     count = 0
@@ -165,7 +165,7 @@ class Interpreter(abc.ABC):
 
     @abc.abstractmethod
     def join(self, values: list, shape, choice=None) -> Any:
-        """Return the value of an array of this shape that is one of several; `choice` is the value of what decides."""
+        """Return the value of an array of this shape that is one of several; `choice` is the value of the condition."""
 
     def slice(self, value, shape) -> Any:
         """Return the value of one entry along the first axis of an array of this shape."""

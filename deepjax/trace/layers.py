@@ -1,8 +1,8 @@
 """Find every layer of any Linen model, also inside `nn.scan`, `nn.remat`, `nn.vmap` and `units.stack`.
 
 A layer is a module that owns a parameter `kernel` of two or more axes: `nn.Dense`, `nn.DenseGeneral`, `nn.Conv`,
-`nn.ConvTranspose`, `deepjax.layers.Conv`, a module of the user's own. Its path names it. In a scan, one path stands for
-all units.
+`nn.ConvTranspose`, `deepjax.layers.Conv`, a user-defined module. A layer is identified by its path. In a scan, all
+units share one path.
 """
 
 import math
@@ -144,11 +144,11 @@ def find_shared(model, key, x, call, layers) -> set[tuple[str, ...]]:
 
 
 def run_model(rule, model, variables, key, x, call) -> tuple[Any, dict]:
-    """Return (outputs, variables afterwards) of one call in which `rule` stands around every module's call.
+    """Return (outputs, variables afterwards) of one call in which `rule` intercepts every module's call.
 
     Args:
       rule: as for `around_calls`. It may write parameters.
-      variables: of the model; None to initialize it.
+      variables: variables of the model; None to initialize it.
       key: PRNG key, for whatever the model draws.
       model, x, call: as for `find_layers`.
     """

@@ -66,7 +66,7 @@ def mean_parameters(trees: Sequence, names: Sequence[str]):
 
     Args:
       trees: equal in structure and shapes.
-      names: of each tree, for the error message.
+      names: name of each tree, for the error message.
 
     Raises:
       InputError: a tree differs from the first one; the message names the first such parameter.

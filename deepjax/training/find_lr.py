@@ -47,7 +47,7 @@ def range_test(
 
     Args:
       config: the experiment.
-      name: of the run; config.workdir defaults to runs/NAME.
+      name: name of the run; config.workdir defaults to runs/NAME.
       min_rate, max_rate: the first and the last rate.
       steps: updates, at least 10; each takes optimizer.accumulate batches.
       smoothing: decay of the average of losses, in [0, 1), corrected for its start at 0; 0 means no smoothing.

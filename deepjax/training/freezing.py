@@ -73,8 +73,8 @@ def keep_moments(kept, updates):
     frozen where its scale is.
 
     Args:
-      kept: of `frozen_moments`; None: the context does nothing.
-      updates: done so far, may be traced.
+      kept: result of `frozen_moments`; None: the context has no effect.
+      updates: number of updates so far; may be traced.
     """
     if kept is None:
         return contextlib.nullcontext

@@ -34,7 +34,7 @@ def train(
 
     Args:
       config: the experiment.
-      name: of the run; config.workdir defaults to runs/NAME.
+      name: name of the run; config.workdir defaults to runs/NAME.
       model: a Linen module of your own instead of the zoo's `config.model`. It is called with those of `train` and
         `mask` (bool [batch], the real examples) that it takes, and returns logits [batch, classes].
       data: a data set of your own instead of `config.data.name`: a `data.Dataset`, or the arguments of

@@ -14,7 +14,7 @@ def make_model(config, num_classes, model=None):
 
     Args:
       config: the experiment.
-      num_classes: of the data set; None: the network's usual number.
+      num_classes: number of classes of the data set; None: the network's usual number.
       model: a Linen module in place of the zoo's.
 
     Raise InputError if the options and the data do not go together, or if the zoo has no such network.

@@ -139,7 +139,7 @@ def setup(config, folder, *, model=None, dataset=None, schedule=None) -> Experim
 
     Args:
       config: has passed `check`.
-      folder: of the run. A run that has a checkpoint uses the recorded statistics and reads no pretrained weights.
+      folder: folder of the run. A run with a checkpoint uses the recorded statistics and reads no pretrained weights.
       model: a Linen module in place of the zoo's.
       dataset: a `data.Dataset` in place of the one that the config names.
       schedule: updates -> learning rate, in place of the config's.

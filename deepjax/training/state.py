@@ -36,9 +36,9 @@ def init_state(model, optimizer, key, shape, *, variables=None, dtype=jnp.float3
       model: a Linen module, called with `train=False` if it takes `train`.
       optimizer: an Optax transformation.
       key: PRNG key of the parameters.
-      shape: of one example as the model takes it, such as (32, 32, 3).
+      shape: shape of one example as the model takes it, such as (32, 32, 3).
       variables: initial variables of the model; None means those of `model.init`.
-      dtype: of the model's inputs, for `model.init`.
+      dtype: dtype of the model's inputs, for `model.init`.
       ema: whether to keep a moving average of the parameters.
       swa: whether to keep an equal average of the parameters at epochs' ends.
 

@@ -58,7 +58,7 @@ def compare_with_torch(network, variables, torch_module, x, *, tolerance=TOLERAN
 
     Args:
       network: a network of the zoo, or its name.
-      variables: of this network.
+      variables: variables of this network.
       torch_module: a torch.nn.Module. It is run in evaluation mode; its modes are restored afterwards.
       x: [batch, height, width, channels].
       tolerance: as in `compare`.
@@ -77,9 +77,9 @@ def torchvision_module(name, network, variables):
     """Return torchvision's network of a name, with the given variables as its weights.
 
     Args:
-      name: of the network in the zoo and in torchvision.
+      name: name of the network in the zoo and in torchvision.
       network: the network of the zoo.
-      variables: of this network.
+      variables: variables of this network.
 
     Raises:
       InputError: PyTorch or torchvision is not installed, or torchvision has no such network with these options.

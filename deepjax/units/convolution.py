@@ -15,7 +15,7 @@ ORDERS = ("post", "last", "pre")
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalization and activation. The submodules are `conv` and `norm`.
+    """Apply a convolution, a normalization and an activation. The submodules are `conv` and `norm`.
 
     `order` is "post" for conv, norm, activation (Ioffe & Szegedy 2015, section 3.2), "last" for conv, activation, norm,
     or "pre" for norm, activation, conv.

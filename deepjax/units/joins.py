@@ -12,7 +12,7 @@ from deepjax.layers import Conv, DropPath
 
 
 class Add(nn.Module):
-    """The join of residual networks: skip + branch (He et al. 2015, eq. 1)."""
+    """Return skip + branch: the join of residual networks (He et al. 2015, eq. 1)."""
 
     @nn.compact
     def __call__(self, skip, branch, *, train: bool):
@@ -22,7 +22,7 @@ class Add(nn.Module):
 
 
 class SkipInit(nn.Module):
-    """skip + alpha * branch, where alpha is a learned number that starts at 0. So the unit starts as its shortcut.
+    """Return skip + alpha * branch. The learned number alpha starts at 0, so the unit starts as its shortcut.
 
     De & Smith 2020, "Batch normalization biases residual blocks towards the identity function", use it for branches
     without normalization; Bachlechner et al. 2020, "ReZero is all you need", for any branch.
@@ -43,7 +43,7 @@ class SkipInit(nn.Module):
 
 
 class Plain(nn.Module):
-    """The join of plain networks: the branch alone."""
+    """Return the branch alone: the join of plain networks."""
 
     @nn.compact
     def __call__(self, skip, branch, *, train: bool):
@@ -52,7 +52,7 @@ class Plain(nn.Module):
 
 
 class Drop(nn.Module):
-    """skip + branch, where training drops the branch with probability 1 - survival.
+    """Return skip + branch. In training, drop the branch with probability 1 - survival.
 
     This is stochastic depth (Huang et al. 2016, eq. 2 and 5). In a stack, each unit may have another survival:
     `stack(unit, 3, per_unit={"survival": [0.9, 0.8, 0.7]})`. The paper uses scaling="original" and per="batch".
@@ -78,7 +78,7 @@ class Drop(nn.Module):
 
 
 class Gate(nn.Module):
-    """The join of highway networks: T branch + (1 - T) skip, T = sigmoid(W skip + b) (Srivastava et al. 2015, eq. 3).
+    """Return T branch + (1 - T) skip, T = sigmoid(W skip + b): highway networks (Srivastava et al. 2015, eq. 3).
 
     W is dense for [batch, features] and a convolution for maps. b starts at `bias`. At -2, T is about 0.12, so even a
     very deep network passes on most of its input at first.
@@ -117,7 +117,7 @@ class Gate(nn.Module):
 
 
 class Concat(nn.Module):
-    """The join of dense networks: the features of the skip, then those of the branch (Huang et al. 2017, eq. 2)."""
+    """Return the features of the skip, then those of the branch: dense networks (Huang et al. 2017, eq. 2)."""
 
     @nn.compact
     def __call__(self, skip, branch, *, train: bool):

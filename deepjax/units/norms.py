@@ -17,7 +17,7 @@ from deepjax.units.joins import Add, Plain, SkipInit
 
 Norm = Callable[..., nn.Module]  # called as factory(name=..., scale_init=...); scale_init only for `branch_init`
 
-# Words of the command line. `batch` updates its running variance with the unbiased one, as PyTorch does. `group` uses
+# Values of the option `norm`. `batch` updates its running variance with the unbiased one, as PyTorch does. `group` uses
 # 32 groups, or as many as divide both 32 and the features; `layer` is one group and `instance` one group per feature
 # (Wu & He 2018, figure 2).
 NORMS: dict[str, Norm | None] = {
@@ -32,7 +32,7 @@ USUAL = {"epsilon": 1e-5, "momentum": 0.9}
 
 
 def norm_factory(norm: Any, *, epsilon: float = USUAL["epsilon"], momentum: float = USUAL["momentum"]) -> Norm | None:
-    """Return the module factory for a word of the command line.
+    """Return the module factory for a name in `NORMS`.
 
     Equal arguments return the same object, so networks that hold it compare equal and can be hashed.
 
@@ -40,10 +40,10 @@ def norm_factory(norm: Any, *, epsilon: float = USUAL["epsilon"], momentum: floa
       norm: a key of `NORMS`, a factory of your own, such as `functools.partial(nn.LayerNorm)`, or None for no
         normalization. A factory and None are returned unchanged.
       epsilon: added to the variance, by the normalizations of `NORMS`.
-      momentum: share of the old running moments that batch normalization keeps, for the word "batch".
+      momentum: share of the old running moments that batch normalization keeps, for the name "batch".
 
     Raises:
-      InputError: an unknown word.
+      InputError: an unknown name.
 
     >>> norm_factory("none") is None, norm_factory(nn.LayerNorm) is nn.LayerNorm
     (True, True)
@@ -85,7 +85,7 @@ def normalize(x, norm: Norm | None, *, train, mask, name, scale_init=None):
       norm: a module factory (see `norm_factory`), or None.
       train: whether batch normalization uses the statistics of this batch.
       mask: bool [batch], False for rows that are padding; or None. Batch normalizations leave these rows out.
-      name: of the submodule.
+      name: name of the submodule.
       scale_init: initializer of the scale; None: that of the factory.
 
     Raises:
@@ -111,9 +111,9 @@ def check_branch_init(branch_init: str, *, norm: Norm | None, order: str = "post
     """Raise InputError for an unknown `branch_init`, or one with which a branch could not learn.
 
     Args:
-      branch_init: a word of `BRANCH_INITS`; see `Branch` and `SkipInit`.
+      branch_init: a name in `BRANCH_INITS`; see `Branch` and `SkipInit`.
       norm: factory of the branch's normalizations, or None.
-      order: of the branch, "post" or "pre".
+      order: order of the branch, "post" or "pre".
       join: class of the unit's join, or None if it is not known yet.
     """
     if branch_init not in BRANCH_INITS:
@@ -160,7 +160,7 @@ class Shift(nn.Module):
 
 
 class NormActivation(nn.Module):
-    """Normalization, then the activation."""
+    """Apply a normalization, then an activation."""
 
     activation: Callable = functional.relu
     norm: Norm | None = NORMS["batch"]

@@ -163,7 +163,7 @@ def stack(
       unroll: units per iteration of the scan, for remat "none" and "unit".
       per_unit: numbers for each unit: {"survival": [0.9, 0.8]} calls the first unit with survival=0.9, the second
         with 0.8.
-      name: of the module in its parent.
+      name: name of the module in its parent.
 
     Raises:
       InputError: a unit that is not a Linen module; a depth that is not a whole number; depth or unroll below 1; an

@@ -61,7 +61,7 @@ def alexnet(num_classes=1000, *, norm="none", order="post", dropout=0.5, dtype=N
 
     Args:
       num_classes: number of logits.
-      norm: norm of the convolutions: "none", "batch", "group", "layer" or "instance".
+      norm: normalization of the convolutions: "none", "batch", "group", "layer" or "instance".
       order: "post": the norm before the ReLU; "last": after it.
       dropout: probability that an input of the two hidden layers is dropped.
       dtype: dtype of the computation.

@@ -37,7 +37,7 @@ def nin(num_classes=10, *, norm="none", order="post", dropout=0.5, dtype=None):
 
     Args:
       num_classes: number of logits.
-      norm: norm of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
+      norm: normalization of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
       order: "post": the norm before the ReLU; "last": after it.
       dropout: probability that an activation after a pool is dropped.
       dtype: dtype of the computation.
@@ -61,7 +61,7 @@ def simple(model, num_classes=10, *, norm="none", order="post", input_dropout=0.
     Args:
       model: a key of `SIMPLE`.
       num_classes: number of logits.
-      norm: norm of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
+      norm: normalization of the convolutions but the last: "none", "batch", "group", "layer" or "instance".
       order: "post": the norm before the ReLU; "last": after it.
       input_dropout: probability that a value of the image is dropped (section 3.1).
       dropout: probability that an activation after a pool, or after the layer that replaces it, is dropped.

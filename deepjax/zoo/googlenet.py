@@ -167,7 +167,7 @@ def googlenet(
       num_classes: number of logits.
       auxiliary: whether the network has the two auxiliary heads, which only training uses. 13,004,888 parameters with
         them, 6,624,904 without.
-      norm: norm after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
+      norm: normalization after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: probability that an input of the last layer is dropped.
       auxiliary_dropout: the same for the last layer of each auxiliary head.
       epsilon: epsilon of the norms.

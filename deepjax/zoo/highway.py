@@ -85,16 +85,16 @@ def highway(
 
     Args:
       depth: dense layers: a plain one, depth - 2 with gates, and the logits; 10, 20, 50 and 100 in the paper.
-      num_classes: logits.
+      num_classes: number of logits.
       width: features of every layer except the last; 50 in the paper.
       bias: initial bias of the gates, -1 to -4. The lower it is, the more of its input a layer passes on. Deep networks
         need a lower one.
-      activation: of the branches, one of `plain.ACTIVATIONS`.
-      norm: of the layers before the activation: a word of `units.NORMS`, or a module factory. With "none", layers have
-        biases.
+      activation: activation of the branches, one of `plain.ACTIVATIONS`.
+      norm: normalization before the activation of a layer: a name in `units.NORMS`, or a module factory. With "none",
+        layers have biases.
       dropout: probability that an input of the last layer is dropped.
       scan: run equal layers as one scan; False unrolls them.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: a depth below 2, a width below 1, an unknown activation or norm, a dropout outside [0, 1].
@@ -126,7 +126,7 @@ def mnist_highway(
 
     Args:
       depth: layers with kernels, 3n + 1. The first is plain, the last gives the logits.
-      num_classes: logits.
+      num_classes: number of logits.
       width: features of every convolution; 16 and 32 in the paper.
       bias, activation, norm, dropout, scan, dtype: see `highway`.
 

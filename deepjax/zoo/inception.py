@@ -142,7 +142,7 @@ def inception_v3(
       num_classes: number of logits.
       auxiliary: whether the network has the auxiliary head, which only training uses. 27,161,264 parameters with it,
         23,834,568 without.
-      norm: norm after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
+      norm: normalization after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: probability that an input of the last layer is dropped.
       auxiliary_dropout: the same for the last layer of the auxiliary head.
       epsilon: epsilon of the norms.

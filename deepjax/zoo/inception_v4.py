@@ -116,7 +116,7 @@ def inception_v4(num_classes=1000, *, norm="batch", dropout=0.2, epsilon=1e-3, s
 
     Args:
       num_classes: number of logits.
-      norm: norm after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
+      norm: normalization after every convolution: "batch", "group", "layer" or "instance"; "none": biases instead.
       dropout: probability that an input of the last layer is dropped. The paper keeps 80% of them.
       epsilon: epsilon of the norms.
       scan: run equal modules as one scan; False unrolls them.

@@ -158,7 +158,7 @@ def lenet5(num_classes=10, *, dtype=None):
 
     Args:
       num_classes: classes, each with a code.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: num_classes below 1. When called: images smaller than 28x28 pixels.
@@ -181,11 +181,11 @@ def lenet5_modern(num_classes=10, *, norm="none", order="post", dropout=0.0, dty
     `num_classes` units: 61,706 parameters for images of 28x28x1 and 10 classes.
 
     Args:
-      num_classes: logits.
-      norm: of the convolutions: a word of `units.NORMS`, or a module factory.
+      num_classes: number of logits.
+      norm: normalization of the convolutions: a name in `units.NORMS`, or a module factory.
       order: "post": the norm before the ReLU; "last": after it.
       dropout: probability that a unit of the two hidden layers is dropped.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm or order, order "last" without a norm, a dropout outside [0, 1]. When called: images

@@ -73,14 +73,14 @@ def monster(
     of the epochs. Here it has the usual initial values.
 
     Args:
-      num_classes: logits.
+      num_classes: number of logits.
       depth: residual units, of two 3x3 convolutions each.
       width: features of the units, and outputs of the 1x1 convolution.
-      norm: after every convolution except the first: a word of `units.NORMS`, or a module factory.
+      norm: normalization after every convolution except the first: a name in `units.NORMS`, or a module factory.
       branch_init: initial values of the residual branches; see `residual.imagenet`.
       dropout: probability that an input of the last layer is dropped.
       scan: run equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: a depth or width below 1, an unknown norm, a dropout outside [0, 1], a branch_init that does not go

@@ -84,17 +84,17 @@ def mlp(
 
     Args:
       depth: dense layers, of which the last gives the logits.
-      num_classes: logits.
+      num_classes: number of logits.
       width: features of every layer except the last.
       init: normal distribution of the kernels: "he" (LeCun's for the last layer, which no ReLU follows), "xavier",
         "lecun", or "gaussian" with standard deviation `scale` whatever the width.
       scale: standard deviation of init "gaussian".
-      norm: between a layer and its activation: a word of `units.NORMS`, or a module factory. With "none", these layers
-        have biases.
+      norm: normalization between a layer and its activation: a name in `units.NORMS`, or a module factory. With "none",
+        these layers have biases.
       activation: after every layer except the last, one of `ACTIVATIONS`.
       dropout: probability that an activation is dropped, after every layer except the last.
       scan: run equal layers as one scan; False unrolls them.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: a depth or width below 1, an unknown init, norm or activation, a dropout outside [0, 1], a scale that
@@ -176,13 +176,13 @@ def plain_cnn(
 
     Args:
       depth: layers: convolutions and the head; at least 3.
-      num_classes: logits.
+      num_classes: number of logits.
       width: features of every convolution.
       stem_stride: stride of the first convolution, in pixels. Its window is one pixel wider.
       activation: one of `ACTIVATIONS`, or "tailored_relu", whose slope `functional.tailored_slope` gives for the depth.
-      init: of the kernels of the equal convolutions, a key of `network.INITS`.
+      init: initializer of the kernels of the equal convolutions, a key of `network.INITS`.
       scan: run equal convolutions as one scan; False unrolls them.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: a depth below 3, a width, stem_stride or num_classes below 1, an unknown activation or init.

@@ -57,7 +57,7 @@ class ResNet(Network):
     order: str = "post"  # "post" or "pre" activation
     shortcut: str = "A"  # where the shape changes: "A" zeros, "B" projection; "C" projection in every unit
     join: Callable = Add
-    branch_init: str = "default"  # a word of `units.BRANCH_INITS`
+    branch_init: str = "default"  # a name in `units.BRANCH_INITS`
     scan: bool = True
     strided: int = 0  # index of the convolution with the stride of the stage; 1 in torchvision's bottlenecks
     groups: int = 1  # of the 3x3 convolutions in the units
@@ -210,7 +210,7 @@ def imagenet(
 
     Args:
       depths: units of each stage, whose features are width times 1, 2, 4, 8, ...
-      num_classes: logits.
+      num_classes: number of logits.
       join: `Add` for the residual network, `Plain` for its plain twin.
       bottleneck: units of 1x1, 3x3 and 1x1, whose output has four times the features, instead of two 3x3.
       paper_stride: bottlenecks have the stride of a stage in the first 1x1, as in the paper; torchvision's in the 3x3.
@@ -218,13 +218,13 @@ def imagenet(
       widen: factor of the features inside units (Zagoruyko & Komodakis 2016, for bottlenecks).
       groups: of the 3x3 convolutions (Xie et al. 2017, ResNeXt).
       shortcut: "A", "B" or "C" (section 4.1).
-      norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
+      norm: a name in `units.NORMS`, or a module factory. With "none", convolutions have biases.
       branch_init: "default"; "skip_init": a learned factor of each branch starts at 0; "fixup": Fixup initialization,
         with norm "none"; "zero_scale": the last norm's scale of each branch starts at 0,
         which is torchvision's zero_init_residual.
       dropout: probability that an input of a unit's convolutions except the first is dropped.
       scan: run equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an empty stage, an unknown shortcut or norm, a width below 1, a dropout outside [0, 1], groups that

@@ -32,7 +32,7 @@ class Variant:
     These are the options of all variants. A variant has those that its `options` lists, besides `depth` and
     `num_classes`:
       depth: layers with kernels along the branches, `layers` n + `others`.
-      num_classes: logits.
+      num_classes: number of logits.
       width: features of the first stage. If units are bottlenecks: features of their 3x3 convolutions.
       widen: factor of the stages' 16, 32 and 64 features.
       groups, group_width: groups of a unit's 3x3 convolution, and features of one group in the first stage. The outputs
@@ -44,12 +44,12 @@ class Variant:
         is off.
       scaling: of branches: "original": at test, by their survival (eq. 5); "inverted": in training, by its inverse.
       per: "batch": a unit is dropped for the whole batch, as in the paper; "example": for each row separately.
-      norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
+      norm: a name in `units.NORMS`, or a module factory. With "none", convolutions have biases.
       branch_init: "default"; "zero_scale": the last norm's scale of each branch starts at 0, for order "post";
         "skip_init": a learned factor of each branch starts at 0; "fixup": Fixup initialization, with norm "none".
       dropout: probability that an input of a unit's convolutions except the first is dropped.
       scan: run equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: when called: a depth that is not `layers` n + `others`, an unknown word, a count below 1, a

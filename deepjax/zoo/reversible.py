@@ -77,13 +77,13 @@ def cifar_revnet(depth=110, num_classes=10, *, width=32, last=4.0, norm="batch",
 
     Args:
       depth: convolutional and fully connected layers, 12n + 2: 38 and 110 in the paper.
-      num_classes: logits.
+      num_classes: number of logits.
       width: features of the first stage, half of them in each stream. The second stage has twice as many.
       last: features of the last stage, as a multiple of `width`.
-      norm: before each convolution: a word of `units.NORMS` but "none", or a factory.
+      norm: normalization before each convolution: a name in `units.NORMS` but "none", or a factory.
       dropout: probability that an input of the head is dropped.
       scan: run equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: a depth that is not 12n + 2; numbers of features that are odd, below 2, or decrease from stage to

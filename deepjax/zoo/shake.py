@@ -118,15 +118,15 @@ def shake_shake(
 
     Args:
       depth: layers with kernels along one branch, 6n + 2: 26 in the paper.
-      num_classes: logits.
+      num_classes: number of logits.
       width: features of the first stage; the second has twice, the third four times as many. The paper's networks
         2x32d, 2x64d and 2x96d have widths 32, 64 and 96.
       forward, backward, per: how branches are mixed; see `functional.shake_shake`. The best of the paper are "shake",
         "shake", "image" for the wider networks, and "shake", "even", "image" for the others.
-      norm: a word of `units.NORMS`, or a module factory. With "none", convolutions have biases.
+      norm: a name in `units.NORMS`, or a module factory. With "none", convolutions have biases.
       dropout: probability that an input of the last layer is dropped.
       scan: run equal units as one scan; False unrolls them.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: a depth that is not 6n + 2, a width below 1, an unknown forward, backward, per or norm.

@@ -56,12 +56,12 @@ def mnist_cnn(num_classes=10, *, width=32, drop="none", rate=RATE, dtype=None):
     pooling, then 150 ReLU units and the logits: 207,356 parameters for images of 28x28x1 and 10 classes.
 
     Args:
-      num_classes: logits.
+      num_classes: number of logits.
       width: features of the first convolution; 32 in the paper.
       drop: what is dropped in the layer of 150 units, in training: nothing ("none"), its activations ("dropout"), or
         its connections ("dropconnect", with Gaussian moment matching in inference; see `layers.DropConnectDense`).
       rate: probability that one of these is dropped.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown drop, a rate outside [0, 1] or without a drop, a width below 1. When called: images
@@ -121,11 +121,11 @@ def cifar_asymmetric(num_classes=100, *, width=64, norm="none", dropout=0.0, dty
     are 1,973,924 parameters for images of 32x32x3 and 100 classes.
 
     Args:
-      num_classes: logits.
+      num_classes: number of logits.
       width: features of the first stage.
-      norm: before every ReLU: a word of `units.NORMS`, or a module factory. With "none", layers have biases.
+      norm: normalization before every ReLU: a name in `units.NORMS`, or a module factory. "none": biases instead.
       dropout: probability that an input of the two dense layers is dropped.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm, a dropout outside [0, 1], a width below 1. When called: images smaller than 8x8

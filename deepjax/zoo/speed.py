@@ -45,9 +45,9 @@ def fcn_s(num_classes=26752, *, dropout=0.0, dtype=None):
     It has 117,997,696 parameters. The kernels are initialized by Xavier's uniform rule.
 
     Args:
-      num_classes: logits.
+      num_classes: number of logits.
       dropout: probability that a unit of the last hidden layer is dropped.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: num_classes below 1, a dropout outside [0, 1].
@@ -84,11 +84,11 @@ def alexnet_r(num_classes=10, *, norm="none", order="post", dropout=0.0, dtype=N
     last takes means, then the logits: 85,098 parameters for images of 32x32x3 and 10 classes.
 
     Args:
-      num_classes: logits.
-      norm: of the convolutions: a word of `units.NORMS`, or a module factory.
+      num_classes: number of logits.
+      norm: normalization of the convolutions: a name in `units.NORMS`, or a module factory.
       order: "post": the norm before the ReLU; "last": after it.
       dropout: probability that an input of the last layer is dropped.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm or order, order "last" without a norm, a dropout outside [0, 1]. When called: images

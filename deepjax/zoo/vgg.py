@@ -62,7 +62,7 @@ def vgg(config, num_classes=1000, *, norm="none", order="post", dropout=0.5, sca
     Args:
       config: a column of the paper's table 1, a key of `COLUMNS`.
       num_classes: number of logits.
-      norm: norm of the convolutions: "none", "batch" (torchvision's vgg16_bn and so on), "group", "layer" or
+      norm: normalization of the convolutions: "none", "batch" (torchvision's vgg16_bn and so on), "group", "layer" or
         "instance". The convolutions keep their biases.
       order: "post": the norm before the ReLU; "last": after it.
       dropout: probability that a unit of the two hidden layers is dropped.

@@ -29,7 +29,7 @@ def find(wanted: Wanted) -> DataSource:
 
 
 def facts(wanted: Wanted) -> Facts | None:
-    """Return what is known of a data set without reading its images, or None if it must be loaded.
+    """Return the recorded facts about a data set, without reading its images, or None if it must be loaded.
 
     The files of a well-known data set (`original.ORIGINAL`) need not exist.
     """

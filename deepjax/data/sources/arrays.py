@@ -7,7 +7,7 @@ import numpy as np
 from deepjax.data.records import Arrays, Dataset
 from deepjax.errors import InputError
 
-MAX_CLASSES = 1_000_000  # without names of classes: a larger label is taken for a mistake
+MAX_CLASSES = 1_000_000  # without names of classes; a larger label is probably a mistake
 
 
 def from_arrays(
@@ -36,11 +36,11 @@ def from_arrays(
         the training split.
       y_validation: labels of the validation split. Required with x_validation.
       classes: names of the classes. None: "0", "1", ..., up to the largest training label.
-      name: of the data set, for messages and for the record of a run.
+      name: name of the data set, for messages and for the record of a run.
 
     Raises:
-      InputError: an array of another type or shape, unequal lengths, a label that names no class, an empty training
-        or test split, one of x_validation and y_validation without the other.
+      InputError: an array of another type or shape, unequal lengths, a label without a class, an empty training or
+        test split, one of x_validation and y_validation without the other.
 
     >>> points, labels = np.eye(4), np.array([0, 1, 1, 0])
     >>> made = from_arrays(points, labels, points, labels, classes=("even", "odd"))
@@ -123,7 +123,7 @@ def _check_alike(splits: dict[str, Arrays], where: str) -> None:
 
 
 def _numbered_classes(labels: np.ndarray, where: str) -> tuple[str, ...]:
-    """Return "0", "1", ..., up to the largest label. Raise InputError for a label that is too large to be meant."""
+    """Return "0", "1", ..., up to the largest label. Raise InputError for a label of MAX_CLASSES or more."""
     largest = int(labels.max(initial=-1))
     if largest >= MAX_CLASSES:
         raise InputError(

@@ -38,7 +38,7 @@ def folder(path: str, image_size: int) -> Dataset:
     The test split is test/. If there is none, the validation folder is the test split; one of them must exist.
 
     Args:
-      path: of the folder.
+      path: path of the folder.
       image_size: height and width. Images of another size are resized and cropped (`Records.fit` "photograph").
         0: all images must have one size.
 
@@ -97,9 +97,9 @@ def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
 
 
 def _owns(wanted: Wanted) -> bool:
-    """Own "folder", and names that are paths.
+    """Return whether the name is "folder", or the path of a folder of images.
 
-    A bare name is a folder of images only if train/ is in it: ./mnist may as well be TFDS's folder of mnist.
+    A name without a slash is a folder of images only if it contains train/, because ./mnist may be TFDS's folder.
     """
     path = Path(wanted.name).expanduser()
     if wanted.name == "folder" or (path / "train").is_dir() or ("/" in wanted.name and path.is_dir()):

@@ -100,12 +100,12 @@ def _dataset(name: str, classes: tuple[str, ...], train: Arrays, test: Arrays) -
 
 
 class Original(NamedTuple):
-    """What is known of a data set, and how its files are read."""
+    """Facts about a data set, and the function that reads its files."""
 
     what: str
     facts: Facts
     folder: str
-    """Within the data set's own folder, as the publisher's archive is unpacked."""
+    """Subfolder with the files in the data set's folder, as in the publisher's archive. Empty: none."""
     first: str
     """A file by which the folder is recognized."""
     classes: tuple[str, ...]

@@ -84,7 +84,7 @@ def load(wanted: Wanted) -> Dataset:
 
 
 def facts(wanted: Wanted) -> Facts | None:
-    """Return what TFDS has recorded of a prepared data set, or None if TFDS does not have it. Errors as of `load`."""
+    """Return TFDS's records of a prepared data set, or None if TFDS does not have it. Raise the errors of `load`."""
     if not owns(wanted):
         return None
     check_data_dir(wanted.data_dir)
@@ -95,7 +95,7 @@ def facts(wanted: Wanted) -> Facts | None:
 
 
 def owns(wanted: Wanted) -> bool:
-    """Own the names of TFDS's public data sets, and those that are prepared on disk."""
+    """Return whether the name is a public data set of TFDS, or a data set that is prepared on disk."""
     base = base_name(wanted.name)
     return base != "" and (any(_versions(wanted.data_dir, glob.escape(base))) or base in _public())
 
@@ -106,7 +106,7 @@ def base_name(name: str) -> str:
 
 
 def check_data_dir(data_dir: str) -> None:
-    """Raise InputError if data_dir is given and is no folder."""
+    """Raise InputError if data_dir is given and is not a folder."""
     if data_dir and not Path(data_dir).is_dir():
         raise InputError(f"data_dir {data_dir}: no such folder; check the path")
 
@@ -145,7 +145,7 @@ def _keys(builder: Any) -> tuple[str, str]:
 
 
 def _features(name: str, builder: Any) -> tuple[Any, Any]:
-    """Return the features of image and label. Raise InputError if this is no image classification data set."""
+    """Return the features of image and label. Raise InputError if this is not an image classification data set."""
     import tensorflow_datasets as tfds
 
     features = dict(builder.info.features)

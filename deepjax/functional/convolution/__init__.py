@@ -1,7 +1,7 @@
 """Convolutions of x [*batch, *spatial, features], fast inside a scan on every platform.
 
-`functions.py` and `composed.py` hold the public functions, `form.py` their checks, and `maps.py` the one door through
-which all of them go, with the table of implementations behind it: `backend.py`, `canonical.py` and `taps.py`.
+`functions.py` and `composed.py` hold the public functions, and `form.py` their checks. All functions call `maps.py`,
+which has the table of the implementations in `backend.py`, `canonical.py` and `taps.py`.
 """
 
 from deepjax.functional.convolution.composed import depthwise_conv, factorized_conv, separable_conv

@@ -1,4 +1,4 @@
-"""The three maps as the backend has them: `lax.conv_general_dilated`, and the gradients that JAX derives from it.
+"""The three maps by the backend: `lax.conv_general_dilated`, and the gradients that JAX derives from it.
 
 For the arguments see `maps.py`. Works for every number of groups, and in explicit sharding mode.
 """
@@ -20,7 +20,7 @@ def channels_last(x, kernel, stride, padding, **options):
 
 
 def forward(x, kernel, form):
-    """y from x and the kernel."""
+    """Compute y from x and the kernel."""
     return channels_last(
         x,
         kernel,
@@ -32,7 +32,7 @@ def forward(x, kernel, form):
 
 
 def input_gradient(dy, kernel, form):
-    """The gradient of the loss in x."""
+    """Compute the gradient of the loss in x."""
     shape = (len(dy), *(a.size for a in form.axes), kernel.shape[-2] * form.groups)
     # `linear_transpose` uses only the type of x. Made from dy, x is spread over the devices as dy is.
     x = lax.broadcast_in_dim(dy[(slice(None), *(0,) * (dy.ndim - 1))], shape, (0,))
@@ -41,7 +41,7 @@ def input_gradient(dy, kernel, form):
 
 
 def kernel_gradient(x, dy, form):
-    """The gradient of the loss in the kernel."""
+    """Compute the gradient of the loss in the kernel."""
     shape = (*(a.window for a in form.axes), x.shape[-1] // form.groups, dy.shape[-1])
     kernel = vary_alike(jnp.zeros(shape, x.dtype), x)[0]
     return jax.linear_transpose(lambda kernel: forward(x, kernel, form), kernel)(dy)[0]

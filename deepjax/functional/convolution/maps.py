@@ -1,4 +1,4 @@
-"""The one door to every convolution of the package: three linear maps, and a table of their implementations.
+"""The entry point of every convolution of the package: three linear maps, and a table of their implementations.
 
 A convolution is linear in x and linear in the kernel. Three arrays take part, and each map computes one of them from
 the other two; `Form` holds everything that is static:
