@@ -4,9 +4,9 @@ Expected result: not measured. It was not run in full, since an epoch takes minu
 network and train a small one of its kind.
 
 The config is cifar100_augmented with L2 regularization 0.0025 of kernels, dropout 0.5 before the two dense layers, and
-label smoothing 0.1. The lecture does not define what its 0.0025 multiplies. This config uses it as weight decay, which adds
-0.0025 w to the gradient of the loss: the penalty is 0.0025 / 2 * sum(w^2). Keras' l2(0.0025), whose penalty is 0.0025 *
-sum(w^2), is a weight decay of 0.005.
+label smoothing 0.1. The lecture does not define what its 0.0025 multiplies. This config uses it as weight decay, which
+adds 0.0025 w to the gradient of the loss: the penalty is 0.0025 / 2 * sum(w^2). Keras' l2(0.0025), whose penalty is
+0.0025 * sum(w^2), is a weight decay of 0.005.
 
 SGD with momentum 0.9, a learning rate of 0.01 halved every 50 epochs, batches of 32. The lecture does not give the
 number of epochs; this config has 200. Data: TFDS `cifar100`, or the original binary files in --data-dir.

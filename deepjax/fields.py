@@ -153,7 +153,7 @@ def _check_type(where, value, kind):
 
 
 def _fits(value, kind) -> bool:
-    """Return whether a value has a type. An int is a float; a bool is no number."""
+    """Return whether a value has a type. An int counts as a float; a bool does not count as a number."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in arguments)

@@ -49,7 +49,7 @@ def with_file_options(parsed, config):
 
 
 def configs():
-    """Return {name: path} of the configs in the installed package, or beside the package in a checkout."""
+    """Return {name: path} of the configs in the installed package or, in a checkout, in the folder `configs`."""
     here = Path(deepjax.__file__).parent
     folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
     return {path.stem: path for path in folder.glob("*.py")}

@@ -73,5 +73,5 @@ def classifier(source, weights):
     if weights or (is_network and not (Path(source) / "config.json").exists()):
         return inference.load_classifier(source, weights)
     if not Path(source).exists() and "/" not in source and (close := get_close_matches(source, zoo.MODELS, 1, 0.7)):
-        raise InputError(f"{source} holds no run, and is no network; did you mean {close[0]!r}?")
+        raise InputError(f"{source} is neither the folder of a run nor a network; did you mean {close[0]!r}?")
     return inference.load_run(source, warn=warn)

@@ -131,7 +131,7 @@ def display():
     from deepjax.training.progress import Display, LiveDisplay
 
     class SilentWithoutReader(Console):
-        """A console that becomes silent if its reader has gone, so that the run continues."""
+        """A console that stops printing if its output is closed, so that the run continues."""
 
         def on_broken_pipe(self):
             self.quiet = True

@@ -55,7 +55,7 @@ def mixup(
       key: PRNG key.
       x: float [B, ...].
       targets: float [B, classes].
-      mask: bool [B], False for padding, which is not mixed and is no partner. None: all rows are examples.
+      mask: bool [B], False for padding, which is neither mixed nor used as a partner. None: all rows are examples.
       alpha: greater than 0. With 1, every share is equally likely; less prefers shares near 0 and 1.
 
     >>> x, y = mixup(jax.random.key(0), jnp.array([[0.0], [1.0]]), jnp.eye(2), None, 1.0)

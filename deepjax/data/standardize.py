@@ -288,7 +288,7 @@ def _histogram(source: Split) -> np.ndarray:
 def _moments(source: Split, rows, product) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean and central second moment of rows(images), float64, in one pass; product(rows) sums the products.
 
-    Sums over uint8 are integers below 2**53, so they are exact, whatever the order in which threads add them. Floats
+    Sums over uint8 are integers below 2**53, so they are exact for every order in which threads add them. Floats
     are first shifted by an estimate of their mean, because far from zero the squares would lose the variance.
     """
     unit, origin = 255, 0.0

@@ -33,7 +33,7 @@ def per_feature(values, rank):
 
     Args:
       values: [*last], for example [features].
-      rank: number of axes of the array that it meets, at least `values.ndim`.
+      rank: number of axes of the result, at least `values.ndim`.
 
     Returns:
       [1, ..., 1, *last], with `rank` axes.
@@ -49,7 +49,7 @@ def per_example(values, rank):
 
     Args:
       values: [*first], for example [batch].
-      rank: number of axes of the array that it meets, at least `values.ndim`.
+      rank: number of axes of the result, at least `values.ndim`.
 
     Returns:
       [*first, 1, ..., 1], with `rank` axes.

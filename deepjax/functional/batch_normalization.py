@@ -141,7 +141,7 @@ def batch_renorm(
       (y, running), as `batch_norm`.
 
     Raises:
-      InputError: as `batch_norm`, and for r_max below 1 or d_max below 0.
+      InputError: see `batch_norm`; also for r_max below 1 or d_max below 0.
 
     >>> x, running = jnp.array([[1.0], [3.0]]), Moments(jnp.array([1.0]), jnp.array([4.0]))
     >>> for train in (True, False):
@@ -179,7 +179,7 @@ def moving_average_batch_norm(x, scale, bias, running, *, train, mask=None, mome
       (y, running), as `batch_norm`.
 
     Raises:
-      InputError: as `batch_norm`.
+      InputError: see `batch_norm`.
 
     >>> x, running = jnp.array([[1.0], [3.0]]), Moments(jnp.zeros(1), jnp.ones(1))
     >>> y, running = moving_average_batch_norm(x, None, None, running, train=True, momentum=0.5, epsilon=0.0)
@@ -213,7 +213,7 @@ def ghost_batch_norm(
       (y, running), as `batch_norm`.
 
     Raises:
-      InputError: as `batch_norm`, and for a group size that does not divide the batch.
+      InputError: see `batch_norm`; also for a group size that does not divide the batch.
 
     >>> x, running = jnp.array([[1.0], [3.0], [10.0], [30.0]]), Moments(jnp.zeros(1), jnp.ones(1))
     >>> y, running = ghost_batch_norm(x, None, None, running, train=True, group_size=2, momentum=0.5, epsilon=0.0)

@@ -61,7 +61,7 @@ def spatial_dropout(key, x, rate, *, train, scaling="inverted", spatial=None):
       An array like x.
 
     Raises:
-      InputError: as `dropout`, and for x without 1 to 3 spatial axes.
+      InputError: see `dropout`; also for x without 1 to 3 spatial axes.
 
     >>> y = spatial_dropout(jax.random.key(0), jnp.ones((2, 4, 4, 3)), 0.5, train=True)
     >>> bool((y == y[:, :1, :1]).all())
@@ -94,7 +94,7 @@ def alpha_dropout(key, x, rate, *, train):
       An array like x; x itself in evaluation.
 
     Raises:
-      InputError: as `dropout`.
+      InputError: see `dropout`.
 
     >>> y = alpha_dropout(jax.random.key(0), jnp.zeros(1000), 0.5, train=True)
     >>> [round(float(v), 4) for v in jnp.unique(y)]  # b where kept, a alpha' + b where dropped

@@ -64,7 +64,7 @@ def avg_pool(
       [batch, *out, features], with `out` as in `max_pool`. The mean of integers is float32.
 
     Raises:
-      InputError: as `max_pool`.
+      InputError: see `max_pool`.
 
     >>> x = jnp.ones((1, 3, 1))
     >>> avg_pool(x, 2, padding=1).ravel().tolist(), avg_pool(x, 2, padding=1, count_padding=False).ravel().tolist()

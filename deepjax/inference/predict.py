@@ -77,7 +77,7 @@ def class_names(count) -> tuple[str, ...]:
 def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list[Prediction]:
     """Return predictions for image files and for the images in folders (not in their subfolders), in order.
 
-    An image that cannot be read gives a Prediction with `problem`; the others are predicted all the same.
+    For an image that cannot be read, the Prediction has `problem`. The other images are still predicted.
 
     Args:
       run: a Run or a Classifier.

@@ -92,7 +92,7 @@ class LbfgsState(NamedTuple):
 def scale_by_lbfgs(history=10):
     """Make L-BFGS's direction, inverse Hessian times gradient: Nocedal & Wright, algorithm 7.4, as in PyTorch.
 
-    A pair with step . change <= 1e-10 is left out, so that the direction is always one of descent, on mini-batches too.
+    A pair with step . change <= 1e-10 is left out, so that the direction is a descent direction, on mini-batches too.
     Optax uses every pair, and relies on its line search. The first direction is the gradient times min(1, 1 / |g|_1),
     as in PyTorch; Optax divides by the 2-norm.
     """

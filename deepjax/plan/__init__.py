@@ -36,7 +36,7 @@ class Choice(NamedTuple):
     total: int | None = None  # state and data, temporaries, outputs that do not reuse memory of the state
     compile_seconds: float | None = None
     fits: bool | None = None
-    stopped: str = ""  # why there is no result
+    stopped: str = ""  # the reason why there is no result
 
 
 class Plan(NamedTuple):

@@ -119,7 +119,7 @@ class Checkpoints:
         Args:
           like: as in `restore`.
           warn: receives one line for each damaged checkpoint that is skipped.
-          repair: whether to move damaged checkpoints to `damaged/` beside the folder, so that training can write
+          repair: whether to move damaged checkpoints to the sibling folder `damaged/`, so that training can write
             their steps again.
 
         Raise InputError if there are checkpoints, but none is complete.
@@ -150,7 +150,7 @@ class Checkpoints:
     def best_or_newest(self, like, warn):
         """Return the state that validated best, or the newest if none was validated or the best one is damaged.
 
-        Returns None if there is no checkpoint. Changes nothing on disk.
+        Return None if there is no checkpoint. Nothing on disk changes.
         """
         newest = self.newest(like, warn)
         if newest is None:

@@ -1,6 +1,6 @@
 """Carry numbers out of module calls, also out of the bodies of `nn.scan`, `nn.remat` and `nn.vmap`.
 
-A number leaves as one more parameter beside those of the module: every lifted transformation stacks it as it stacks the
+A number is written as an additional parameter of the module, so every lifted transformation stacks it like the
 module's own parameters. `take_notes` separates these notes from the parameters again.
 
 Parameters that all steps of a scan (or all lanes of a vmap) share cannot hold a value that depends on the step.
@@ -21,7 +21,7 @@ PREFIX = "deepjax_note_"  # begins the names of the parameters that are notes
 
 
 def put_notes(module, rank, **values):
-    """Write scalars beside the parameters of a module that is being called. The parameters must be mutable.
+    """Write scalars as additional parameters of a module that is being called. The parameters must be mutable.
 
     Args:
       module: a bound Linen module.

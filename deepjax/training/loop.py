@@ -254,7 +254,7 @@ class Trainer:
 
     def _compare(self, result):
         p, rank = self.progress, list(result.rank)
-        # Of equal ones the newest, which has been trained longer.
+        # Of equally good states, the newest is the best, because it has been trained longer.
         if p.best is None or rank <= p.best["rank"]:
             p.best = {"step": self.done, "epoch": p.epochs, "rank": rank, **result.metrics}
         if p.lowest_loss is None or result.loss < p.lowest_loss:
@@ -263,7 +263,8 @@ class Trainer:
             p.stale += 1
 
     def _save(self):
-        # Checked on the host, where the parameters go anyway: on the device it would be one more program to compile.
+        # The check runs on the host, to which the parameters are copied for saving. On the device, it would be another
+        # program to compile.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(self.state.params))):
             self._fail("the update has made parameters that are not finite", self.done)
         if self.config.snapshots and self.done % (self.total // self.config.snapshots) == 0:
@@ -331,7 +332,7 @@ class Trainer:
         if self.config.snapshots:
             found = self.final.whole(None, self.display.warn)
             if not found:
-                raise InputError(f"the snapshots in {self.final.folder} are gone; train again in another --workdir")
+                raise InputError(f"the snapshots in {self.final.folder} are missing; train again in another --workdir")
             return [(weights.step, self.exp.mesh.replicate(weights.variables)) for weights in found], p.epochs
         if p.best is not None and p.best["step"] != self.done:
             try:

@@ -141,7 +141,7 @@ def _torch_outputs(module, paths, x) -> dict[str, np.ndarray]:
     modules, found, hooks = dict(module.named_modules()), {}, []
     if lacking := sorted(set(paths) - set(modules)):
         raise InputError(
-            f"the PyTorch module has no layer {lacking[0]}, which the network has; compare one of its form"
+            f"the PyTorch module lacks layer {lacking[0]} of the network; pass a module of the same architecture"
         )
 
     def keeper(path):

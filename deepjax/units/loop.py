@@ -41,7 +41,7 @@ def run(unit, x, per_unit, functions, *, depth, remat, unroll, forward_only):
       depth: number of units.
       remat: "none", "unit", "sqrt" or "reversible": see `stack`.
       unroll: units per iteration, for "none" and "unit".
-      forward_only: run the plain loop, whatever the remat, and raise InputError when it is differentiated.
+      forward_only: run the plain loop with every remat, and raise InputError when it is differentiated.
     """
 
     def transform(*functions_and_scopes):

@@ -17,9 +17,9 @@ from deepjax.units.joins import Add, Plain, SkipInit
 
 Norm = Callable[..., nn.Module]  # called as factory(name=..., scale_init=...); scale_init only for `branch_init`
 
-# Values of the option `norm`. `batch` updates its running variance with the unbiased one, as PyTorch does. `group` uses
-# 32 groups, or as many as divide both 32 and the features; `layer` is one group and `instance` one group per feature
-# (Wu & He 2018, figure 2).
+# Values of the option `norm` on the command line. `batch` updates its running variance with the unbiased variance, as
+# PyTorch does. `group` uses 32 groups, or the greatest common divisor of 32 and the number of features. `layer` is one
+# group, and `instance` is one group per feature (Wu & He 2018, figure 2).
 NORMS: dict[str, Norm | None] = {
     "batch": partial(BatchNorm, unbiased=True),
     "group": partial(GroupNorm, fit_groups=True),

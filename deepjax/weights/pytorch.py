@@ -88,7 +88,7 @@ def to_torch(network, variables) -> dict[str, np.ndarray]:
 def to_numpy(value, name="tensor") -> np.ndarray:
     """Return the NumPy array of an array or a PyTorch tensor. bfloat16, which NumPy lacks, becomes float32.
 
-    Raise InputError, with `name`, for a tensor that is no plain array: a sparse one, or one without data ("meta").
+    Raise InputError, with `name`, for a tensor that is not a plain array: a sparse one, or one without data ("meta").
     """
     if not hasattr(value, "detach"):
         return np.asarray(value)

@@ -20,7 +20,7 @@ from deepjax.zoo.steps import Auxiliary, Convolve, Depthwise, LocalNorm, Options
 from deepjax.zoo.table import TableNetwork, check_table
 
 HALVE = Pool("max", 3, 2, ceil=True)
-PASS = Pool("max", 3, 2, None, ceil=True)  # to as many pixels as a convolution of stride 2, at odd sizes too
+PASS = Pool("max", 3, 2, None, ceil=True)  # same output size as a convolution of stride 2, also for odd sizes
 LOCAL_NORM = LocalNorm(5, alpha=1e-4, beta=0.75, k=1.0)  # Caffe's; the paper gives only their places
 SEPARABLE = (Depthwise(8, 7, 2), Convolve(64))
 

@@ -87,7 +87,7 @@ def mlp(
       num_classes: number of logits.
       width: features of every layer except the last.
       init: normal distribution of the kernels: "he" (LeCun's for the last layer, which no ReLU follows), "xavier",
-        "lecun", or "gaussian" with standard deviation `scale` whatever the width.
+        "lecun", or "gaussian" with standard deviation `scale` at every width.
       scale: standard deviation of init "gaussian".
       norm: normalization between a layer and its activation: a name in `units.NORMS`, or a module factory. With "none",
         these layers have biases.

@@ -36,7 +36,7 @@ class Variant:
       width: features of the first stage. If units are bottlenecks: features of their 3x3 convolutions.
       widen: factor of the stages' 16, 32 and 64 features.
       groups, group_width: groups of a unit's 3x3 convolution, and features of one group in the first stage. The outputs
-        of the units have 256, 512 and 1024 features, whatever the groups.
+        of the units have 256, 512 and 1024 features for every number of groups.
       shortcut: where the shape changes: "A" pads with zeros, "B" projects; "C" projects in every unit.
       stem_stride: 2 halves the resolution at once, for a quarter of the cost.
       survival: of the last unit. Unit l of L survives with probability 1 - l / L (1 - survival) (Huang et al., eq. 4).

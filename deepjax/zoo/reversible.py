@@ -40,7 +40,7 @@ class RevNet(Network):
         self.check_images(x)
         conv = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         x = Conv(self.features[0], (3, 3), 1, 1, name="stem_conv", **conv)(x)
-        # Inputs cannot be recomputed from streams of 16 bits, whatever the precision of the branches.
+        # Inputs cannot be recomputed from streams of 16 bits, even if the branches have a higher precision.
         x = at_least_float32(x)
         maps = {"stem": x}
         for i, depth in enumerate(self.depths):

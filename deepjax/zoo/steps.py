@@ -138,7 +138,7 @@ class Branches(nn.Module):
 
     branches: Sequence[Sequence[Any]]
     options: Options
-    expand: bool = False  # end with a linear 1x1 convolution to as many features as came in
+    expand: bool = False  # end with a linear 1x1 convolution to the number of features of the input
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):

@@ -30,7 +30,7 @@ class Separable(nn.Module):
 
 
 class SeparableBranch(nn.Module):
-    """ReLU and separable convolution, in turn; then, with `pool`, a 3x3 max pool of stride 2."""
+    """Alternate ReLU and separable convolution. With `pool`, a 3x3 max pool of stride 2 follows."""
 
     features: tuple[int, ...]
     conv: Callable

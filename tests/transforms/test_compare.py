@@ -153,7 +153,7 @@ def test_wrong_epsilon_is_found():
     result = transforms.compare_with_torch("resnet18", variables, module, images)
     assert result.first.path == "stage2_first/branch/norm1"
     module.layer3[1] = torch.nn.Identity()
-    with pytest.raises(InputError, match=r"has no layer layer3.1"):
+    with pytest.raises(InputError, match=r"lacks layer layer3.1"):
         transforms.compare_with_torch("resnet18", variables, module, images)
 
 

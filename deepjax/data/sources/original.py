@@ -65,7 +65,7 @@ def _mnist(name: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
             stem = f"{prefix}-{kind}-idx{axes}-ubyte"
             path = _idx_path(folder, stem)
             if path is None:
-                raise InputError(f"{folder / stem}: not found (nor .gz) beside {name}'s other files; add it")
+                raise InputError(f"{folder / stem}: not found (nor .gz), but {name}'s other files are there; add it")
             parts.append(read_idx(path, axes))
         splits.append(checked_split(parts[0], parts[1], str(folder), prefix))
     return _dataset(name, classes, *splits)
