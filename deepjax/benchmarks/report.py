@@ -57,7 +57,7 @@ def tables(record) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
     """Return the tables of a record as [(title, header, rows of cells)]."""
     options = record["options"]
     title = (
-        f"CIFAR nets {options['width']}/{2 * options['width']}/{4 * options['width']}, batch {options['batch']}: "
+        f"CIFAR networks {options['width']}/{2 * options['width']}/{4 * options['width']}, batch {options['batch']}: "
         f"whole training step"
     )
     found: list = [(title, *_table(NETS, record["nets"]))]

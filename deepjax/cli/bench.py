@@ -14,9 +14,9 @@ class Depth:
     deepjax (as scans, unrolled and rematerialized), plain Flax and PyTorch. Writes depth.json, depth.md, depth.png."""
 
     units: str = "basic,preact,plain,reversible"
-    """Unit kinds, with commas between."""
+    """Unit kinds, separated by commas."""
     variants: str = ""
-    """Forms, of: unrolled, scan, unit, sqrt, reversible, stochastic, flax, torch, torch-checkpoint, torch-compile.
+    """Variants: unrolled, scan, unit, sqrt, reversible, stochastic, flax, torch, torch-checkpoint, torch-compile.
     Empty: all that are installed."""
     depths: str = "20,56,110,332,1202"
     """Layers, each 6n + 2."""
@@ -76,5 +76,5 @@ def _words(text):
 
 def _numbers(name, text):
     if not re.fullmatch(r"(\s*\d+\s*,)*\s*\d+\s*|", text):
-        raise InputError(f"--{name} {text!r} must be numbers with commas between, such as 20,56")
+        raise InputError(f"--{name} {text!r} must be numbers separated by commas, such as 20,56")
     return [int(word) for word in _words(text)]

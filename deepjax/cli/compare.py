@@ -50,7 +50,7 @@ def compare(arguments):
 
     shape = [int(n) for n in options.input.split(",")] if re.fullmatch(r"\d+,\d+,\d+", options.input) else None
     if options.input and not shape:
-        raise InputError(f"--input {options.input!r} must be numbers with commas between, such as 224,224,3")
+        raise InputError(f"--input {options.input!r} must be numbers separated by commas, such as 224,224,3")
     one = _weights(options, options.a)
     x = np.random.default_rng(options.seed).normal(size=(options.batch, *(shape or one.network.usual_input)))
     if options.b == "torchvision":

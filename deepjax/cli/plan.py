@@ -41,7 +41,7 @@ def plan(arguments):
     options = parse(Options, arguments[1:], f"deepjax plan {arguments[0]}", docstring(path), default=default)
     config = with_file_options(options.config, default.config)
     if not re.fullmatch(r"(\d+(,\d+)*)?", options.input):
-        raise InputError(f"--input {options.input!r} must be numbers with commas between, such as 32,32,3")
+        raise InputError(f"--input {options.input!r} must be numbers separated by commas, such as 32,32,3")
     shape = tuple(map(int, options.input.split(","))) if options.input else None
     from deepjax.plan import plan as estimate
 

@@ -42,7 +42,7 @@ def summary(arguments):
     model = zoo.create(options.model, options.options, num_classes=options.num_classes)
     text = options.input or ",".join(map(str, zoo.usual_input(options.model)))
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise InputError(f"--input {text!r} must be numbers with commas between, such as 32,32,3")
+        raise InputError(f"--input {text!r} must be numbers separated by commas, such as 32,32,3")
     shape = tuple(map(int, text.split(",")))
     rows = summarize(model, shape, count=options.count, level=options.level)
     parameters, macs = (sum(getattr(row, name) for row in rows) for name in ("parameters", "macs"))

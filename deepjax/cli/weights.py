@@ -18,7 +18,7 @@ class List:
 def weights(arguments):
     """List the pretrained weights on the hub, and which are in the cache: `deepjax weights list`."""
     if arguments[:1] not in (["list"], ["-h"], ["--help"]):
-        raise InputError(f"weights: {' '.join(arguments) or 'no subcommand'!r} is unknown; run `deepjax weights list`")
+        raise InputError(f"weights {' '.join(arguments) or '(no subcommand)'} is unknown; use `deepjax weights list`")
     options = parse(List, arguments[arguments[0] == "list" :], "deepjax weights list", weights.__doc__)
     from deepjax.weights import hub
 

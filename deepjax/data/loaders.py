@@ -166,7 +166,7 @@ def _prefetched(batches: _Batches, workers: int):
 
 
 def _ignore_interrupt(*_):
-    """Ignore Ctrl-C, which reaches every process of the terminal: the main process stops its workers after saving."""
+    """Ignore Ctrl-C, which is sent to all processes of a terminal. The main process stops its workers after saving."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

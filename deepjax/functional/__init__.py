@@ -1,4 +1,4 @@
-"""Layers and losses as pure functions of arrays. Features are last; state comes in and goes out."""
+"""Layers and losses as pure functions of arrays. Features are last; state is an argument and a result."""
 
 from deepjax.functional.activations import (
     crelu,

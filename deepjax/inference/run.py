@@ -13,7 +13,7 @@ from deepjax.training.model import make_model
 
 
 class Run(NamedTuple):
-    """What a workdir holds."""
+    """A trained network and its data format, as read from a workdir."""
 
     config: Config
     model: Any  # Linen module

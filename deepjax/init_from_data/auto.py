@@ -43,7 +43,7 @@ class Choice(NamedTuple):
 
     def __str__(self):
         tried = [f"{name}: signal x{a:.3g}, gradient x{b:.3g}" for name, (a, b) in self.tried.items()]
-        end = "" if self.holds else f"; no remedy reaches a factor of {self.within:g}, this one comes closest"
+        end = "" if self.holds else f"; no remedy reaches a factor of {self.within:g}; this one comes closest"
         return f"{self.remedy} ({REMEDIES[self.remedy]}). Spread among layers of one shape: {'; '.join(tried)}{end}"
 
 

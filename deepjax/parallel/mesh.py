@@ -13,7 +13,7 @@ AXIS = "data"
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices in a row, over which a batch is split. `make_mesh` makes it; everything else receives it.
+    """A row of devices over which a batch is split. Create it with `make_mesh`.
 
     A step here is `step(state, data, rows, key) -> (state, metrics)`. `data` is replicated (a training set that is
     stored on the devices). `rows` is split along its first axis (indices into that set, or a batch itself).

@@ -132,7 +132,7 @@ def _parameters(reader, leaves):
     """Return {path of a call: number of parameters that the module itself owns, over all repeats}."""
     sizes = dict.fromkeys(reader.calls, 0)
     for path, leaf in leaves.items():
-        while path not in sizes:  # drop the leaf's name, and the names of dicts that a module keeps parameters in
+        while path not in sizes:  # drop the names of the leaf and of dicts of parameters inside a module
             path = path[:-1]
         sizes[path] += leaf.size
     return sizes

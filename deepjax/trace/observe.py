@@ -14,7 +14,7 @@ from deepjax.trace.notes import HostNotes, has_notes, put_notes, take_notes
 def observer(model, layers, measure, call, *, shared: Collection[tuple[str, ...]] = ()) -> Callable[..., dict]:
     """Return a compiled function (variables, key, x) -> {layer's path: {name: array}}, on the host.
 
-    The pass is forward only, so a stack with remat "sqrt" or "reversible" keeps nothing for it. A layer that is called
+    The pass is forward only, so a stack with remat "sqrt" or "reversible" stores nothing for it. A layer that is called
     several times is measured at its first call. An array has the kernel's number of axes, all of size 1 but for the
     axes of a scan's units. Layers in `shared` have one value for each call instead: arrays [calls].
 

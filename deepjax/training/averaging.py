@@ -98,9 +98,9 @@ def _shapes(tree):
 def moments_step(variables, batch, key, count, *, model, task):
     """Average the moments of batch normalizations over one more batch of the training set.
 
-    As PyTorch's `update_bn`: in training mode, all batches having equal weight, also the last and smaller one. The
-    variance is the one that the batch normalization keeps, by default the biased one (PyTorch's is unbiased). Whatever
-    else is in `batch_stats` changes as in training.
+    This is PyTorch's `update_bn`: the model is in training mode, and all batches have equal weight, including the last
+    and smaller one. The variance is the one that the batch normalization keeps, by default the biased one (PyTorch's is
+    unbiased). Other entries of `batch_stats` change as in training.
 
     Args:
       variables: {"params", "batch_stats"}: the moments are means over `count` batches (0: they do not count).
@@ -127,7 +127,7 @@ class MomentEstimator:
     """The function variables -> the same with batch norms' moments estimated by one pass over a training set.
 
     Without it, averaged weights would be evaluated with the moments of other weights (Izmailov et al. 2018, section
-    3.2). Variables of a network without `batch_stats` are returned as they are, and nothing is read.
+    3.2). Variables of a network without `batch_stats` are returned unchanged, and nothing is read.
 
     Args:
       step: jitted (variables, data, rows, count) -> batch_stats, around `moments_step`.

@@ -14,7 +14,7 @@ from deepjax.runs import workdir
 from deepjax.training import setup
 from deepjax.training.progress import Display
 
-DIVERGED = 4.0  # times the lowest smoothed loss: the test stops there, as fastai's does
+DIVERGED = 4.0  # multiple of the lowest smoothed loss at which the test stops, as in fastai
 
 
 class Point(NamedTuple):
@@ -69,7 +69,7 @@ def range_test(
     setup.check(config)
     folder = workdir.check_workdir(config, name)
     resumed = setup.has_checkpoint(folder)
-    if not resumed:  # a new state needs no memory of a schedule, and momentum must not change
+    if not resumed:  # a new state does not need the state of a schedule, and momentum must not change
         config = replace(config, schedule=Schedule())
     start = 0  # updates done before; set before `rates` is traced
 

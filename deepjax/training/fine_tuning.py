@@ -73,8 +73,9 @@ def _standardizer(preprocessing):
 def initial_variables(source, model, name, shape, key, *, reset_head):
     """Return the initial variables of the network `model`, called `name`, for examples of `shape`.
 
-    Weights of a network of the same name are all taken; those of the head only without `reset_head`. A network that
-    borrows layers of another one (`Network.borrowed`) takes these; the rest is initialized with the PRNG key `key`.
+    From a network of the same name, all weights are taken, except those of the head if `reset_head` is set. A network
+    that borrows layers of another network (`Network.borrowed`) takes only these layers. The rest is initialized with
+    the PRNG key `key`.
 
     Raise InputError for weights of another network, or of other shapes, which the message gives.
     """

@@ -177,7 +177,7 @@ def _graph(model, variables, x, call):
 
     with around_calls(collect):
         jaxpr = call_jaxpr(model, variables, x, call)
-    # Flax's scan leaves equations behind whose results nothing uses.
+    # Flax's scan leaves equations whose results are not used.
     jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     parameters, _ = jax.tree.flatten_with_path(variables)
     owned: list[Any] = [_Variable(tuple(key.key for key in name[1:-1])) for name, _ in parameters]
@@ -201,7 +201,7 @@ class _Output(NamedTuple):
 
 
 class _Reader(Interpreter):
-    """Follows the outputs and the variables of norms and layers through a jaxpr. All other arrays are None."""
+    """Follow the outputs and the variables of norms and layers through a jaxpr. All other arrays are None."""
 
     def __init__(self, paths):
         self.paths = paths  # of the norms and layers

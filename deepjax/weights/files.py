@@ -22,7 +22,7 @@ from deepjax.files import replacing
 TORCH = (".pth", ".pt")
 MARK = "deepjax"  # the key of our JSON in a file's metadata
 ENTRIES = ("state_dict", "model")  # names under which training scripts often store a state dict in a checkpoint
-WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and AveragedModel, and torch.compile put before names
+WRAPPERS = ("module.", "_orig_mod.")  # name prefixes of DataParallel and AveragedModel, and of torch.compile
 AVERAGED = "n_averaged"  # the count that an AveragedModel adds to a state dict
 
 

@@ -17,7 +17,7 @@ ORDERS = ("post", "last")
 
 
 class TableNetwork(Network):
-    """Stages of steps, then a head. Hidden layers are named hidden1, hidden2, ..., auxiliary heads auxiliary1, ...
+    """Stages of steps, followed by a head. Submodules: hidden1, hidden2, ...; auxiliary heads auxiliary1, ...
 
     If the table has auxiliary heads, their parameters always exist, but they run only with train=True. The output is
     then (logits, logits of the last auxiliary head, ..., logits of the first), each [batch, num_classes].

@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     [
         (["bench"], "its one command is `deepjax bench depth`"),
         (["bench", "width"], "bench width"),
-        (["bench", "depth", "--depths", "20;56"], "--depths '20;56' must be numbers with commas between"),
+        (["bench", "depth", "--depths", "20;56"], "--depths '20;56' must be numbers separated by commas"),
         (["bench", "depth", "--units", "basic", "--variants", "scam"], "did you mean 'scan'"),
     ],
 )

@@ -195,7 +195,7 @@ def test_the_command_prints_a_table_and_json(capsys, pretend):
     ("arguments", "message"),
     [
         (["nothing"], "config 'nothing' is unknown"),
-        (["digits", "--input", "3x3"], "--input '3x3' must be numbers with commas between"),
+        (["digits", "--input", "3x3"], "--input '3x3' must be numbers separated by commas"),
         (["digits", "--memory", "-1"], "memory -1.0 must be greater than 0"),
         (["digits", "--memory", "nan"], "memory nan must be finite"),
         (["digits", "--classes", "0"], "classes 0 must be at least 1"),
