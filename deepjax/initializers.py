@@ -138,7 +138,7 @@ def xavier_truncated_normal(*, groups=1, **axes):
 def he_normal(*, mode="fan_in", slope=0.0, groups=1, **axes):
     """Draw from a normal distribution of variance 2 / ((1 + slope^2) fan), for layers that follow a (leaky) ReLU.
 
-    The source is He et al. 2015, "Delving deep into rectifiers". Unknown modes and infinite slopes raise InputError.
+    The source is He et al. 2015, "Delving deep into rectifiers". The slope must be finite.
 
     Args:
       mode: "fan_in" preserves the variance of the activations (eq. 10), "fan_out" that of the gradients (eq. 14).

@@ -87,7 +87,7 @@ class Variant:
             shortcut=own["shortcut"],
             join=_drop(own["scaling"], own["per"]) if self.join is Drop else self.join,
             survival=own.get("survival", 1.0),
-            # With "none", memory traffic for a dropped unit costs half of the time it saves (docs/design.md, Depth).
+            # With "none", what the scan stores for a dropped unit costs half of the time saved (docs/design.md, Depth).
             remat="unit" if given["scan"] and own.get("per") == "batch" else "none",
             usual_input=(32, 32, 3),
             **{name: given[name] for name in ("num_classes", *COMMON) if name in given},
