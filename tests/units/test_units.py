@@ -153,14 +153,14 @@ def test_zero_pad_takes_every_second_pixel_and_appends_zeros():
     assert y.shape == (2, 3, 3, 7)
     assert_allclose(y[..., :3], x[:, ::2, ::2])
     assert_allclose(y[..., 3:], 0)
-    with pytest.raises(InputError, match="from 3 features to 2"):
+    with pytest.raises(InputError, match="from 3 to 2 features"):
         ZeroPad(2).apply({}, x, train=False)
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_projection_is_a_strided_matrix_product(norm):
     x = images(2, 5, 6, 3)
-    projection = Projection(7, 2, norm=norm)
+    projection = Projection(7, 2, norm=norm_factory(norm))
     variables = projection.init(KEY, x, train=False)
     assert ("batch_stats" in variables) == (norm == "batch")
     expected = x[:, ::2, ::2] @ variables["params"]["conv"]["kernel"][0, 0] / np.sqrt(1 + 1e-5 * (norm == "batch"))

@@ -73,7 +73,7 @@ SMALL = {  # one of each kind, as small as it can be: the network, then what dif
     "stochastic_depth": {"depth": 14, "width": 4, "survival": 1.0},
     "resnet18": {"width": 4},
     "resnet50": {"width": 4},
-    "plain18": {"width": 4},
+    "plain18": {"width": 8},
     "cifar_revnet": {"depth": 14, "width": 8},
     "shake_shake": {"depth": 8, "width": 4},
     "highway": {"depth": 5, "width": 8},
