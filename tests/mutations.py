@@ -110,7 +110,7 @@ MUTATIONS = [
     Mutation("averaging: weight of the newest", "training/averaging.py",
              "lambda old, new: jnp.where(count == 0, new, old + (new - old) / (count + 1)), average",
              "lambda old, new: jnp.where(count == 0, new, old + (new - old) / (count + 2)), average",
-             "tests/training/test_averaging.py -m 'not slow'"),
+             "tests/training/test_averaging.py"),
     Mutation("checkpoints: damage overlooked", "runs/checkpoint.py",
              "if found.get(name) != digest:", "if found.get(name) is None:", "tests/training/test_loop.py -k damage"),
 ]  # fmt: skip

@@ -337,6 +337,7 @@ def losses(program, steps=3):
     return [*first, *(program.step() for _ in range(steps - len(first)))], phases
 
 
+@pytest.mark.slow
 def test_scan_flax_and_torch_train_the_same_net():
     ours, phases = losses(programs.Program(net("scan")))
     assert [phase["phase"] for phase in phases] == ["trace", "lower", "compile"]

@@ -364,6 +364,7 @@ def test_what_is_imported_when(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing_and_gives_the_same_numbers(tmp_path):
     """Programs are kept: a second run writes no new one, and reads the step, of which JAX notes the time."""
     cache = tmp_path / "cache"

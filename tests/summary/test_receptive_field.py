@@ -248,6 +248,7 @@ def test_branches():
     assert rows["last"].field == ((9, 9), (2, 2), (-3, -3))  # SAME at stride 2 pads 1 and 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shortcut", "scan"), [("A", True), ("B", False)])
 def test_residual_nets(shortcut, scan):
     rows = compare(zoo.create("cifar_resnet20", shortcut=shortcut, scan=scan, width=2), (100, 93, 1), train=False)
@@ -261,6 +262,7 @@ def test_an_imagenet_residual_net():
     assert rows["stage4_rest/unit/join"].field == ((435, 435), (32, 32), (-217, -217))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "depths"), [("resnet50", (3, 4, 6, 3)), ("resnet152", (3, 8, 36, 3))])
 def test_bottleneck_nets_in_closed_form(name, depths):
     """7 pixels of the stem, 4 more of the pool, then two steps of the map before it for each 3x3."""
@@ -283,6 +285,7 @@ PUBLISHED = {  # Araujo et al. 2019, table 1
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name in zoo.MODELS])
 def test_published_sizes(name):
     rows = summarize(zoo.create(name), zoo.usual_input(name))

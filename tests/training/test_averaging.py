@@ -22,6 +22,8 @@ from deepjax.errors import InputError, Stopped
 from deepjax.tasks import Classification
 from deepjax.training import MomentEstimator, averaging, mean_parameters, moments_step
 
+pytestmark = pytest.mark.slow  # trains many runs
+
 KEY = jax.random.key(0)
 SWA = Config(  # with batch norms, one of them in a scan; the last batch of an epoch has 17 examples of 160
     data=Data(augment=Augment(translate=1.0)),

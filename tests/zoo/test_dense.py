@@ -17,6 +17,8 @@ from deepjax.layers import Dropout
 from deepjax.units import Branch, Concat, Unit
 from deepjax.zoo.dense import DenseBlock, densenet
 
+pytestmark = pytest.mark.slow  # large programs; tests/zoo/test_zoo.py has the fast checks of every network
+
 KEY = jax.random.key(0)
 
 

@@ -15,6 +15,8 @@ from deepjax.errors import InputError
 from deepjax.units import Drop, unstack_units
 from deepjax.zoo.network import GENERAL
 
+pytestmark = pytest.mark.slow  # large programs; tests/zoo/test_zoo.py has the fast checks of every network
+
 KEY = jax.random.key(0)
 
 

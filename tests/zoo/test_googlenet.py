@@ -14,6 +14,8 @@ from deepjax import zoo
 from deepjax.errors import InputError
 from deepjax.zoo.googlenet import GoogLeNet, grid_pool
 
+pytestmark = pytest.mark.slow  # large programs; tests/zoo/test_zoo.py has the fast checks of every network
+
 KEY = jax.random.key(0)
 
 

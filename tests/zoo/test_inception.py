@@ -30,6 +30,8 @@ from deepjax.zoo.steps import (
 )  # fmt: skip
 from deepjax.zoo.table import TableNetwork
 
+pytestmark = pytest.mark.slow  # large programs; tests/zoo/test_zoo.py has the fast checks of every network
+
 KEY = jax.random.key(0)
 NAMES = ("inception_v3", "inception_v4", "inception_resnet_v2")
 

@@ -16,6 +16,8 @@ from deepjax.units import Drop, Stack, unstack_units
 from deepjax.zoo.inverted import ACTIVATIONS, round_to_eights
 from deepjax.zoo.network import GENERAL
 
+pytestmark = pytest.mark.slow  # large programs; tests/zoo/test_zoo.py has the fast checks of every network
+
 KEY = jax.random.key(0)
 
 
