@@ -67,19 +67,18 @@ def locked(workdir):
 
 
 def write_config(workdir, config, name, devices):
-    """Write config.json: the config, package versions and devices. To be called inside `locked`.
+    """Write config.json, if there is none: the config, package versions and devices. To be called inside `locked`.
 
     If the folder holds a run, its config must be the same, but for fields that may change when a run is resumed.
-
-    Returns:
-      What has changed, in one line, or "".
+    `update_config` records those.
 
     Raises:
       InputError: the run in the folder has another config; or it was run on another number of devices, on which the
         result depends.
     """
     if (workdir / "config.json").exists():
-        return _update_config(workdir, config, devices)
+        _record_and_changes(workdir, config, devices)
+        return
     versions = {package: version(package) for package in ("deepjax", "jax", "jaxlib", "flax", "optax", "numpy")}
     record = {
         "name": name,
@@ -90,10 +89,33 @@ def write_config(workdir, config, name, devices):
         "seed": config.seed,
     }
     write_record(workdir, "config.json", record)
-    return ""
 
 
-def _update_config(workdir, config, devices):
+def update_config(workdir, config, devices):
+    """Record what has changed since a run was started. To be called inside `locked`, when the run can go on.
+
+    If the number of epochs has changed, summary.json is removed.
+
+    Returns:
+      What has changed, in one line, or "".
+
+    Raises:
+      InputError: as `write_config`.
+    """
+    if not (workdir / "config.json").exists():  # in a process that does not write
+        return ""
+    record, changes = _record_and_changes(workdir, config, devices)
+    if not changes:
+        return ""
+    if "epochs" in changes and is_main():
+        (workdir / "summary.json").unlink(missing_ok=True)  # first: with the new config, it would not be the summary
+    write_record(workdir, "config.json", record | {"config": dataclasses.asdict(config)})
+    listed = (f"{field} from {old!r} to {new!r}" for field, (old, new) in changes.items())
+    return f"changed since the run was started: {', '.join(listed)}"
+
+
+def _record_and_changes(workdir, config, devices):
+    """Return (config.json, what `_changes` returns). Raises InputError if the run cannot be resumed."""
     record, changes = _read_record(workdir), _changes(config, workdir)
     count = record.get("device_count")
     if config.devices.strategy != "jit" and count != len(devices):
@@ -102,13 +124,7 @@ def _update_config(workdir, config, devices):
             f"{config.devices.strategy} their number changes the result: set --devices.count {count}, or choose "
             f"another --workdir"
         )
-    if not changes:
-        return ""
-    if "epochs" in changes and is_main():
-        (workdir / "summary.json").unlink(missing_ok=True)  # first: with the new config, it would not be the summary
-    write_record(workdir, "config.json", record | {"config": dataclasses.asdict(config)})
-    listed = (f"{field} from {old!r} to {new!r}" for field, (old, new) in changes.items())
-    return f"changed since the run was started: {', '.join(listed)}"
+    return record, changes
 
 
 def _changes(config, workdir):

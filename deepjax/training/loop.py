@@ -60,10 +60,12 @@ def train(
     experiment = setup.setup(config, folder, model=model, dataset=dataset)
     # Everything fits. Nothing was written before this line.
     with workdir.locked(folder):
-        if changes := workdir.write_config(folder, config, name, experiment.mesh.devices):
-            display(changes)
+        workdir.write_config(folder, config, name, experiment.mesh.devices)
         workdir.write_data(folder, experiment.dataset, experiment.statistics)
         with Trainer(experiment, folder, display) as trainer:
+            # The checkpoint has been restored. The record of a run that cannot go on was not changed.
+            if changes := workdir.update_config(folder, config, experiment.mesh.devices):
+                display(changes)
             return trainer.run()
 
 

@@ -29,7 +29,8 @@ def resume(folder, config):
     """What `train` does with a folder: the line that tells what changes."""
     assert workdir.check_workdir(replace(config, workdir=str(folder)), "run") == folder
     with workdir.locked(folder):
-        return workdir.write_config(folder, config, "run", DEVICES)
+        workdir.write_config(folder, config, "run", DEVICES)
+        return workdir.update_config(folder, config, DEVICES)
 
 
 def test_the_same_config_resumes_and_a_finished_run_returns_its_summary(tmp_path):
@@ -114,6 +115,7 @@ def test_what_affects_the_result_must_not_change(tmp_path, config, changed, mess
     for attempt in (
         lambda: workdir.check_workdir(replace(changed, workdir=str(folder)), "run"),
         lambda: workdir.write_config(folder, changed, "run", DEVICES),  # inside the lock
+        lambda: workdir.update_config(folder, changed, DEVICES),
     ):
         with pytest.raises(InputError, match=message):
             attempt()
@@ -171,6 +173,7 @@ def test_only_the_main_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
     with workdir.locked(tmp_path / "run"):
         workdir.write_config(tmp_path / "run", BASE, "run", DEVICES)
+        assert workdir.update_config(tmp_path / "run", BASE, DEVICES) == ""
         log = metrics.MetricsLog(tmp_path / "run")
         log.write("train", 1, 0.1, loss=1.0)
         log.close()

@@ -30,6 +30,17 @@ class Mine(nn.Module):
         return nn.Dense(self.classes, name="head")(nn.relu(nn.Dense(16, name="hidden")(x)))
 
 
+class Wider(nn.Module):
+    """Called Mine too, with more units."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="head")(nn.relu(nn.Dense(32, name="hidden")(x)))
+
+
+Wider.__name__ = "Mine"
+
+
 def arrays(count=150):
     rng = np.random.default_rng(0)
     y = np.arange(count) % 3
@@ -96,6 +107,19 @@ def test_a_run_of_an_own_model_and_own_arrays_needs_them_again(whole, tmp_path):
     (whole / "summary.json").rename(tmp_path / "summary.json")
     with pytest.raises(InputError, match="has changed since"):
         helpers.train(CONFIG, whole, module=Mine(), arrays=arrays(120))
+
+
+def test_a_finished_run_that_cannot_go_on_keeps_its_record(tmp_path):
+    """The checkpoint cannot be restored into another module; the labels of the data have changed."""
+    helpers.train(CONFIG, tmp_path, module=Mine(), arrays=arrays(), epochs=1)
+    before = {name: (tmp_path / name).read_bytes() for name in ("config.json", "summary.json", "metrics.jsonl")}
+    for module, given, message in (
+        (Wider(), arrays(), "cannot be read"),
+        (Mine(), arrays() | {"y_test": np.zeros(30, int)}, "has changed since"),
+    ):
+        with pytest.raises(InputError, match=message):
+            helpers.train(CONFIG, tmp_path, module=module, arrays=given, epochs=2)
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
 def test_importing_the_training_package_loads_no_drawing_and_no_checkpoint_library():
