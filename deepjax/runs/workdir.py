@@ -132,12 +132,16 @@ def _changes(config, workdir):
 
     Raise InputError naming every field that must not change.
     """
-    old, new = (flatten(dataclasses.asdict(one)) for one in (read_config(workdir), config))
+    recorded = read_config(workdir)
+    old, new = (flatten(dataclasses.asdict(one)) for one in (recorded, config))
     changes = {
         field: (old.get(field), new.get(field))
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field) and field != "workdir"
     }
+    before, now = (list(one.optimizer.groups) for one in (recorded, config))
+    if before != now and set(before) == set(now):  # of the groups that match a parameter, the first counts
+        changes["optimizer.groups"] = (before, now)
     refused = [
         f"{field} {before!r} there, {now!r} here{_why(field, config, before, now)}"
         for field, (before, now) in changes.items()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deepjax.config import Config, Data, Devices, Schedule
+from deepjax.config import Config, Data, Devices, Optimizer, Schedule
 from deepjax.errors import InputError
 from deepjax.optimizers import make_schedule
 from deepjax.runs import metrics, workdir
@@ -85,6 +85,11 @@ def test_what_does_not_affect_the_result_may_change_and_is_reported(tmp_path, co
     [
         (BASE, replace(BASE, seed=1, batch_size=64), "batch_size 128 there, 64 here; seed 0 there, 1 here"),
         (BASE, replace(BASE, model_options={"depth": 8}), "model_options.depth None there, 8 here"),
+        (
+            replace(BASE, optimizer=Optimizer(groups={"a*": {"frozen": True}, "*": {"learning_rate": 0.1}})),
+            replace(BASE, optimizer=Optimizer(groups={"*": {"learning_rate": 0.1}, "a*": {"frozen": True}})),
+            r"optimizer.groups \['a\*', '\*'\] there, \['\*', 'a\*'\] here",
+        ),
         (BASE, replace(BASE, data=Data(name="xor")), "data.name 'digits' there, 'xor' here"),
         (BASE, replace(BASE, epochs=3), "epochs 4 there, 3 here;|epochs 4 there, 3 here\\)"),
         (
