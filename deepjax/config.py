@@ -192,7 +192,8 @@ class Devices:
     """jit: batch statistics are those of the whole batch. pmap: batch statistics are those of each device's share, and
     those of the first device are kept, as in PyTorch's DataParallel."""
     count: int = option(0, at_least=0)
-    """Number of local devices to use. 0: all. With strategy jit, a resumed run may change it."""
+    """Number of local devices to use. 0: all. A resumed run may change it; with strategy pmap, the devices
+    must remain as many."""
 
 
 @dataclass(frozen=True)

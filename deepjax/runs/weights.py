@@ -38,7 +38,9 @@ def read_weights(folder, config, warn) -> list[Weights]:
     if not (Path(folder) / "checkpoints").exists():
         raise missing
     with contextlib.ExitStack() as stack:
-        if final := final_checkpoints(config, folder, make=False):
+        # The average of the epochs before, while a run has more epochs to do, is not that of its newest epochs.
+        stale = config.swa_start and not (Path(folder) / "summary.json").exists()
+        if not stale and (final := final_checkpoints(config, folder, make=False)):
             stack.callback(final.close)
             if weights := final.whole(None, warn):
                 return weights

@@ -109,13 +109,17 @@ def update_config(workdir, config, devices):
         return ""
     if "epochs" in changes and is_main():
         (workdir / "summary.json").unlink(missing_ok=True)  # first: with the new config, it would not be the summary
-    write_record(workdir, "config.json", record | {"config": dataclasses.asdict(config)})
+    now = {"config": dataclasses.asdict(config), "device_count": len(devices)}
+    write_record(workdir, "config.json", record | now)
     listed = (f"{field} from {old!r} to {new!r}" for field, (old, new) in changes.items())
     return f"changed since the run was started: {', '.join(listed)}"
 
 
 def _record_and_changes(workdir, config, devices):
-    """Return (config.json, what `_changes` returns). Raises InputError if the run cannot be resumed."""
+    """Return (config.json, what `_changes` returns and the number of devices that it comes to, if that changes).
+
+    Raises InputError if the run cannot be resumed.
+    """
     record, changes = _read_record(workdir), _changes(config, workdir)
     count = record.get("device_count")
     if config.devices.strategy != "jit" and count != len(devices):
@@ -124,7 +128,7 @@ def _record_and_changes(workdir, config, devices):
             f"{config.devices.strategy} their number changes the result: set --devices.count {count}, or choose "
             f"another --workdir"
         )
-    return record, changes
+    return record, changes | ({} if count == len(devices) else {"device_count": (count, len(devices))})
 
 
 def _changes(config, workdir):
@@ -156,8 +160,8 @@ def _changes(config, workdir):
 
 def _may_change(field, config, before, now):
     """Return whether a field of a recorded config may change without changing the numbers of the epochs done."""
-    if field == "devices.count":
-        return config.devices.strategy == "jit"
+    if field == "devices.count":  # what counts with pmap is the number that it comes to; see `_record_and_changes`
+        return True
     if field == "epochs":
         return now > before and not _depends_on_epochs(config)
     return is_free(Config, field)

@@ -107,11 +107,6 @@ def test_what_does_not_affect_the_result_may_change_and_is_reported(tmp_path, co
             replace(BASE, freeze=("*",), pretrained="x", thaw_share=0.5, epochs=8),
             "on which thaw_share 0.5 depends",
         ),
-        (
-            replace(BASE, devices=Devices("pmap", 1)),
-            replace(BASE, devices=Devices("pmap", 2)),
-            "devices.count 1 there, 2 here",
-        ),
     ],
 )
 def test_what_affects_the_result_must_not_change(tmp_path, config, changed, message):
@@ -125,6 +120,18 @@ def test_what_affects_the_result_must_not_change(tmp_path, config, changed, mess
         with pytest.raises(InputError, match=message):
             attempt()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_jit_records_another_number_of_devices_and_pmap_refuses_it(tmp_path):
+    whole, one = (replace(BASE, devices=Devices("pmap", count)) for count in (0, 1))
+    folder = recorded(tmp_path / "pmap", whole)
+    assert resume(folder, one) == "changed since the run was started: devices.count from 0 to 1"
+    with pytest.raises(InputError, match=r"was run on 1 devices, now there are 2; .* set --devices.count 1"):
+        workdir.write_config(folder, whole, "run", DEVICES * 2)
+    folder = recorded(tmp_path / "jit")
+    assert workdir.update_config(folder, BASE, DEVICES * 2).endswith(": device_count from 1 to 2")
+    assert json.loads((folder / "config.json").read_text())["device_count"] == 2
+    assert workdir.update_config(folder, BASE, DEVICES * 2) == ""
 
 
 def test_epochs_may_be_added_where_the_learning_rates_so_far_do_not_depend_on_them():

@@ -282,6 +282,15 @@ def test_an_unfinished_swa_run_can_be_used(tmp_path, monkeypatch):
     assert inference.load_run(tmp_path / "run").step in (9, 18)
 
 
+def test_while_a_run_does_more_epochs_its_average_so_far_is_not_used(averaged, tmp_path):
+    """`train` removes the summary when more epochs begin."""
+    folder = shutil.copytree(averaged, tmp_path / "run")
+    assert inference.load_run(folder).step == 27
+    (folder / "summary.json").unlink()
+    run = inference.load_run(folder)
+    chex.assert_trees_all_equal(run.variables["params"], helpers.stored(folder)[run.step]["params"])
+
+
 def test_swa_on_eight_devices_by_pmap_without_batch_norm(tmp_path):
     summary = helpers.train(SPIRALS, tmp_path, devices=Devices("pmap"), batch_size=80, epochs=4, swa_start=2, keep=10)
     states = helpers.stored(tmp_path, "checkpoints")

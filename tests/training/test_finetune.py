@@ -433,6 +433,9 @@ def test_grey_runs_are_sources_too(tmp_path):
     exp = setup.setup(config, tmp_path / "again")
     stem = inference.load_run(tmp_path / "digits").variables["params"]["stem_conv"]["kernel"]
     np.testing.assert_array_equal(exp.initial_state(print).params["stem_conv"]["kernel"], stem)
+    (tmp_path / "lost" / "checkpoints" / "3").mkdir(parents=True)  # Orbax takes it for none
+    with pytest.raises(InputError, match="was not read, because the run has checkpoints"):
+        setup.setup(config, tmp_path / "lost").initial_state(print)
     whole = dataclasses.replace(config, data=Data(name="digits", standardize="zca", epsilon=0.1))
     with pytest.raises(InputError, match=r"set data\.standardize channel"):
         setup.setup(whole, tmp_path / "again")
