@@ -12,7 +12,7 @@ from deepjax.data.mixing import mix
 from deepjax.data.prepare import prepare
 from deepjax.data.records import Arrays, Dataset, Records
 from deepjax.data.sources import available
-from deepjax.data.sources.arrays import from_arrays
+from deepjax.data.sources.arrays import as_dataset, from_arrays
 from deepjax.data.standardize import Standardizer, channel_statistics, standardize
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Records",
     "Standardizer",
     "about",
+    "as_dataset",
     "augment",
     "available",
     "change_colors",

@@ -1,17 +1,20 @@
 """Evaluation of finished or unfinished runs on their own data: one run, or several averaged."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from deepjax import data
-from deepjax.errors import InputError
+from deepjax.data import sources
+from deepjax.errors import InputError, choices
 from deepjax.inference.run import Run
 from deepjax.parallel import make_mesh
 from deepjax.tasks.classification import Evaluation
 from deepjax.training import setup
 from deepjax.training.averaging import mean_parameters
+
+AVERAGES = ("predictions", "weights")
+SPLITS = ("train", "validation", "test")
 
 
 class Evaluated(NamedTuple):
@@ -43,9 +46,12 @@ def evaluate_runs(runs, *, average="predictions", split="test", data_dir="", dat
       data: the data set, if `train` was called with `data=`.
 
     Raises:
-      InputError: the data set is missing, or its classes or shape have changed since; the runs are of different data
-        sets, or of different splits of one; for weights, of different networks.
+      InputError: average or split is unknown; the data set is missing, or its classes or shape have changed since; the
+        runs are of different data sets, or of different splits of one; for weights, of different networks.
     """
+    for name, value, valid in (("average", average, AVERAGES), ("split", split, SPLITS)):
+        if value not in valid:
+            raise InputError(f"{name} {value!r} is unknown; {choices(str(value), valid)}")
     first, dataset = runs[0], _dataset(runs[0], data_dir, data)
     rows = getattr(dataset, split)
     if not len(rows):
@@ -66,8 +72,13 @@ def evaluate_runs(runs, *, average="predictions", split="test", data_dir="", dat
 
 def _dataset(run, data_dir, given):
     """Return the data set that a Run was trained on."""
-    given = data.from_arrays(**given) if isinstance(given, Mapping) else given
-    dataset = data.load(run.config.data, data_dir or run.config.data_dir, run.config.seed, given=given)
+    wanted, folder, dataset = run.config.data, data_dir or run.config.data_dir, data.as_dataset(given)
+    if dataset is None:
+        try:
+            sources.find(sources.Wanted(wanted.name, folder, wanted.image_size))
+        except InputError as error:
+            raise InputError(f"{error}; for a run of train(..., data=...), pass evaluate_run(..., data=...)") from None
+    dataset = data.load(wanted, folder, run.config.seed, given=dataset)
     if dataset.classes != run.classes or dataset.shape != run.shape:
         raise InputError(
             f"data {dataset.name} now has {len(dataset.classes)} classes of shape {dataset.shape}, the run was trained "

@@ -3,13 +3,13 @@
 import warnings
 from typing import Any, NamedTuple
 
-from deepjax import data, zoo
+from deepjax import data
 from deepjax.config import Config
 from deepjax.errors import InputError
 from deepjax.runs import workdir
 from deepjax.runs.weights import read_weights
 from deepjax.tasks import Classification
-from deepjax.training.model import make_model
+from deepjax.training.model import check_in_zoo, make_model
 
 
 class Run(NamedTuple):
@@ -68,14 +68,13 @@ def load_run(folder, *, model=None, warn=warnings.warn) -> Run:
       warn: receives one line for each damaged checkpoint that is skipped.
 
     Raises:
-      InputError: the folder holds no run, or no complete checkpoint; the model is not in the zoo and not given.
+      InputError: the folder holds no run, or no complete checkpoint; the model is not in the zoo and not given,
+        or is no Linen module.
     """
     config = workdir.read_config(folder)
     record = workdir.read_data(folder)
-    if model is None and config.model not in zoo.MODELS:
-        raise InputError(
-            f"workdir {folder}: the zoo has no model {config.model}; pass load_run(..., model={config.model}())"
-        )
+    if model is None:
+        check_in_zoo(f"workdir {folder}", config.model, f"pass load_run(..., model={config.model}())")
     model = make_model(config, len(record["classes"]), model)
     statistics: Any = workdir.read_statistics(folder)  # not None, since data.json exists
     weights = read_weights(folder, config, warn)

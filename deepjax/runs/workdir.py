@@ -118,7 +118,7 @@ def update_config(workdir, config, devices):
 def _record_and_changes(workdir, config, devices):
     """Return (config.json, what `_changes` returns and the number of devices that it comes to, if that changes).
 
-    Raises InputError if the run cannot be resumed.
+    Raise InputError if the run cannot be resumed.
     """
     record, changes = _read_record(workdir), _changes(config, workdir)
     count = record.get("device_count")

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from deepjax import data, weights, zoo
 from deepjax.errors import InputError
 from deepjax.runs import workdir
-from deepjax.training.model import make_model
+from deepjax.training.model import check_in_zoo, make_model
 from deepjax.weights.files import TORCH, is_ours, read_state_dict
 from deepjax.weights.hub import PRETRAINED, find
 from deepjax.weights.pytorch import LEAVES, fit, to_numpy
@@ -54,6 +54,8 @@ def _read_run(where, path):
     from deepjax.runs.weights import read_weights  # imports Orbax
 
     config, record = workdir.read_config(path), workdir.read_data(path)
+    remedy = "weights of a module of your own cannot be used; name a run of a network of the zoo"
+    check_in_zoo(f"pretrained {where}", config.model, remedy)
     network = make_model(config, len(record["classes"]))
     newest = read_weights(path, config, warnings.warn)[-1]
     statistics: Any = workdir.read_statistics(path)  # not None, since data.json exists

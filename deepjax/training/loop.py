@@ -12,6 +12,7 @@ import numpy as np
 
 from deepjax import data, optimizers
 from deepjax.config import Config
+from deepjax.data import as_dataset
 from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.runs import workdir
 from deepjax.training import averaging, setup
@@ -50,7 +51,7 @@ def train(
       Stopped: SIGINT or SIGTERM arrived. Everything is saved, and the same call resumes the run.
     """
     display = log if isinstance(log, Display) else Display(log)
-    dataset = _dataset(data)
+    dataset = as_dataset(data)
     config = with_given(setup.with_absolute_paths(config), model, dataset)
     setup.check(config, model)
     folder = workdir.check_workdir(config, name)
@@ -67,10 +68,6 @@ def train(
             if changes := workdir.update_config(folder, config, experiment.mesh.devices):
                 display(changes)
             return trainer.run()
-
-
-def _dataset(given):
-    return data.from_arrays(**given) if isinstance(given, Mapping) else given
 
 
 @dataclass

@@ -16,12 +16,12 @@ from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, 
 from deepjax.parallel import Mesh, make_mesh
 from deepjax.runs.workdir import Statistics, key_of, read_statistics
 from deepjax.tasks import classification
-from deepjax.trace import call_arguments
+from deepjax.trace import call_arguments, input_errors
 from deepjax.training import averaging, fine_tuning, freezing
 from deepjax.training.evaluator import Evaluator
 from deepjax.training.model import make_model
 from deepjax.training.state import init_state, state_shapes
-from deepjax.training.step import apply_model, eval_step, train_step
+from deepjax.training.step import apply_model, eval_step, loss_function, train_step
 
 PARAMETERS, MOMENTS = 2**31, 2**31 + 1  # folded into the run's key; the steps' keys are folded from step numbers
 
@@ -81,7 +81,15 @@ class Experiment:
         return jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), shapes)
 
     def initial_state(self, log):
-        """Return a new TrainState on the devices; `log` receives what `init_from_data.auto` chose."""
+        """Return a new TrainState on the devices; `log` receives what `init_from_data.auto` chose.
+
+        Raise InputError if the pretrained weights were not read, since the run seemed to have a checkpoint.
+        """
+        if self.config.pretrained and self.variables is None:
+            raise InputError(
+                f"pretrained {self.config.pretrained} was not read, because the run has checkpoints, but none of them "
+                f"can be restored; use another --workdir to start again"
+            )
         key, variables = jax.random.fold_in(key_of(self.config), PARAMETERS), self.variables
         if self.config.init != "model":
             variables = self._variables_from_data(key, log)
@@ -159,6 +167,7 @@ def setup(config, folder, *, model=None, dataset=None, schedule=None) -> Experim
     experiment = assemble(config, mesh, dataset, statistics, network, schedule=schedule, variables=variables)
     if model is not None:
         experiment.task.check_outputs(_outputs(experiment))
+        _trace_loss(experiment)
     return experiment
 
 
@@ -168,6 +177,22 @@ def _outputs(experiment):
     inputs, _ = jax.eval_shape(experiment.task.prepare, batch)
     apply = partial(apply_model, experiment.model, train=False)
     return jax.eval_shape(apply, experiment.abstract_state.eval_variables, inputs, batch["mask"])
+
+
+def _trace_loss(experiment):
+    """Trace the loss of a training step; nothing is computed.
+
+    Raise InputError for a model that cannot be called in training, or whose outputs in training do not fit the task.
+    """
+    config, task, model = experiment.config, experiment.task, experiment.model
+    frozen = freezing.keep_moments(freezing.frozen_moments(config, experiment.loader.steps), 0)
+
+    def loss(state, batch, key):
+        return loss_function(state, batch, key, model, task, None, frozen)(state.params)
+
+    batch = task.abstract_batch(experiment.dataset, config.batch_size)
+    with input_errors((config.batch_size, *experiment.dataset.shape)):
+        jax.eval_shape(loss, experiment.abstract_state, batch, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variables=None) -> Experiment:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from deepjax.errors import InputError
 from deepjax.optimizers import slow_params
-from deepjax.trace import call_arguments
+from deepjax.trace import call_arguments, input_errors
 
 
 @flax.struct.dataclass
@@ -43,7 +43,8 @@ def init_state(model, optimizer, key, shape, *, variables=None, dtype=jnp.float3
       swa: whether to keep an equal average of the parameters at epochs' ends.
 
     Raises:
-      InputError: the model has variable collections other than params and batch_stats.
+      InputError: the model does not take such an input; it has variable collections other than params and batch_stats,
+        or no parameters.
     """
     init = partial(_new_state, model, optimizer, shape, dtype, ema, swa)
     # Random numbers are slow to compile and quick to draw: without optimization, the CPU is ready six times sooner.
@@ -60,9 +61,12 @@ def state_shapes(model, optimizer, shape, *, dtype=jnp.float32, ema=False, swa=F
 
 def _new_state(model, optimizer, shape, dtype, ema, swa, key, variables):
     if variables is None:
-        variables = model.init(key, jnp.zeros((1, *shape), dtype), **call_arguments(model, train=False))
+        with input_errors((1, *shape)):
+            variables = model.init(key, jnp.zeros((1, *shape), dtype), **call_arguments(model, train=False))
     if other := set(variables) - {"params", "batch_stats"}:
         raise InputError(f"the model has variables {sorted(other)}; training supports params and batch_stats only")
+    if "params" not in variables:
+        raise InputError(f"the model {type(model).__name__} has no parameters; there is nothing to train")
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -49,7 +49,7 @@ def train_step(
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     frozen = keep_moments(frozen_moments, state.step // accumulate)
-    loss_of = _loss_function(state, batch, key, model, task, axis_name, frozen)
+    loss_of = loss_function(state, batch, key, model, task, axis_name, frozen)
     gradients, batch_stats, metrics = _gradients(loss_of, state.params, axis_name)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         gradients,
@@ -67,8 +67,11 @@ def train_step(
     return state.replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged), metrics
 
 
-def _loss_function(state, batch, key, model, task, axis_name, frozen):
-    """Return params -> (this device's share of the mean loss, (batch statistics, sums of metrics, whole count))."""
+def loss_function(state, batch, key, model, task, axis_name, frozen):
+    """Return params -> (this device's share of the mean loss, (batch statistics, sums of metrics, whole count)).
+
+    The arguments are those of `train_step`; `key` is the step's own, `frozen` what `freezing.keep_moments` returns.
+    """
     inputs, targets = task.prepare(batch, key)
     rngs = {"dropout": jax.random.fold_in(key, 1)}
 

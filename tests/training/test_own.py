@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import chex
 import flax.linen as nn
@@ -30,15 +31,15 @@ class Mine(nn.Module):
         return nn.Dense(self.classes, name="head")(nn.relu(nn.Dense(16, name="hidden")(x)))
 
 
-class Wider(nn.Module):
-    """Called Mine too, with more units."""
+class Other(nn.Module):
+    """Called Mine too, with other layers."""
 
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(3, name="head")(nn.relu(nn.Dense(32, name="hidden")(x)))
+        return nn.Dense(3, name="head")(nn.relu(nn.Dense(16, name="first")(x)))
 
 
-Wider.__name__ = "Mine"
+Other.__name__ = "Mine"
 
 
 def arrays(count=150):
@@ -98,6 +99,64 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, chang
     assert not (tmp_path / "run").exists()
 
 
+class Called(nn.Module):
+    """Its call is the function `body`."""
+
+    body: Callable
+    auxiliary_weight: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train):
+        return self.body(nn.Dense(3)(x), train)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"module": Mine}, r"model=Mine is a class; give a module, such as model=Mine\(\)"),
+        ({"module": len}, "is no flax.linen.Module"),
+        ({"module": nn.Conv(3, (3, 3))}, r"does not take an input of shape \(1, 4\)"),
+        ({"module": nn.BatchNorm()}, "use_running_average"),
+        ({"module": nn.Sequential([nn.relu])}, "has no parameters"),
+        ({"module": Called(lambda y, train: (y, y) if train else y)}, "1 auxiliary outputs in training"),
+        ({"module": Called(lambda y, train: y @ np.ones((7, 3)) if train else y)}, r"an input of shape \(40, 4\)"),
+        ({"arrays": {"x_trian": 1}}, "data has the key 'x_trian', which is unknown; did you mean 'x_train'"),
+        ({"arrays": {"x_train": np.ones((9, 4))}}, "data has no key 'y_train'"),
+        ({"arrays": (np.ones(3), np.ones(3))}, "data is of the type tuple"),
+        ({"arrays": arrays() | {"x_train": None}}, "x_train is object"),
+        ({"arrays": arrays() | {"x_train": [[1.0], [1.0, 2.0]]}}, "x_train is no array .*; make all rows equally long"),
+        ({"arrays": arrays() | {"y_test": [[1], [1, 2]]}}, "y_test is no array"),
+    ],
+)
+def test_a_model_or_data_of_a_wrong_kind_is_one_line_and_writes_nothing(tmp_path, given, message):
+    with pytest.raises(InputError, match=message) as caught:
+        helpers.train(CONFIG, tmp_path / "run", **{"module": Mine(), "arrays": arrays()} | given)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "foo", "data": arrays()}, "split 'foo' is unknown; choose from test, train, validation"),
+        ({"average": "weight", "data": arrays()}, "average 'weight' is unknown; did you mean 'weights'"),
+        ({"data": arrays()["x_test"]}, "data is of the type ndarray"),
+        ({}, r"for a run of train\(..., data=...\), pass evaluate_run\(..., data=...\)"),
+    ],
+)
+def test_evaluation_names_what_is_wrong(whole, options, message):
+    with pytest.raises(InputError, match=message):
+        inference.evaluate_runs([inference.load_run(whole, model=Mine())], **options)
+    with pytest.raises(InputError, match="model=Mine is a class"):
+        inference.load_run(whole, model=Mine)
+
+
+def test_a_run_of_an_own_model_is_no_source_of_pretrained_weights(whole, tmp_path):
+    with pytest.raises(InputError, match=r"pretrained .*: the zoo has no model Mine; weights of a module of your own"):
+        helpers.train(CONFIG, tmp_path / "run", arrays=arrays(), model="mlp", pretrained=str(whole))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_of_an_own_model_and_own_arrays_needs_them_again(whole, tmp_path):
     with pytest.raises(InputError, match=r"the zoo has no model Mine; pass load_run\(..., model=Mine\(\)\)"):
         inference.load_run(whole)
@@ -114,7 +173,7 @@ def test_a_finished_run_that_cannot_go_on_keeps_its_record(tmp_path):
     helpers.train(CONFIG, tmp_path, module=Mine(), arrays=arrays(), epochs=1)
     before = {name: (tmp_path / name).read_bytes() for name in ("config.json", "summary.json", "metrics.jsonl")}
     for module, given, message in (
-        (Wider(), arrays(), "cannot be read"),
+        (Other(), arrays(), "cannot be read"),
         (Mine(), arrays() | {"y_test": np.zeros(30, int)}, "has changed since"),
     ):
         with pytest.raises(InputError, match=message):

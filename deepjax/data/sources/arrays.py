@@ -1,11 +1,12 @@
 """Data sets of arrays in memory: the checks and conversions that every source of arrays shares."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from deepjax.data.records import Arrays, Dataset
-from deepjax.errors import InputError
+from deepjax.errors import InputError, choices, first_line
 
 MAX_CLASSES = 1_000_000  # without names of classes; a larger label is probably a mistake
 
@@ -52,9 +53,9 @@ def from_arrays(
         raise InputError(f"{name}: {missing} is missing; give x_validation and y_validation, or neither")
     given = {"train": (x_train, y_train), "validation": (x_validation, y_validation), "test": (x_test, y_test)}
     splits = {
-        split: checked_split(np.asarray(x), np.asarray(y), name, split)
+        split: checked_split(_as_array(x, f"{name}: x_{split}"), _as_array(y, f"{name}: y_{split}"), name, split)
         for split, (x, y) in given.items()
-        if x is not None
+        if split != "validation" or x is not None
     }
     train = splits["train"]
     _check_alike(splits, name)
@@ -62,6 +63,35 @@ def from_arrays(
         classes = _numbered_classes(train.labels, name)
     validation = splits.get("validation", train.take(np.arange(0)))
     return Dataset(name, tuple(map(str, classes)), train.images.shape[1:], train, validation, splits["test"])
+
+
+def as_dataset(given: Dataset | Mapping | None) -> Dataset | None:
+    """Return the data set that a caller gives: a `Dataset`, or the arguments of `from_arrays` as a dict. None is none.
+
+    Raise InputError for anything else, for a key that `from_arrays` does not have, and for one that is missing.
+    """
+    if given is None or isinstance(given, Dataset):
+        return given
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"data is of the type {type(given).__name__}; give a data.Dataset, or the arguments of data.from_arrays as "
+            f"a dict"
+        )
+    parameters = inspect.signature(from_arrays).parameters
+    for key in given:
+        if key not in parameters:
+            raise InputError(f"data has the key {key!r}, which is unknown; {choices(str(key), parameters)}")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in given:
+            raise InputError(f"data has no key {key!r}; give x_train, y_train, x_test and y_test")
+    return from_arrays(**given)
+
+
+def _as_array(values, what: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{what} is no array ({first_line(error)}); make all rows equally long") from error
 
 
 def checked_split(images: np.ndarray, labels: np.ndarray, where: str, split: str) -> Arrays:
