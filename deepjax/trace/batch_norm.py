@@ -14,9 +14,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deepjax import layers
 from deepjax.layers.normalization import SUMS, BatchNormBase
 from deepjax.trace.arguments import call_arguments
 from deepjax.trace.calls import around_calls
+
+# The batch normalizations themselves, for what does not hold for every subclass of them.
+NORM_CLASSES = (
+    layers.BatchNorm,
+    layers.BatchRenorm,
+    layers.GhostBatchNorm,
+    layers.MovingAverageBatchNorm,
+    nn.BatchNorm,
+)
 
 
 def is_batch_norm(module: Any) -> bool:
