@@ -30,7 +30,7 @@ class _Affine(nn.Module, kw_only=True):
 
 
 # Further variables of a batch normalization in `batch_stats`: the sums of the batch's moments over all calls, and the
-# number of calls. They exist only where `trace.batch_norm.batch_moments` creates them, and are updated only there.
+# number of calls. They exist only where `trace.observed_batch_moments` creates them, and are updated only there.
 SUMS = ("sum_mean", "sum_var", "calls")
 
 

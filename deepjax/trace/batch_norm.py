@@ -99,7 +99,7 @@ def _evaluate(module, args, kwargs) -> Any:
     return twin.apply(module.variables, args[0], **{**kwargs, "use_running_average": True})
 
 
-def batch_moments(model: nn.Module, variables: Mapping[str, Any], *args: Any, **call: Any) -> tuple[Any, Any]:
+def observed_batch_moments(model: nn.Module, variables: Mapping[str, Any], *args: Any, **call: Any) -> tuple[Any, Any]:
     """Compute the moments that the batch normalizations of a model see in one training batch.
 
     The moments of a normalization that is called several times, because its weights are shared or it is a step of a
@@ -119,7 +119,7 @@ def batch_moments(model: nn.Module, variables: Mapping[str, Any], *args: Any, **
       `called` has a bool for each array: whether it is a moment of the batch.
 
     >>> norm, x = nn.BatchNorm(use_running_average=False), jnp.array([[1.0], [3.0]])
-    >>> moments, called = batch_moments(norm, norm.init(jax.random.key(0), x), x)
+    >>> moments, called = observed_batch_moments(norm, norm.init(jax.random.key(0), x), x)
     >>> print(moments["mean"], moments["var"], called["var"])
     [2.] [1.] [ True]
     """

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr
 
 from deepjax.errors import InputError
-from deepjax.trace.batch_norm import batch_moments
+from deepjax.trace.batch_norm import observed_batch_moments
 from deepjax.training import freezing
 
 
@@ -128,7 +128,9 @@ def moments_step(variables, batch, key, count, *, model, task):
       batch_stats, of count + 1 batches.
     """
     inputs, _ = task.prepare(batch)
-    moments, called = batch_moments(model, variables, inputs, train=True, mask=batch["mask"], rngs={"dropout": key})
+    moments, called = observed_batch_moments(
+        model, variables, inputs, train=True, mask=batch["mask"], rngs={"dropout": key}
+    )
 
     def average(old, new, called):
         mean = jnp.where(count == 0, new, old + (new - old) / (count + 1))

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 
 from deepjax import layers, zoo
 from deepjax.trace import around_calls
-from deepjax.trace.batch_norm import batch_moments, frozen_batch_norms, is_batch_norm
+from deepjax.trace.batch_norm import frozen_batch_norms, is_batch_norm, observed_batch_moments
 from deepjax.units import Branch, ConvNorm, Reversible, norm_factory, stack
 
 KEY = jax.random.key(0)
@@ -142,7 +142,7 @@ def test_norms_freeze_and_publish_under_remat(unit, remat, norm):
         with frozen_batch_norms({"*": now}):
             frozen = jax.value_and_grad(loss, has_aux=True)(params, True)
         evaluated = jax.value_and_grad(loss, has_aux=True)(params, False)
-        moments = [batch_moments(each, variables, x, train=True) for each in (model, plain)]
+        moments = [observed_batch_moments(each, variables, x, train=True) for each in (model, plain)]
         return frozen, evaluated, moments
 
     frozen, evaluated, moments = run(variables["params"], jnp.array(True))
@@ -195,7 +195,7 @@ def test_moments_of_a_shared_norm_are_the_mean_over_its_calls(norm, ddof, groups
             seen.setdefault(module.path[0], []).append(np.float64(args[0])[: len(real)].reshape(groups, -1, 2))
         return run(*args, **kwargs)
 
-    moments, called = jax.jit(lambda: batch_moments(model, variables, x, **call))()
+    moments, called = jax.jit(lambda: observed_batch_moments(model, variables, x, **call))()
     with around_calls(record):
         _, new = model.apply(variables, x, **call, mutable=["batch_stats"])
     for name, stats in (("norm", moments["norm"]), ("brick", moments["brick"]["norm"])):
@@ -213,6 +213,6 @@ def test_ghost_batch_norm_publishes_the_moments_that_it_keeps():
     norm = layers.GhostBatchNorm(group_size=2, momentum=0.0)
     variables = norm.init(KEY, x, train=False)
     for mask, groups in ((jnp.arange(6) < 4, [[1, 3], [11, 13]]), (None, [[1, 3], [11, 13], [50, 70]])):
-        moments, _ = batch_moments(norm, variables, x, train=True, mask=mask)
+        moments, _ = observed_batch_moments(norm, variables, x, train=True, mask=mask)
         assert_allclose(moments["mean"], [np.mean(groups)], rtol=1e-6)
         assert_allclose(moments["var"], [np.var(groups, axis=1).mean()], rtol=1e-6)
