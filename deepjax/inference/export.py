@@ -56,7 +56,7 @@ def stablehlo(run, *, platforms=PLATFORMS) -> bytes:
     return bytes(exported.serialize())
 
 
-def pretrained(run) -> weights.Pretrained:
+def to_pretrained(run) -> weights.Pretrained:
     """Return a run, or a Classifier, as what `weights.save_pretrained` writes.
 
     Preprocessing is recorded as a resize and a crop. For a run that resizes whole images, these have the same effect on
@@ -100,15 +100,15 @@ def export(run, form, path, *, layout="deepjax", platforms=PLATFORMS):
       platforms: of stablehlo.
 
     Raises:
-      InputError: another form or layout, and as `stablehlo`, `pretrained` and `weights.to_torch`.
+      InputError: another form or layout, and as `stablehlo`, `to_pretrained` and `weights.to_torch`.
     """
     if form == "stablehlo":
         files.write_bytes(path, stablehlo(run, platforms=platforms))
     elif form == "safetensors" and layout == "deepjax":
-        weights.save_pretrained(check_suffix(path, (".safetensors",)), pretrained(run))
+        weights.save_pretrained(check_suffix(path, (".safetensors",)), to_pretrained(run))
     elif form == "safetensors" and layout == "torch":
         check_suffix(path, (".safetensors", *TORCH))
-        found = pretrained(run)
+        found = to_pretrained(run)
         save_state_dict(path, weights.to_torch(found.network, found.variables))
     else:
         raise InputError(f"format {form!r} and layout {layout!r}: choose stablehlo, or safetensors of deepjax or torch")

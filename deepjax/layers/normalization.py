@@ -30,7 +30,7 @@ class _Affine(nn.Module, kw_only=True):
 
 
 # Further variables of a batch normalization in `batch_stats`: the sums of the batch's moments over all calls, and the
-# number of calls. They exist only where `trace.batch_norm.batch_moments` creates them, and are updated only there.
+# number of calls. They exist only where `trace.observed_batch_moments` creates them, and are updated only there.
 SUMS = ("sum_mean", "sum_var", "calls")
 
 
@@ -66,10 +66,14 @@ class BatchNormBase(_Affine, kw_only=True):
         """Add the moments of this batch to the sums, if the sums exist."""
         if not self.has_variable("batch_stats", SUMS[-1]):
             return
-        how = {"train": True, "mask": mask, "momentum": 0.0, "unbiased": self.unbiased, "axis_name": self.axis_name}
-        _, batch = functional.batch_norm(x, None, None, jax.tree.map(jnp.zeros_like, running), **how)
+        batch = self._moments_of(x, mask, jax.tree.map(jnp.zeros_like, running))
         for name, value in zip(SUMS, (*batch, 1.0), strict=True):
             self.put_variable("batch_stats", name, self.get_variable("batch_stats", name) + value)
+
+    def _moments_of(self, x, mask, zeros):
+        """The moments of a batch, as the running ones are updated with them. `zeros`: Moments of the same shape."""
+        how = {"train": True, "mask": mask, "momentum": 0.0, "unbiased": self.unbiased, "axis_name": self.axis_name}
+        return functional.batch_norm(x, None, None, zeros, **how)[1]
 
     @abstractmethod
     def _normalize(self) -> Callable:
@@ -155,6 +159,16 @@ class GhostBatchNorm(BatchNormBase):
 
     def _normalize(self):
         return partial(functional.ghost_batch_norm, group_size=self.group_size, unbiased=self._later(self.unbiased))
+
+    def _moments_of(self, x, mask, zeros):
+        """The mean of the groups' moments, without groups that are all padding."""
+        mask = jnp.ones(len(x), bool) if mask is None else mask
+        groups, mask = (rows.reshape(-1, self.group_size, *rows.shape[1:]) for rows in (x, mask))
+        of_group = super()._moments_of
+        moments = jax.vmap(lambda rows, mask: of_group(rows, mask, zeros))(groups, mask)
+        real = mask.any(1)
+        share = real / jnp.maximum(real.sum(), 1)
+        return functional.Moments(*(share @ each for each in moments))
 
 
 class LayerNorm(_Affine):

@@ -20,7 +20,7 @@ def update_count(length_in_epochs, optimizer, steps_per_epoch):
     return round(length_in_epochs * steps_per_epoch / optimizer.accumulate)
 
 
-class Run(NamedTuple):
+class Horizon(NamedTuple):
     """What a schedule depends on besides its own fields."""
 
     peak: float
@@ -43,7 +43,7 @@ class Run(NamedTuple):
 class Entry(NamedTuple):
     """What distinguishes one schedule from the others."""
 
-    make: Callable[[config.Schedule, Run], optax.Schedule]
+    make: Callable[[config.Schedule, Horizon], optax.Schedule]
     """Make the learning rate as a function of the number of updates after the warm-up."""
     fields: tuple[str, ...] = ()
     """Fields of config.Schedule that belong to it, besides warmup."""
@@ -51,42 +51,42 @@ class Entry(NamedTuple):
     """Whether `make` includes the warm-up itself."""
 
 
-def _constant(s, run):
-    return optax.constant_schedule(run.peak)
+def _constant(s, horizon):
+    return optax.constant_schedule(horizon.peak)
 
 
-def _exponential(s, run):
-    return optax.exponential_decay(run.peak, run.updates_per_epoch, s.factor)
+def _exponential(s, horizon):
+    return optax.exponential_decay(horizon.peak, horizon.updates_per_epoch, s.factor)
 
 
-def _step(s, run):
-    times = [i * s.period for i in range(1, int(run.epochs / s.period) + 1)] if s.period else s.milestones
-    boundaries = [run.updates(time) - run.updates(s.warmup) for time in times]
+def _step(s, horizon):
+    times = [i * s.period for i in range(1, int(horizon.epochs / s.period) + 1)] if s.period else s.milestones
+    boundaries = [horizon.updates(time) - horizon.updates(s.warmup) for time in times]
     # Milestones that are closer than one update have one boundary, at which their factors are multiplied.
-    return optax.piecewise_constant_schedule(run.peak, {b: s.factor ** boundaries.count(b) for b in boundaries})
+    return optax.piecewise_constant_schedule(horizon.peak, {b: s.factor ** boundaries.count(b) for b in boundaries})
 
 
-def _linear(s, run):
-    return optax.linear_schedule(run.peak, run.peak * s.final, run.after(s.warmup))
+def _linear(s, horizon):
+    return optax.linear_schedule(horizon.peak, horizon.peak * s.final, horizon.after(s.warmup))
 
 
-def _polynomial(s, run):
-    return optax.polynomial_schedule(run.peak, run.peak * s.final, s.power, run.after(s.warmup))
+def _polynomial(s, horizon):
+    return optax.polynomial_schedule(horizon.peak, horizon.peak * s.final, s.power, horizon.after(s.warmup))
 
 
-def _cosine(s, run):
-    return optax.cosine_decay_schedule(run.peak, run.after(s.warmup), alpha=s.final)
+def _cosine(s, horizon):
+    return optax.cosine_decay_schedule(horizon.peak, horizon.after(s.warmup), alpha=s.final)
 
 
-def _warm_restarts(s, run):
+def _warm_restarts(s, horizon):
     times, length = [s.warmup], s.period
-    while times[-1] < run.epochs:
+    while times[-1] < horizon.epochs:
         times.append(times[-1] + length)
         length *= s.multiplier
-    bounds = [run.updates(time) - run.updates(s.warmup) for time in times]
+    bounds = [horizon.updates(time) - horizon.updates(s.warmup) for time in times]
     if len(set(bounds)) < len(bounds):
         raise InputError(f"schedule.period {s.period} makes a cycle shorter than an update; make it longer")
-    cosine = optax.cosine_decay_schedule(run.peak, 1, alpha=s.final)
+    cosine = optax.cosine_decay_schedule(horizon.peak, 1, alpha=s.final)
 
     def rate(count):
         starts = jnp.asarray(bounds[:-1])
@@ -96,8 +96,8 @@ def _warm_restarts(s, run):
     return rate
 
 
-def _one_cycle(s, run):
-    return _half_cosines(s, run.epochs, run.total, run.peak / 25, run.peak, run.peak / 25e4)
+def _one_cycle(s, horizon):
+    return _half_cosines(s, horizon.epochs, horizon.total, horizon.peak / 25, horizon.peak, horizon.peak / 25e4)
 
 
 def _half_cosines(schedule, epochs, total, first, middle, last):
@@ -156,17 +156,17 @@ def make_schedule(optimizer, schedule, *, epochs, steps_per_epoch):
     [0.8, 0.8, 0.4, 0.2]
     """
     check_schedule(optimizer, schedule, epochs)
-    run = Run(
+    horizon = Horizon(
         optimizer.learning_rate,
         epochs,
         lambda time: update_count(time, optimizer, steps_per_epoch),
         steps_per_epoch / optimizer.accumulate,
     )
-    entry, warmup = SCHEDULES[schedule.name], run.updates(schedule.warmup)
-    rate = entry.make(schedule, run)
+    entry, warmup = SCHEDULES[schedule.name], horizon.updates(schedule.warmup)
+    rate = entry.make(schedule, horizon)
     if entry.warms_up or not warmup:
         return rate
-    return optax.join_schedules([optax.linear_schedule(0.0, run.peak, warmup), rate], [warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, horizon.peak, warmup), rate], [warmup])
 
 
 def make_momentum(optimizer, schedule, *, epochs, steps_per_epoch):

@@ -142,7 +142,7 @@ class Checkpoints:
     def _set_aside(self, steps):
         aside = self.folder.parent / "damaged"
         aside.mkdir(exist_ok=True)
-        for step in steps:
+        for step in steps if is_main() else ():
             shutil.rmtree(aside / str(step), ignore_errors=True)
             (self.folder / str(step)).rename(aside / str(step))
         self.manager.reload()

@@ -1,7 +1,7 @@
 """Observe any Linen model: its module calls, its layers, its jaxpr, its batch norms, the arguments it takes."""
 
 from deepjax.trace.arguments import accepts, call_arguments, input_errors
-from deepjax.trace.batch_norm import batch_moments, frozen_batch_norms, is_batch_norm, normalizes_by_batch
+from deepjax.trace.batch_norm import frozen_batch_norms, is_batch_norm, normalizes_by_batch, observed_batch_moments
 from deepjax.trace.calls import around_calls, around_methods
 from deepjax.trace.jaxpr import TOP, Interpreter, Mark, Where, call_jaxpr, read_mark
 from deepjax.trace.layers import Layer, find_layers, find_shared
@@ -16,7 +16,6 @@ __all__ = [
     "accepts",
     "around_calls",
     "around_methods",
-    "batch_moments",
     "call_arguments",
     "call_jaxpr",
     "find_layers",
@@ -25,6 +24,7 @@ __all__ = [
     "input_errors",
     "is_batch_norm",
     "normalizes_by_batch",
+    "observed_batch_moments",
     "observer",
     "read_mark",
 ]

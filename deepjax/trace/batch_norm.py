@@ -14,9 +14,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deepjax import layers
 from deepjax.layers.normalization import SUMS, BatchNormBase
 from deepjax.trace.arguments import call_arguments
 from deepjax.trace.calls import around_calls
+
+# The batch normalizations themselves, for what does not hold for every subclass of them.
+NORM_CLASSES = (
+    layers.BatchNorm,
+    layers.BatchRenorm,
+    layers.GhostBatchNorm,
+    layers.MovingAverageBatchNorm,
+    nn.BatchNorm,
+)
 
 
 def is_batch_norm(module: Any) -> bool:
@@ -89,7 +99,7 @@ def _evaluate(module, args, kwargs) -> Any:
     return twin.apply(module.variables, args[0], **{**kwargs, "use_running_average": True})
 
 
-def batch_moments(model: nn.Module, variables: Mapping[str, Any], *args: Any, **call: Any) -> tuple[Any, Any]:
+def observed_batch_moments(model: nn.Module, variables: Mapping[str, Any], *args: Any, **call: Any) -> tuple[Any, Any]:
     """Compute the moments of one training batch at the batch normalizations of a model.
 
     If a normalization is called several times, because its weights are shared or it is a step of a loop, the moments
@@ -109,7 +119,7 @@ def batch_moments(model: nn.Module, variables: Mapping[str, Any], *args: Any, **
       `called` has a bool for each array: whether it is a moment of the batch.
 
     >>> norm, x = nn.BatchNorm(use_running_average=False), jnp.array([[1.0], [3.0]])
-    >>> moments, called = batch_moments(norm, norm.init(jax.random.key(0), x), x)
+    >>> moments, called = observed_batch_moments(norm, norm.init(jax.random.key(0), x), x)
     >>> print(moments["mean"], moments["var"], called["var"])
     [2.] [1.] [ True]
     """

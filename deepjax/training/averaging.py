@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.tree_util import keystr
 
 from deepjax.errors import InputError
-from deepjax.trace.batch_norm import batch_moments
+from deepjax.trace.batch_norm import observed_batch_moments
+from deepjax.training import freezing
 
 
 def check(config):
@@ -26,8 +27,21 @@ def check(config):
         raise InputError(
             f"swa_start {config.swa_start} and ema {config.ema} both average weights; set one of them to 0"
         )
+    if config.swa_start and config.freeze_moments:
+        _check_moments(config)
     if config.snapshots:
         _check_cycles(config)
+
+
+def _check_moments(config):
+    """Raise InputError if moments that freeze_moments keeps to the end of the run would be estimated again."""
+    freezing.check(config)
+    for pattern, settings in freezing.frozen_optimizer(config).groups.items():
+        if settings.get("frozen") or settings.get("frozen_until", 0) >= config.epochs:
+            raise InputError(
+                f"swa_start {config.swa_start} estimates the moments of all batch norms again, but freeze_moments True "
+                f"keeps those of {pattern!r}; set swa_start 0 or freeze_moments False, or thaw {pattern!r} earlier"
+            )
 
 
 def _check_cycles(config):
@@ -114,7 +128,9 @@ def moments_step(variables, batch, key, count, *, model, task):
       batch_stats, of count + 1 batches.
     """
     inputs, _ = task.prepare(batch)
-    moments, called = batch_moments(model, variables, inputs, train=True, mask=batch["mask"], rngs={"dropout": key})
+    moments, called = observed_batch_moments(
+        model, variables, inputs, train=True, mask=batch["mask"], rngs={"dropout": key}
+    )
 
     def average(old, new, called):
         mean = jnp.where(count == 0, new, old + (new - old) / (count + 1))

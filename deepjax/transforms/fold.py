@@ -24,15 +24,9 @@ from deepjax import layers
 from deepjax.errors import InputError
 from deepjax.functional.arrays import per_feature
 from deepjax.trace import TOP, Interpreter, around_calls, call_arguments, call_jaxpr, normalizes_by_batch, read_mark
+from deepjax.trace.batch_norm import NORM_CLASSES
 
-# Subclasses are not among them: a subclass may use its kernel in another way.
-NORM_CLASSES = (
-    layers.BatchNorm,
-    layers.BatchRenorm,
-    layers.GhostBatchNorm,
-    layers.MovingAverageBatchNorm,
-    nn.BatchNorm,
-)
+# Subclasses are not among them, nor among NORM_CLASSES: a subclass may use its kernel in another way.
 LAYER_CLASSES = (layers.Conv, nn.Conv, nn.Dense)
 
 

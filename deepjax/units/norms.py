@@ -72,7 +72,17 @@ def makes_batch_norm(norm: Norm | None) -> bool:
     >>> makes_batch_norm(nn.BatchNorm), makes_batch_norm(nn.LayerNorm), makes_batch_norm(None)
     (True, False, False)
     """
-    return norm is not None and is_batch_norm(norm(name="norm", parent=None))
+    return norm is not None and _Made(norm, parent=None).apply({}, method="is_batch_norm")
+
+
+class _Made(nn.Module):
+    """A parent for a module of the factory, which takes a name alone, wherever it is called."""
+
+    norm: Norm
+
+    @nn.compact
+    def is_batch_norm(self):
+        return is_batch_norm(self.norm(name="norm"))
 
 
 def normalize(x, norm: Norm | None, *, train, mask, name, scale_init=None):

@@ -13,7 +13,7 @@ from deepjax import cli, data, inference, training, weights, zoo
 from deepjax.config import Config, Data, Devices
 from deepjax.errors import InputError
 from deepjax.inference import Classifier, Run, export
-from deepjax.inference.export import forward, pretrained, stablehlo
+from deepjax.inference.export import forward, stablehlo, to_pretrained
 from deepjax.weights.files import read_state_dict
 
 KEY = jax.random.key(0)
@@ -95,12 +95,12 @@ def test_stablehlo_of_snapshots_is_the_log_of_their_mean(tmp_path):
     mean = np.mean([jax.nn.softmax(each) for each in logits], 0)
     np.testing.assert_allclose(np.exp(exported.call(x)), mean, rtol=1e-5)
     with pytest.raises(InputError, match="runs/x has 2 snapshots"):
-        pretrained(run)
+        to_pretrained(run)
     with pytest.raises(InputError, match="not square images"):
-        pretrained(run._replace(members=members[:1]))
+        to_pretrained(run._replace(members=members[:1]))
     white = data.Standardizer.fit("zca", np.random.default_rng(0).normal(size=(50, 4, 4, 1)))
     with pytest.raises(InputError, match="by zca"):
-        pretrained(run._replace(members=members[:1], shape=(4, 4, 1), standardizer=white))
+        to_pretrained(run._replace(members=members[:1], shape=(4, 4, 1), standardizer=white))
 
 
 def test_safetensors_of_ours_are_read_back_whole(tmp_path):
@@ -191,11 +191,11 @@ def test_a_bfloat16_run_is_exported_with_float32_weights_and_logits(digits):
     half = run._replace(model=zoo.create("cifar_resnet", depth=8, width=4, num_classes=10, dtype=jnp.bfloat16))
     images = np.zeros((1, 8, 8, 1), np.uint8)
     assert forward(half)(images).dtype == np.float32
-    assert pretrained(half).network.dtype is None
+    assert to_pretrained(half).network.dtype is None
     config = dataclasses.replace(run.config, workdir="x")
     tall = run._replace(config=config, shape=(8, 6, 1))
     with pytest.raises(InputError, match="not square"):
-        pretrained(tall)
+        to_pretrained(tall)
 
 
 @pytest.mark.parametrize(

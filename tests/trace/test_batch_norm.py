@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 
 from deepjax import layers, zoo
 from deepjax.trace import around_calls
-from deepjax.trace.batch_norm import batch_moments, frozen_batch_norms, is_batch_norm
+from deepjax.trace.batch_norm import frozen_batch_norms, is_batch_norm, observed_batch_moments
 from deepjax.units import Branch, ConvNorm, Reversible, norm_factory, stack
 
 KEY = jax.random.key(0)
@@ -142,7 +142,7 @@ def test_norms_freeze_and_publish_under_remat(unit, remat, norm):
         with frozen_batch_norms({"*": now}):
             frozen = jax.value_and_grad(loss, has_aux=True)(params, True)
         evaluated = jax.value_and_grad(loss, has_aux=True)(params, False)
-        moments = [batch_moments(each, variables, x, train=True) for each in (model, plain)]
+        moments = [observed_batch_moments(each, variables, x, train=True) for each in (model, plain)]
         return frozen, evaluated, moments
 
     frozen, evaluated, moments = run(variables["params"], jnp.array(True))
@@ -172,16 +172,17 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("norm", "ddof"),
+    ("norm", "ddof", "groups"),  # groups: of the real rows; each has its own moments
     [
-        (layers.BatchNorm, 0),
-        (partial(layers.BatchNorm, unbiased=True), 1),
-        (partial(layers.GhostBatchNorm, group_size=2), 0),
-        (layers.BatchRenorm, 0),
-        (nn.BatchNorm, 0),
+        (layers.BatchNorm, 0, 1),
+        (partial(layers.BatchNorm, unbiased=True), 1, 1),
+        (partial(layers.GhostBatchNorm, group_size=2), 0, 2),
+        (partial(layers.GhostBatchNorm, group_size=2, unbiased=True), 1, 2),
+        (layers.BatchRenorm, 0, 1),
+        (nn.BatchNorm, 0, 1),
     ],
 )
-def test_moments_of_a_shared_norm_are_the_mean_over_its_calls(norm, ddof):
+def test_moments_of_a_shared_norm_are_the_mean_over_its_calls(norm, ddof, groups):
     x = images(6, 3, 3, 2)
     mask = None if norm is nn.BatchNorm else jnp.arange(6) < 4
     real = x if mask is None else x[:4]
@@ -191,16 +192,27 @@ def test_moments_of_a_shared_norm_are_the_mean_over_its_calls(norm, ddof):
 
     def record(module, run, args, kwargs):
         if is_batch_norm(module):
-            seen.setdefault(module.path[0], []).append(np.float64(args[0])[: len(real)].reshape(-1, 2))
+            seen.setdefault(module.path[0], []).append(np.float64(args[0])[: len(real)].reshape(groups, -1, 2))
         return run(*args, **kwargs)
 
-    moments, called = jax.jit(lambda: batch_moments(model, variables, x, **call))()
+    moments, called = jax.jit(lambda: observed_batch_moments(model, variables, x, **call))()
     with around_calls(record):
         _, new = model.apply(variables, x, **call, mutable=["batch_stats"])
     for name, stats in (("norm", moments["norm"]), ("brick", moments["brick"]["norm"])):
-        assert_allclose(stats["mean"], np.mean([rows.mean(0) for rows in seen[name]], 0), rtol=1e-4, atol=1e-5)
-        assert_allclose(stats["var"], np.mean([rows.var(0, ddof=ddof) for rows in seen[name]], 0), rtol=1e-4)
+        assert_allclose(stats["mean"], np.mean([rows.mean(1) for rows in seen[name]], (0, 1)), rtol=1e-4, atol=1e-5)
+        assert_allclose(stats["var"], np.mean([rows.var(1, ddof=ddof) for rows in seen[name]], (0, 1)), rtol=1e-4)
     chex.assert_trees_all_equal(moments["dead"], variables["batch_stats"]["dead"])
     chex.assert_trees_all_close(moments["spectral"], new["batch_stats"]["spectral"], rtol=1e-5)
     flags = {name: {bool(each.all()) for each in jax.tree.leaves(called[name])} for name in called}
     assert flags == {"norm": {True}, "brick": {True}, "dead": {False}, "spectral": {False}}
+
+
+def test_ghost_batch_norm_publishes_the_moments_that_it_keeps():
+    """The mean over groups, as the running moments have it; the last group here is all padding."""
+    x = jnp.array([[1.0], [3.0], [11.0], [13.0], [50.0], [70.0]])
+    norm = layers.GhostBatchNorm(group_size=2, momentum=0.0)
+    variables = norm.init(KEY, x, train=False)
+    for mask, groups in ((jnp.arange(6) < 4, [[1, 3], [11, 13]]), (None, [[1, 3], [11, 13], [50, 70]])):
+        moments, _ = observed_batch_moments(norm, variables, x, train=True, mask=mask)
+        assert_allclose(moments["mean"], [np.mean(groups)], rtol=1e-6)
+        assert_allclose(moments["var"], [np.var(groups, axis=1).mean()], rtol=1e-6)

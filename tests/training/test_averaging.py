@@ -20,7 +20,7 @@ from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
 from deepjax.data.loaders import epoch_order
 from deepjax.errors import InputError, Stopped
 from deepjax.tasks import Classification
-from deepjax.training import MomentEstimator, averaging, mean_parameters, moments_step
+from deepjax.training import MomentEstimator, averaging, mean_parameters, moments_step, setup
 
 pytestmark = pytest.mark.slow  # trains many runs
 
@@ -395,6 +395,27 @@ def test_what_does_not_go_together_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         helpers.train(SPIRALS, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_swa_does_not_go_with_moments_that_are_frozen_to_the_end():
+    config = dataclasses.replace(
+        SWA, pretrained="x", model="cifar_resnet", model_options={}, freeze=("stem*", "stage1*"), thaw=(1.0, 2.5)
+    )
+    for thaw in ((), (3.0,), (1.0, 3.0)):
+        frozen = dataclasses.replace(config, thaw=thaw)
+        averaging.check(frozen)  # their moments are not frozen
+        with pytest.raises(
+            InputError, match=r"swa_start 2 .* freeze_moments True keeps those of '(stem|stage1)\*'; set"
+        ):
+            setup.check(dataclasses.replace(frozen, freeze_moments=True))
+    setup.check(dataclasses.replace(config, freeze_moments=True))
+    with pytest.raises(InputError, match="3 epochs for the 2 patterns"):
+        setup.check(dataclasses.replace(config, thaw=(1.0, 2.0, 3.0), freeze_moments=True))
+    groups = Optimizer(name="momentum", groups={"stem*": {"frozen": True}})
+    with pytest.raises(InputError, match=r"swa_start 2 .* keeps those of 'stem\*'"):
+        setup.check(
+            dataclasses.replace(config, pretrained="", freeze=(), thaw=(), optimizer=groups, freeze_moments=True)
+        )
 
 
 # Several workdirs

@@ -3,6 +3,7 @@
 from functools import partial
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.testing import assert_allclose
 
 from deepjax import layers, zoo
 from deepjax.errors import InputError
+from deepjax.units import makes_batch_norm
 from deepjax.zoo.network import GENERAL
 from helpers import draw_variables
 
@@ -229,6 +231,23 @@ def test_a_norm_of_your_own():
     assert names(layers.GhostBatchNorm) == names("batch") == both
     assert names("layer") == {"params": {"scale", "bias"}}
     assert names(None) == names("none") == {}
+
+
+def test_a_factory_need_not_take_more_than_a_name_and_a_scale():
+    def own(kind):
+        return lambda name, scale_init=None: kind(name=name)
+
+    class Inside(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            found = [makes_batch_norm(own(kind)) for kind in (nn.BatchNorm, layers.BatchNorm, nn.LayerNorm)]
+            return nn.LayerNorm(name="norm")(x), found  # the name is still free
+
+    (_, found), _ = Inside().init_with_output(KEY, jnp.zeros((1, 3)))
+    assert found == [True, True, False]
+    assert zoo.create("resnet18", norm=own(nn.BatchNorm)).torch_names() == zoo.create("resnet18").torch_names()
+    with pytest.raises(InputError, match="torchvision has no such network"):
+        zoo.create("resnet18", norm=own(nn.LayerNorm)).torch_names()
 
 
 BAD = [  # (network, options, what the message says)
