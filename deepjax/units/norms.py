@@ -72,7 +72,7 @@ def makes_batch_norm(norm: Norm | None) -> bool:
     >>> makes_batch_norm(nn.BatchNorm), makes_batch_norm(nn.LayerNorm), makes_batch_norm(None)
     (True, False, False)
     """
-    return norm is not None and _Made(norm, parent=None).apply({}, method="is_batch_norm")
+    return norm is not None and bool(_Made(norm, parent=None).apply({}, method="is_batch_norm"))
 
 
 class _Made(nn.Module):
