@@ -74,10 +74,7 @@ def run(
     options["second_start"] = bool(second_start)
     record = {"command": command(options), "machine": machine(), "options": options}
     record |= {"nets": [], "stages": [], "starts": []}
-    if variants is None and not cells.has_torch():
-        say("PyTorch is not installed: its variants are left out")
-    if (record["machine"]["load"] or 0) > QUIET * record["machine"]["cores"]:
-        say(f"the machine is busy (load {record['machine']['load']:.1f}): timings will not be reliable")
+    _warn(record["machine"], variants, say)
     capped = {}
     for group in groups:
         record["nets"] += measure(group, capped, compile_cap, steps, say)
@@ -90,6 +87,14 @@ def run(
         record["starts"] = [start_twice(cell, compile_cap, say) for cell in scanned]
     _write(folder, record)
     return record
+
+
+def _warn(machine, variants, say):
+    """Say what the numbers will lack."""
+    if variants is None and not cells.has_torch():
+        say("PyTorch is not installed: its variants are left out")
+    if (machine["load"] or 0) > QUIET * machine["cores"]:
+        say(f"the machine is busy (load {machine['load']:.1f}): timings will not be reliable")
 
 
 def measure(group, capped, cap, steps, say):

@@ -83,18 +83,9 @@ def range_test(
         start = start_step // config.optimizer.accumulate
         points, stopped = _sweep(exp, state, start_step, steps, smoothing)
         tenth, steepest = suggest(points, smoothing)
-        record = {
-            "suggestion": tenth,
-            "tenth_of_minimum": tenth,
-            "steepest_descent": steepest,
-            "min_rate": min_rate,
-            "max_rate": max_rate,
-            "steps": steps,
-            "smoothing": smoothing,
-            "start_step": start_step,
-            "stopped": stopped,
-            "points": [point._asdict() for point in points],
-        }
+        record = {"suggestion": tenth, "tenth_of_minimum": tenth, "steepest_descent": steepest}
+        record |= {"min_rate": min_rate, "max_rate": max_rate, "steps": steps, "smoothing": smoothing}
+        record |= {"start_step": start_step, "stopped": stopped, "points": [point._asdict() for point in points]}
         _write(folder, record, points, f"{config.model} on {exp.dataset.name}, {config.optimizer.name}")
     display(f"{_verdict(points, tenth, steepest)}; see {folder / 'find_lr.png'} and {folder / 'find_lr.json'}")
     return record

@@ -106,20 +106,18 @@ def _keeping_groups(step: Callable, depth: int, size: int):
     """Return a function like `lax.scan(step, x, each)` that stores the inputs of groups for the backward pass."""
     groups, rest = divmod(depth, size)
     starts = size * np.arange(groups)
-
-    def group(x, each, length):
-        return lax.scan(step, x, each, length=length)
+    group = partial(lax.scan, step)  # called as group(x, each, length=...)
 
     def forward(x, each):
         def body(x, start):
-            y, variables = group(x, _slice(each, start, size), size)
+            y, variables = group(x, _slice(each, start, size), length=size)
             return y, (x, variables)
 
         last, (inputs, variables) = lax.scan(body, x, starts)
         variables = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), variables)
         y = last
         if rest:
-            y, more = group(last, _slice(each, groups * size, rest), rest)
+            y, more = group(last, _slice(each, groups * size, rest), length=rest)
             variables = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), variables, more)
         return (y, variables), (inputs, last, each)
 
@@ -129,10 +127,8 @@ def _keeping_groups(step: Callable, depth: int, size: int):
 
         def undo(carry, x, start, length):
             dy, gradients = carry
-            part = _slice(each, start, length)
-            floats, others = _floats(part)
-            _, pull = jax.vjp(lambda x, floats: group(x, _together(floats, others), length), x, floats)
-            dx, new = pull((dy, _slice(dvariables, start, length)))
+            run, part = partial(group, length=length), _slice(each, start, length)
+            dx, new = _pull_back(run, x, part, (dy, _slice(dvariables, start, length)))
             return dx, jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, start, 0), gradients, new)
 
         carry = dy, jax.tree.map(jnp.zeros_like, _floats(each)[0])
@@ -146,6 +142,13 @@ def _keeping_groups(step: Callable, depth: int, size: int):
         return lax.scan(body, carry, (inputs, starts), reverse=True)[0]
 
     return _custom_vjp(forward, backward)
+
+
+def _pull_back(run, x, each, cotangents):
+    """Return the gradients of run(x, each) with respect to x and to the floats of `each`."""
+    floats, others = _floats(each)
+    _, pull = jax.vjp(lambda x, floats: run(x, _together(floats, others)), x, floats)
+    return pull(cotangents)
 
 
 def _slice(tree, start, length):

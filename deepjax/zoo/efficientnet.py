@@ -107,6 +107,24 @@ def efficientnet(
     check(f"efficientnet_{variant}", width, num_classes, dropout, survival=survival)
     if depth <= 0:
         raise InputError(f"efficientnet_{variant}: depth {depth} must be above 0; it multiplies the units")
+    stem, stages = _stem_and_stages(form, width, depth)
+    return EfficientNet(
+        stem,
+        stages,
+        final=4 * stages[-1][-1].features,
+        activation="silu",
+        survival=survival,
+        scan=scan,
+        num_classes=num_classes,
+        norm=norm_factory(norm, epsilon=form.epsilon, momentum=form.momentum),
+        dropout=dropout,
+        dtype=dtype,
+        usual_input=(form.pixels, form.pixels, 3),
+    )
+
+
+def _stem_and_stages(form, width, depth):
+    """Return the features of the stem, and the rows of each stage: table 1 times the factors of a form and these."""
 
     def scaled(features):
         return round_to_eights(features * form.width * width)
@@ -120,19 +138,7 @@ def efficientnet(
             rows.append(Row(window, hidden, scaled(features), 1 if i else stride, "silu", squeeze))
             features_in = rows[-1].features
         stages.append(tuple(rows))
-    return EfficientNet(
-        stem,
-        tuple(stages),
-        final=4 * features_in,
-        activation="silu",
-        survival=survival,
-        scan=scan,
-        num_classes=num_classes,
-        norm=norm_factory(norm, epsilon=form.epsilon, momentum=form.momentum),
-        dropout=dropout,
-        dtype=dtype,
-        usual_input=(form.pixels, form.pixels, 3),
-    )
+    return stem, tuple(stages)
 
 
 MODELS = {f"efficientnet_{variant}": partial(efficientnet, variant) for variant in VARIANTS}

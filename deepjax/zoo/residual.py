@@ -136,20 +136,6 @@ class ResNet(Network):
         pre = self.order == "pre"
         shared = pre and changes  # He et al. 2016: the shortcut of such a unit starts after norm and activation
         # parent=None: each part belongs to the unit that it is passed to, and gets its name there.
-        shortcut = None
-        if self.join is not Plain and (changes or self.shortcut == "C"):
-            if self.shortcut == "A":
-                shortcut = ZeroPad(features[-1], stride, parent=None)
-            else:
-                shortcut = Projection(
-                    features[-1],
-                    stride,
-                    norm=None if pre else self.norm,
-                    branch_init="fixup" if self.branch_init == "fixup" else "default",
-                    kernel_init=self.kernel_init,
-                    dtype=self.dtype,
-                    parent=None,
-                )
         branch_init, join = branch_and_join(self.branch_init, self.join)
         branch = Branch(
             features,
@@ -169,11 +155,27 @@ class ResNet(Network):
         return Unit(
             branch,
             join(parent=None),
-            shortcut,
+            self._shortcut(features[-1], stride, changes),
             before=NormActivation(norm=self._norm(), parent=None) if shared else None,
             activation=None if pre else functional.relu,
             name=name,
             parent=self if name else None,
+        )
+
+    def _shortcut(self, features, stride, changes):
+        """The shortcut of a unit, None for the identity; `changes`: whether the unit changes the shape."""
+        if self.join is Plain or not (changes or self.shortcut == "C"):
+            return None
+        if self.shortcut == "A":
+            return ZeroPad(features, stride, parent=None)
+        return Projection(
+            features,
+            stride,
+            norm=None if self.order == "pre" else self.norm,
+            branch_init="fixup" if self.branch_init == "fixup" else "default",
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            parent=None,
         )
 
     def _norm(self):
@@ -235,12 +237,7 @@ def imagenet(
         shortcut, dropout, num_classes=num_classes, width=width, units_per_stage=units, widen=widen, groups=groups
     )
     check_branch_init(branch_init, norm=norm_factory(norm), join=join)
-    if widen * width % groups:
-        raise InputError(f"groups {groups} must divide the inner features of a unit, {widen} x {width}")
-    if paper_stride and not bottleneck:
-        raise InputError(
-            "paper_stride True needs bottlenecks; units of two 3x3 always have the paper's stride, so leave it out"
-        )
+    _check_units(bottleneck, paper_stride, width, widen, groups)
     scales = [width * 2**i for i in range(len(depths))]
     return ResNet(
         depths=tuple(depths),
@@ -259,6 +256,16 @@ def imagenet(
         scan=scan,
         dtype=dtype,
     )
+
+
+def _check_units(bottleneck, paper_stride, width, widen, groups):
+    """Raise InputError for groups that do not divide the features, and a stride that only bottlenecks can have."""
+    if widen * width % groups:
+        raise InputError(f"groups {groups} must divide the inner features of a unit, {widen} x {width}")
+    if paper_stride and not bottleneck:
+        raise InputError(
+            "paper_stride True needs bottlenecks; units of two 3x3 always have the paper's stride, so leave it out"
+        )
 
 
 def units_per_stage(depth, layers, others=2):
