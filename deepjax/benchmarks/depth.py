@@ -40,7 +40,7 @@ def run(
     stage_depths=STAGE_DEPTHS,
     second_start=True,
     compile_cap=600.0,
-    say=print,
+    log=lambda text: None,
 ):
     """Measure, and write depth.json, depth.md and depth.png to a folder after every group of cells.
 
@@ -53,7 +53,7 @@ def run(
         persistent compilation cache, at the greatest depth of the first unit.
       compile_cap: seconds to build, trace, lower and compile one cell. A cell that takes longer is stopped, and deeper
         cells of its kind are not tried.
-      say: function called with each line of progress.
+      log: function called with each line of progress.
 
     Returns:
       The contents of depth.json: "command", "machine", "options", "nets", "stages", "starts" (one record for each
@@ -74,30 +74,30 @@ def run(
     options["second_start"] = bool(second_start)
     record = {"command": command(options), "machine": machine(), "options": options}
     record |= {"nets": [], "stages": [], "starts": []}
-    _warn(record["machine"], variants, say)
+    _warn(record["machine"], variants, log)
     capped = {}
     for group in groups:
-        record["nets"] += measure(group, capped, compile_cap, steps, say)
+        record["nets"] += measure(group, capped, compile_cap, steps, log)
         _write(folder, record)
     for cell in staged:
-        record["stages"] += measure([cell], capped, compile_cap, 0, say)
+        record["stages"] += measure([cell], capped, compile_cap, 0, log)
     if second_start:
         deepest = [group for group in groups if group[0].unit == groups[0][0].unit][-1]
         scanned = [cell for cell in deepest if cell.variant in cells.SCANNED and cell[:3] not in capped]
-        record["starts"] = [start_twice(cell, compile_cap, say) for cell in scanned]
+        record["starts"] = [start_twice(cell, compile_cap, log) for cell in scanned]
     _write(folder, record)
     return record
 
 
-def _warn(machine, variants, say):
+def _warn(machine, variants, log):
     """Say what the numbers will lack."""
     if variants is None and not cells.has_torch():
-        say("PyTorch is not installed: its variants are left out")
+        log("PyTorch is not installed: its variants are left out")
     if (machine["load"] or 0) > QUIET * machine["cores"]:
-        say(f"the machine is busy (load {machine['load']:.1f}): timings will not be reliable")
+        log(f"the machine is busy (load {machine['load']:.1f}): timings will not be reliable")
 
 
-def measure(group, capped, cap, steps, say):
+def measure(group, capped, cap, steps, log):
     """Return the records of cells. Each cell is compiled alone, then the cells take turns at training steps.
 
     `capped` is {(kind, unit, variant): depth at which the time limit was reached}. This function adds to it.
@@ -106,7 +106,7 @@ def measure(group, capped, cap, steps, say):
     with contextlib.ExitStack() as stack:
         for cell in group:
             record = {"unit": cell.unit, "variant": cell.variant, "depth": cell.depth, "stopped": None}
-            record |= dict.fromkeys((*MEASURED, "loss", "steps", "step", "step_least", "step_mean", "peak"))
+            record |= dict.fromkeys((*MEASURED, "loss", "steps", "step", "step_min", "step_mean", "peak"))
             records.append(record)
             if cell[:3] in capped:
                 record["stopped"] = f"not tried: the cap hit at {capped[cell[:3]]}"
@@ -116,11 +116,11 @@ def measure(group, capped, cap, steps, say):
                     running.append((record, process))
                 elif record["stopped"].startswith("cap"):
                     capped[cell[:3]] = cell.depth
-            say(report.line(cell.kind, record))
+            log(report.line(cell.kind, record))
         if steps:
             _take_turns(running, steps, cap)
             for record, _ in running:
-                say(report.step_line(record))
+                log(report.step_line(record))
     return records
 
 
@@ -159,11 +159,11 @@ def _take_turns(running, steps, cap):
         if not math.isfinite(record["loss"] or 0.0):
             record["loss"] = None  # JSON has no NaN and no infinity
         if taken and not record["stopped"]:
-            record |= {"steps": len(taken), "step": statistics.median(taken), "step_least": min(taken)}
+            record |= {"steps": len(taken), "step": statistics.median(taken), "step_min": min(taken)}
             record["step_mean"] = statistics.fmean(taken)
 
 
-def start_twice(cell, cap, say):
+def start_twice(cell, cap, log):
     """Return the seconds from the start of a process to the end of its first step, with an empty and a filled cache.
 
     The record has "unit", "variant", "depth", "cold" (seconds of the first start), "warm" (of the second start),
@@ -183,7 +183,7 @@ def start_twice(cell, cap, say):
                 record["cache_hits"] = compiled["cache_hits"]
         except Ended as end:
             record["stopped"] = str(end)
-    say(report.start_line(record))
+    log(report.start_line(record))
     return record
 
 

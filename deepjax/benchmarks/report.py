@@ -13,7 +13,7 @@ NETS = (  # header, field, factor, format
     ("compile s", "compile", 1, ".2f"),
     ("temporaries MB", "temporaries", 1e-6, ",.1f"),
     ("step ms", "step", 1e3, ",.1f"),
-    ("least ms", "step_least", 1e3, ",.1f"),
+    ("min ms", "step_min", 1e3, ",.1f"),
     ("peak MB", "peak", 1e-6, ",.0f"),
 )
 STARTS = (

@@ -60,7 +60,7 @@ def bench(arguments):
         stage_depths=_numbers("stage-depths", options.stage_depths),
         second_start=options.second_start,
         compile_cap=options.compile_cap,
-        say=lambda text: print(text, flush=True),
+        log=lambda text: print(text, flush=True),
     )
     print(f"\n{report.about(record)}")
     for title, header, rows in report.tables(record):

@@ -48,7 +48,7 @@ def test_one_depth_or_a_zero_has_no_exponent():
 
 
 def measured(unit, variant, layers, **numbers):
-    record = dict.fromkeys((*depth.MEASURED, "loss", "steps", "step", "step_least", "step_mean", "peak", "stopped"))
+    record = dict.fromkeys((*depth.MEASURED, "loss", "steps", "step", "step_min", "step_mean", "peak", "stopped"))
     return {**record, "unit": unit, "variant": variant, "depth": layers, **numbers}
 
 
