@@ -18,7 +18,7 @@ from deepjax.benchmarks.cells import Cell
 from deepjax.errors import InputError
 from deepjax.units import Drop, Plain
 
-RUN = {"steps": 2, "stage_units": (), "second_start": False, "say": lambda text: None}
+RUN = {"steps": 2, "stage_units": (), "second_start": False, "log": lambda text: None}
 
 
 def net(variant="scan", unit="basic", layers=14, kind="net"):
