@@ -201,6 +201,8 @@ class Config:
     """One experiment."""
 
     data: Data = Data()
+    task: str = "classification"
+    """What the model learns: a name in `deepjax.tasks.TASKS`."""
     model: str = "cifar_resnet32"
     """A name that `deepjax models` lists."""
     model_options: Options = option({})

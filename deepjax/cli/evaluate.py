@@ -30,6 +30,7 @@ def evaluate(arguments):
     """Print the test error of a run by class; of several runs, of each and of their average.
 
     With more than five classes, the top-5 error is printed too. A run of snapshots is treated like several runs.
+    Of another task than classification, its metrics are printed.
     """
     options = parse(Eval, arguments, "deepjax eval", evaluate.__doc__)
     if not options.workdir:
@@ -45,7 +46,18 @@ def evaluate(arguments):
     if options.json:
         print(json.dumps(record, indent=2))
         return 0
-    counts = found.together.confusion(len(runs[0].classes)).sum(1)
+    what = f"{options.average} of {len(parts)} averaged" if parts else f"checkpoint of step {record['step']}"
+    if isinstance(found.together, inference.Evaluation):
+        _print(options, record, parts, found.together.confusion(len(runs[0].classes)).sum(1), what)
+        return 0
+    for part, one in zip(parts, found.alone):  # alone has one more if there are no parts
+        print(f"{part['workdir']} step {part['step']}: {runs[0].task.text(one.metrics)}")
+    print(f"{options.split} {runs[0].task.text(found.together.metrics)}, {what}")
+    return 0
+
+
+def _print(options, record, parts, counts, what):
+    """Print an Evaluation of classification; `counts`: examples of each class."""
     rows = [
         (name, str(count), "-" if error is None else f"{100 * error:.2f}")
         for (name, error), count in zip(record["class_errors"].items(), counts, strict=True)
@@ -57,21 +69,23 @@ def evaluate(arguments):
         together = f"{options.average} averaged", "", f"{100 * record['error']:.2f}", f"{record['loss']:.4f}"
         table(("run", "step", "error %", "loss"), [*rows, together])
     top5 = f", top-5 error {100 * record['top5_error']:.2f} %" if "top5_error" in record else ""
-    what = f"{options.average} of {len(parts)} averaged" if parts else f"checkpoint of step {record['step']}"
     print(
         f"{options.split} error {100 * record['error']:.2f} %{top5}, loss {record['loss']:.4f}, "
         f"{record['examples']} examples, {what}"
     )
-    return 0
 
 
 def _record(split, runs, result) -> dict:
-    """Return what is printed of an Evaluation."""
-    classes = runs[0].classes
+    """Return what is printed of an evaluation."""
+    from deepjax import inference
+
+    classes, where = runs[0].classes, {"step": runs[0].step} if len(runs) == 1 else {}
+    if not isinstance(result, inference.Evaluation):
+        return {"split": split, **where, **result.metrics}
     errors = [None if error != error else error for error in result.class_errors(len(classes)).tolist()]
     return {
         "split": split,
-        **({"step": runs[0].step} if len(runs) == 1 else {}),
+        **where,
         "examples": len(result.labels),
         "error": result.error,
         "loss": result.loss,
@@ -88,6 +102,5 @@ def _parts(options, runs, alone):
     if len(runs) == 1:
         places = [(runs[0].config.workdir, step) for step in runs[0].steps]
     return [
-        {"workdir": workdir, "step": step, "error": one.error, "loss": one.loss}
-        for (workdir, step), one in zip(places, alone, strict=True)
+        {"workdir": workdir, "step": step, **one.metrics} for (workdir, step), one in zip(places, alone, strict=True)
     ]

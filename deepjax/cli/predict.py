@@ -43,25 +43,14 @@ def predict(arguments):
     predictions = inference.predict(run, options.images, top=options.top, crops=options.crops)
     problems = [p for p in predictions if p.problem]
     if options.json:
-        print(json.dumps(list(map(_record, predictions)), indent=2))
+        print(json.dumps([p.record for p in predictions], indent=2))
     else:
-        shown = [
-            (p.path, *(f"{c} {100 * q:.1f} %" for c, q in zip(p.classes, p.probabilities, strict=True)))
-            for p in predictions
-            if not p.problem
-        ]
+        shown = [(p.path, *p.texts) for p in predictions if not p.problem]
         if shown:
             table(("image", *(f"{i + 1}." for i in range(len(shown[0]) - 1))), shown)
     for prediction in problems:
         complain(prediction.problem, 1)
     return 1 if problems else 0
-
-
-def _record(prediction):
-    if prediction.problem:
-        return {"image": prediction.path, "error": prediction.problem}
-    likely = zip(prediction.classes, prediction.probabilities, strict=True)
-    return {"image": prediction.path, "classes": [{"class": c, "probability": q} for c, q in likely]}
 
 
 def classifier(source, weights):

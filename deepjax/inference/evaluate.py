@@ -1,6 +1,6 @@
 """Evaluation of finished or unfinished runs on their own data: one run, or several averaged."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,7 +9,6 @@ from deepjax.data import sources
 from deepjax.errors import InputError, choices
 from deepjax.inference.run import Run
 from deepjax.parallel import make_mesh
-from deepjax.tasks.classification import Evaluation
 from deepjax.training import setup
 from deepjax.training.averaging import mean_parameters
 
@@ -18,14 +17,14 @@ SPLITS = ("train", "validation", "test")
 
 
 class Evaluated(NamedTuple):
-    """Evaluations of several runs, or of the snapshots of one, on one data set."""
+    """Evaluations of several runs, or of the snapshots of one, on one data set, as their task's `evaluate` returns."""
 
-    together: Evaluation
-    alone: list[Evaluation]  # of each run; if there is only one run, of each of its members
+    together: Any
+    alone: list  # of each run; if there is only one run, of each of its members
 
 
-def evaluate_run(run, *, split="test", data_dir="", data=None) -> Evaluation:
-    """Return a Run's Evaluation on a split of its data set, read from `data_dir` or from the recorded folder.
+def evaluate_run(run, *, split="test", data_dir="", data=None) -> Any:
+    """Return a Run's evaluation on a split of its data set, read from `data_dir` or from the recorded folder.
 
     `data`: the data set, if `train` was called with `data=`.
 

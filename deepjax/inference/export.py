@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from deepjax import files, weights
 from deepjax.errors import InputError
-from deepjax.inference.predict import logits
+from deepjax.inference.predict import outputs
 from deepjax.inference.run import Run
 from deepjax.weights.files import TORCH, check_suffix, save_state_dict
 
@@ -22,7 +22,7 @@ def forward(run):
     """
 
     def function(images):
-        members = [logits(run, variables, images) for variables in run.members]
+        members = [outputs(run, variables, images) for variables in run.members]
         if len(members) == 1:
             return members[0]
         return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(each) for each in members]), 0) - jnp.log(len(members))

@@ -10,7 +10,7 @@ import numpy as np
 
 from deepjax import data, weights, zoo
 from deepjax.errors import InputError, choices
-from deepjax.tasks.classification import Classification, Prediction
+from deepjax.tasks import classification
 from deepjax.training.step import apply_model
 
 SUFFIXES = data.IMAGE_SUFFIXES
@@ -30,7 +30,7 @@ class Classifier(NamedTuple):
     @property
     def task(self):
         """The task, for evaluation."""
-        return Classification(self.classes, self.standardizer.apply)
+        return classification.of_record(self)
 
     @staticmethod
     def check_crops(crops):
@@ -74,10 +74,11 @@ def class_names(count) -> tuple[str, ...]:
     return tuple(resources.files("deepjax.data").joinpath("imagenet_classes.txt").read_text("utf8").splitlines())
 
 
-def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list[Prediction]:
-    """Return predictions for image files and for the images in folders (not in their subfolders), in order.
+def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
+    """Return the task's predictions for image files and for the images in folders (not in their subfolders), in order.
 
-    For an image that cannot be read, the Prediction has `problem`. The other images are still predicted.
+    In classification these are `Prediction`s. For an image that cannot be read, the prediction has `problem`. The other
+    images are still predicted.
 
     Args:
       run: a Run or a Classifier.
@@ -96,10 +97,10 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list[Prediction]:
     rows = max(1, min(len(files), batch_size // crops))  # the same for every call, so that it compiles once
 
     @jax.jit
-    def probabilities(members, images):
+    def predicted(members, images):
         flat = images.reshape(-1, *run.shape)
-        mean = jnp.stack([jax.nn.softmax(logits(run, variables, flat)) for variables in members]).mean(0)
-        return mean.reshape(len(images), -1, mean.shape[-1]).mean(1)
+        mean = jnp.stack([run.task.predicted(outputs(run, variables, flat)) for variables in members]).mean(0)
+        return mean.reshape(len(images), -1, *mean.shape[1:]).mean(1)
 
     predictions = []
     for start in range(0, len(files), rows):
@@ -110,15 +111,13 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list[Prediction]:
                 images[i] = run.read(file, crops)
             except InputError as error:
                 problems[i] = str(error)
-        found = run.task.predictions(chunk, np.asarray(probabilities(run.members, images))[: len(chunk)], top)
-        for i, problem in problems.items():
-            found[i] = Prediction(str(chunk[i]), problem=problem)
-        predictions += found
+        values = np.asarray(predicted(run.members, images))[: len(chunk)]
+        predictions += run.task.predictions(chunk, values, top, problems)
     return predictions
 
 
-def logits(run, variables, images):
-    """Return float32 logits of images as they are stored, by one member of a Run or Classifier."""
+def outputs(run, variables, images):
+    """Return float32 outputs, such as logits, of images as they are stored, by one member of a Run or Classifier."""
     x = run.standardizer.apply(images)
     mask = jnp.ones(images.shape[:1], bool)
     return apply_model(run.model, variables, x, mask, train=False).astype(jnp.float32)

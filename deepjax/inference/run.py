@@ -3,12 +3,11 @@
 import warnings
 from typing import Any, NamedTuple
 
-from deepjax import data
+from deepjax import data, tasks
 from deepjax.config import Config
 from deepjax.errors import InputError
 from deepjax.runs import workdir
 from deepjax.runs.weights import read_weights
-from deepjax.tasks import Classification
 from deepjax.training.model import check_in_zoo, make_model
 
 
@@ -37,7 +36,7 @@ class Run(NamedTuple):
     @property
     def task(self):
         """The task, for evaluation."""
-        return Classification(self.classes, self.standardizer.apply)
+        return tasks.find(self.config.task).of_record(self)
 
     def check_crops(self, crops):
         """Raise InputError if the run cannot use this many crops of an image file."""
@@ -75,7 +74,8 @@ def load_run(folder, *, model=None, warn=warnings.warn) -> Run:
     record = workdir.read_data(folder)
     if model is None:
         check_in_zoo(f"workdir {folder}", config.model, f"pass load_run(..., model={config.model}())")
-    model = make_model(config, len(record["classes"]), model)
+    outputs = tasks.find(config.task).outputs(record["classes"], tuple(record["shape"]))
+    model = make_model(config, outputs, model)
     statistics: Any = workdir.read_statistics(folder)  # not None, since data.json exists
     weights = read_weights(folder, config, warn)
     return Run(

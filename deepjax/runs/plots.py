@@ -1,9 +1,23 @@
 """The figures of a run. Each function draws given numbers; matplotlib is imported when the first figure is drawn."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 
 from deepjax.files import replacing
 from deepjax.parallel import is_main
+
+
+class Curve(NamedTuple):
+    """How a metric is drawn over epochs."""
+
+    label: str  # of the axis
+    factor: float = 1.0  # by which values are multiplied
+    log: bool = False  # whether the axis is logarithmic
+
+
+NOT_METRICS = ("kind", "step", "epoch", "seconds", "grad_norm", "learning_rate")  # in a line of metrics.jsonl
 
 
 def save(figure, path):
@@ -20,47 +34,47 @@ def _figure(width, height):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def curves(lines):
-    """Draw loss and error over epochs.
+def curves(lines, known: Mapping[str, Curve]):
+    """Draw every metric over epochs: those of `known` first, then what else the lines have, by name.
 
     Args:
       lines: result of `metrics.read`.
+      known: how the metrics of the task are drawn, by name.
 
     Returns:
       A matplotlib Figure.
     """
-    figure = _figure(10, 4)
-    loss_axes, error_axes = figure.subplots(1, 2)
-    for kind, style in (
-        ("train", {"linewidth": 1}),
-        ("train_epoch", {"marker": "."}),
-        ("validation", {"marker": "."}),
-    ):
-        rows = [line for line in lines if line["kind"] == kind]
-        if not rows:
-            continue
-        epochs = [row["epoch"] for row in rows]
-        if kind == "train":  # single batches, behind the means of epochs
-            loss_axes.plot(epochs, [row["loss"] for row in rows], color="0.8", label="training batches", **style)
-            continue
-        label = "training, mean of the epoch" if kind == "train_epoch" else "validation"
-        loss_axes.plot(epochs, [row["loss"] for row in rows], label=label, **style)
-        error_axes.plot(epochs, [100 * row["error"] for row in rows], label=label, **style)
-    loss_axes.set(xlabel="epoch", ylabel="cross entropy (nats)", yscale="log")
-    error_axes.set(xlabel="epoch", ylabel="error (%)")
-    for axes in (loss_axes, error_axes):
+    names = [*known, *sorted({name for line in lines for name in line} - {*known, *NOT_METRICS})]
+    figure = _figure(5 * len(names), 4)
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        curve = known.get(name, Curve(name))
+        _draw(axes, name, [line for line in lines if name in line], curve.factor)
+        axes.set(xlabel="epoch", ylabel=curve.label, yscale="log" if curve.log else "linear")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
             axes.legend()
     return figure
 
 
-def learning_rates(points, tenth, steepest, title):
+def _draw(axes, name, lines, factor):
+    """Draw one metric of the epochs; the loss also of single batches, behind these."""
+    for kind, label, style in (
+        ("train", "training batches", {"linewidth": 1, "color": "0.8"}),
+        ("train_epoch", "training, mean of the epoch", {"marker": "."}),
+        ("validation", "validation", {"marker": "."}),
+    ):
+        rows = [line for line in lines if line["kind"] == kind]
+        if rows and (kind != "train" or name == "loss"):
+            axes.plot([row["epoch"] for row in rows], [factor * row[name] for row in rows], label=label, **style)
+
+
+def learning_rates(points, tenth, steepest, loss, title):
     """Draw loss over learning rate in a range test.
 
     Args:
       points: `find_lr.Point`s.
       tenth, steepest: the two suggested learning rates, or None.
+      loss: label of its axis.
       title: title of the figure.
 
     Returns:
@@ -74,7 +88,7 @@ def learning_rates(points, tenth, steepest, title):
     for rate, style, what in ((tenth, "-", "suggestion: a tenth of the minimum"), (steepest, "--", "steepest descent")):
         if rate is not None:
             axes.axvline(rate, color="C3", linestyle=style, linewidth=1, label=f"{what}: {rate:.2g}")
-    axes.set(xlabel="learning rate", ylabel="cross entropy (nats)", xscale="log", title=title)
+    axes.set(xlabel="learning rate", ylabel=loss, xscale="log", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

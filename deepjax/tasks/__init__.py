@@ -18,9 +18,37 @@ Those that follow receive rows of a whole data set as NumPy arrays:
   describe(dataset), text(metrics) -> a line for the log.
   figures(evaluation, title) -> {file name: matplotlib figure}.
 
-`tasks/classification.py` is the example to follow.
+Image files are predicted, and runs are drawn, by
+
+  predicted(outputs) -> what is averaged over networks and crops; pure.
+  predictions(paths, values, top, problems) -> for each path a prediction with `problem`, `path`, `texts` and `record`.
+  curves: {metric: plots.Curve}: how metrics are drawn over epochs. "loss" must be among them.
+
+A task is a module with
+
+  outputs(classes, shape) -> the number of outputs of a network from the zoo.
+  fit_statistics(config, dataset, source) -> the Statistics of the training set. Classification's suits all inputs.
+  of_config(config, dataset, statistics, model) -> the task of a new run. Raises InputError for fields that it does not
+    use.
+  of_record(run) -> the task of a finished run, from its config, classes, shape and standardizer.
+
+and one line in TASKS. `tasks/classification.py` is the example to follow.
 """
 
+from typing import Any
+
+from deepjax.errors import InputError, choices
+from deepjax.tasks import classification
 from deepjax.tasks.classification import Classification, Evaluation
 
-__all__ = ["Classification", "Evaluation"]
+__all__ = ["TASKS", "Classification", "Evaluation", "find"]
+
+TASKS: dict[str, Any] = {"classification": classification}
+"""Modules by the names that config.task takes."""
+
+
+def find(name):
+    """Return the module of a task. Raises InputError if there is none of that name."""
+    if name not in TASKS:
+        raise InputError(f"task {name!r} is unknown; {choices(name, TASKS)}")
+    return TASKS[name]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from deepjax import data, functional
 from deepjax.errors import InputError
+from deepjax.runs.plots import Curve
 from deepjax.runs.workdir import Statistics
 
 TOP = 5  # classes that evaluation keeps for each example
@@ -68,6 +69,19 @@ class Prediction(NamedTuple):
     probabilities: tuple[float, ...] = ()
     problem: str = ""
 
+    @property
+    def texts(self):
+        """The classes with their probabilities in words, for a table."""
+        return [f"{name} {100 * p:.1f} %" for name, p in zip(self.classes, self.probabilities, strict=True)]
+
+    @property
+    def record(self):
+        """What JSON holds of it."""
+        if self.problem:
+            return {"image": self.path, "error": self.problem}
+        likely = zip(self.classes, self.probabilities, strict=True)
+        return {"image": self.path, "classes": [{"class": name, "probability": p} for name, p in likely]}
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -87,6 +101,7 @@ class Classification:
 
     evaluated = ("label", "loss", "classes")
     averaged = ("label", "log_probabilities")
+    curves: ClassVar = {"loss": Curve("cross entropy (nats)", log=True), "error": Curve("error (%)", 100)}
 
     @staticmethod
     def abstract_batch(dataset, size):
@@ -205,13 +220,27 @@ class Classification:
         counts = evaluation.confusion(len(self.classes))
         return {"confusion.png": plots.confusion(counts, self.classes, title)}
 
-    def predictions(self, paths, probabilities, top) -> list[Prediction]:
-        """Return the `top` most probable classes of each path, from probabilities [paths, classes]."""
+    @staticmethod
+    def predicted(logits):
+        """Return what prediction averages over networks and crops: probabilities."""
+        return jax.nn.softmax(logits)
+
+    def predictions(self, paths, probabilities, top, problems) -> list[Prediction]:
+        """Return the `top` most probable classes of each path, from probabilities [paths, classes].
+
+        `problems`: {position of a path: why its file could not be read}.
+        """
         found = []
-        for path, row in zip(paths, probabilities, strict=True):
+        for i, (path, row) in enumerate(zip(paths, probabilities, strict=True)):
             best = np.argsort(-row, kind="stable")[:top]
-            found.append(Prediction(str(path), tuple(self.classes[c] for c in best), tuple(row[best].tolist())))
+            likely = Prediction(str(path), tuple(self.classes[c] for c in best), tuple(row[best].tolist()))
+            found.append(Prediction(str(path), problem=problems[i]) if i in problems else likely)
         return found
+
+
+def outputs(classes, shape) -> int:
+    """Return how many outputs a network has for examples of these classes and this shape: one logit a class."""
+    return len(classes)
 
 
 def of_config(config, dataset, statistics, model) -> Classification:
@@ -233,6 +262,11 @@ def of_config(config, dataset, statistics, model) -> Classification:
         smoothing=config.label_smoothing,
         auxiliary_weight=getattr(model, "auxiliary_weight", 0.0),
     )
+
+
+def of_record(run) -> Classification:
+    """Return the task of a finished run, or of a network with pretrained weights."""
+    return Classification(run.classes, run.standardizer.apply)
 
 
 def fit_statistics(config, dataset, source=None) -> Statistics:

@@ -86,7 +86,7 @@ def range_test(
         record = {"suggestion": tenth, "tenth_of_minimum": tenth, "steepest_descent": steepest}
         record |= {"min_rate": min_rate, "max_rate": max_rate, "steps": steps, "smoothing": smoothing}
         record |= {"start_step": start_step, "stopped": stopped, "points": [point._asdict() for point in points]}
-        _write(folder, record, points, f"{config.model} on {exp.dataset.name}, {config.optimizer.name}")
+        _write(folder, record, points, exp)
     display(f"{_verdict(points, tenth, steepest)}; see {folder / 'find_lr.png'} and {folder / 'find_lr.json'}")
     return record
 
@@ -115,11 +115,13 @@ def _newest(exp, folder, display):
     return restored and restored[0]
 
 
-def _write(folder, record, points, title):
+def _write(folder, record, points, exp):
     from deepjax.runs import plots
 
     workdir.write_record(folder, "find_lr.json", record)
-    figure = plots.learning_rates(points, record["tenth_of_minimum"], record["steepest_descent"], title)
+    title = f"{exp.config.model} on {exp.dataset.name}, {exp.config.optimizer.name}"
+    rates, loss = (record["tenth_of_minimum"], record["steepest_descent"]), exp.task.curves["loss"].label
+    figure = plots.learning_rates(points, *rates, loss, title)
     plots.save(figure, folder / "find_lr.png")
 
 

@@ -281,7 +281,7 @@ class Trainer:
     def _draw_curves(self):
         from deepjax.runs import metrics, plots
 
-        plots.save(plots.curves(metrics.read(self.folder)), self.folder / "curves.png")
+        plots.save(plots.curves(metrics.read(self.folder), self.task.curves), self.folder / "curves.png")
 
     def _summarize(self):
         """Test, draw, and write summary.json last."""

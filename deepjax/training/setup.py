@@ -8,14 +8,13 @@ from typing import Any
 
 import jax
 
-from deepjax import data, init_from_data
+from deepjax import data, init_from_data, tasks
 from deepjax.config import Augment, Config
 from deepjax.config import check as check_fields
 from deepjax.errors import InputError
 from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, make_schedule
 from deepjax.parallel import Mesh, make_mesh
 from deepjax.runs.workdir import Statistics, key_of, read_statistics
-from deepjax.tasks import classification
 from deepjax.trace import call_arguments, input_errors
 from deepjax.training import averaging, fine_tuning, freezing
 from deepjax.training.evaluator import Evaluator
@@ -34,6 +33,7 @@ def check(config, model=None):
       model: a Linen module in place of the zoo's.
     """
     check_fields(config)
+    tasks.find(config.task)
     make_model(config, None, model)  # so that a wrong option of the model is found before data are read
     averaging.check(config)
     freezing.check(config)
@@ -64,7 +64,7 @@ class Experiment:
     dataset: data.Dataset
     statistics: Statistics  # of the training set
     model: Any  # Linen module
-    task: classification.Classification
+    task: Any  # see `deepjax.tasks`
     loader: Any  # of the training set
     schedule: Any  # updates -> learning rate
     optimizer: Any  # an Optax transformation
@@ -157,13 +157,14 @@ def setup(config, folder, *, model=None, dataset=None, schedule=None) -> Experim
     """
     mesh = make_mesh(config.devices.count, config.devices.strategy, config.batch_size)
     dataset = data.load(config.data, config.data_dir, config.seed, given=dataset)
-    network = make_model(config, len(dataset.classes), model)
+    task = tasks.find(config.task)
+    network = make_model(config, task.outputs(dataset.classes, dataset.shape), model)
     source = variables = None
     if config.pretrained and not has_checkpoint(folder):
         source = fine_tuning.read(config.pretrained, config.model)
         key, reset = jax.random.fold_in(key_of(config), PARAMETERS), config.reset_head
         variables = fine_tuning.initial_variables(source, network, config.model, dataset.shape, key, reset_head=reset)
-    statistics = read_statistics(folder) or classification.fit_statistics(config, dataset, source)
+    statistics = read_statistics(folder) or task.fit_statistics(config, dataset, source)
     experiment = assemble(config, mesh, dataset, statistics, network, schedule=schedule, variables=variables)
     if model is not None:
         experiment.task.check_outputs(_outputs(experiment))
@@ -207,7 +208,7 @@ def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variabl
             f"batch_size {config.batch_size} is larger than the training set of {len(dataset.train)} examples; set "
             f"batch_size {len(dataset.train)} or less"
         )
-    task = classification.of_config(config, dataset, statistics, model)
+    task = tasks.find(config.task).of_config(config, dataset, statistics, model)
     loader = data.make_loader(
         dataset.train, config.data, config.batch_size, config.seed, train=True, put=mesh.replicate
     )

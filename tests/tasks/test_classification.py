@@ -1,19 +1,15 @@
-"""Classification: losses, metrics and averages, held against NumPy. Another task in the same step."""
+"""Classification: losses, metrics and averages, held against NumPy."""
 
 import dataclasses
-from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy.special import log_softmax, logsumexp, softmax
 
 from deepjax.errors import InputError
 from deepjax.tasks import Classification
-from deepjax.training import init_state, train_step
 
 KEY = jax.random.key(0)
 
@@ -97,34 +93,3 @@ def test_predictions_together_are_the_mean_of_probabilities_without_underflow():
         likely = softmax(logits[:count], -1).mean(0)
         assert result.error == np.mean(likely.argmax(-1) != labels)
         assert result.top5_error == np.mean([label not in np.argsort(-p)[:5] for p, label in zip(likely, labels)])
-
-
-class Reconstruct:
-    """A task that knows no classes: give back the input."""
-
-    @staticmethod
-    def prepare(batch, key=None):
-        return batch["signal"], batch["signal"]
-
-    @staticmethod
-    def measure(outputs, targets, mask):
-        squares = jnp.where(mask[:, None], jnp.square(outputs - targets), 0)
-        return {"loss": squares.sum(), "largest": squares.max(-1).sum(), "count": mask.sum() * targets.shape[-1]}
-
-
-def test_the_step_trains_another_task():
-    rng = np.random.default_rng(0)
-    signal = rng.normal(size=(16, 2)) @ rng.normal(size=(2, 6))
-    batch = {"signal": jnp.asarray(signal, jnp.float32), "mask": jnp.arange(16) < 13}
-    model, optimizer = nn.Sequential([nn.Dense(2), nn.Dense(6)]), optax.adam(0.03)
-    state = init_state(model, optimizer, KEY, (6,))
-    options = {"model": model, "task": Reconstruct, "optimizer": optimizer, "schedule": lambda count: 0.03}
-    step, first = jax.jit(partial(train_step, **options)), None
-    for _ in range(100):
-        state, metrics = step(state, batch, KEY)
-        first = first or metrics
-    outputs = model.apply({"params": init_state(model, optimizer, KEY, (6,)).params}, batch["signal"])
-    np.testing.assert_allclose(first["loss"], np.square(outputs - batch["signal"])[:13].mean(), rtol=1e-5)
-    assert float(metrics["loss"]) < 0.1 * float(first["loss"])
-    assert set(metrics) == {"loss", "largest", "count", "grad_norm", "learning_rate"}
-    assert float(metrics["count"]) == 13 * 6
