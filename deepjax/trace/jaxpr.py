@@ -213,8 +213,8 @@ class Interpreter(abc.ABC):
         return self.equation(eqn, values, where) if body is None else self.run(body, values, where)
 
     def _scan(self, eqn, values, where):
-        consts, carries, length = (eqn.params[name] for name in ("num_consts", "num_carry", "length"))
-        jaxpr, first = eqn.params["jaxpr"].jaxpr, consts + carries
+        consts, carries = _scan_sizes(eqn.params)
+        length, jaxpr, first = eqn.params["length"], eqn.params["jaxpr"].jaxpr, consts + carries
         slices = [self.slice(x, v.aval.shape) for x, v in zip(values[first:], eqn.invars[first:], strict=True)]
         shapes = [v.aval.shape for v in jaxpr.outvars[carries:]]
         carry, seen = values[consts:first], None
@@ -239,6 +239,14 @@ class Interpreter(abc.ABC):
         results = self.body(eqn.params["body_jaxpr"].jaxpr, values[first:second] + carry, where)
         pairs = zip(eqn.outvars, carry, results, strict=True)
         return [self.join([before, after], v.aval.shape, choice) for v, before, after in pairs]
+
+
+def _scan_sizes(params):
+    """Return (number of constants, number of carried values) of a scan's inputs."""
+    if "ft_in" in params:  # JAX from 0.12 on has the structure of (constants, carry, slices)
+        constants, carry, _ = params["ft_in"].unpack()
+        return len(constants), len(carry)
+    return params["num_consts"], params["num_carry"]
 
 
 def _called(eqn):
