@@ -46,7 +46,8 @@ def compare(arguments):
     options = parse(Compare, arguments, "deepjax compare", compare.__doc__)
     import numpy as np
 
-    from deepjax.transforms import compare as comparison
+    from deepjax.transforms.compare import compare as compare_variables
+    from deepjax.transforms.compare import compare_with_torch, torchvision_module
 
     shape = [int(n) for n in options.input.split(",")] if re.fullmatch(r"\d+,\d+,\d+", options.input) else None
     if options.input and not shape:
@@ -54,15 +55,15 @@ def compare(arguments):
     one = _weights(options, options.a)
     x = np.random.default_rng(options.seed).normal(size=(options.batch, *(shape or one.network.usual_input)))
     if options.b == "torchvision":
-        module = comparison.torchvision_module(one.name, one.network, one.variables)
-        result = comparison.compare_with_torch(one.network, one.variables, module, x, tolerance=options.tolerance)
+        module = torchvision_module(one.name, one.network, one.variables)
+        result = compare_with_torch(one.network, one.variables, module, x, tolerance=options.tolerance)
     else:
         other = _weights(options, options.b)
         if one.name != other.name:
             raise InputError(
                 f"{options.a} is of {one.name}, {options.b} of {other.name}; compare weights of one network"
             )
-        result = comparison.compare(one.network, one.variables, other.variables, x, tolerance=options.tolerance)
+        result = compare_variables(one.network, one.variables, other.variables, x, tolerance=options.tolerance)
     first = result.first
     if options.json:
         layers = [layer._asdict() for layer in result.layers]
