@@ -245,7 +245,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert record["layers"][-1]["path"] == OUTPUT
     for words, message in (
         (["compare", "a.safetensors", "a.safetensors", "--input", "32,32"], "--input '32,32'"),
-        (["compare", "a.safetensors", "a.safetensors", "--batch", "0"], "--batch 0"),
+        (["compare", "a.safetensors", "a.safetensors", "--batch", "0"], "batch 0"),
         (["compare", "a.safetensors", "b.safetensors"], "name the network"),
         (["compare", "a.safetensors", "c.safetensors"], "c.safetensors does not exist"),
     ):
