@@ -18,6 +18,7 @@ import helpers
 from deepjax import cli, inference, training, weights, zoo
 from deepjax.cli.configs import configs, load
 from deepjax.config import Config, Data, Devices, Optimizer
+from deepjax.config import check as check_fields
 from deepjax.errors import InputError
 from deepjax.layers import BatchNorm
 from deepjax.parallel import make_mesh
@@ -199,15 +200,17 @@ def test_which_patterns_freeze_until_when():
     for changes, message in (
         ({"thaw": (1.0, 2.0, 3.0)}, "3 epochs for the 2 patterns"),
         ({"thaw_share": 0.5}, "both set the time"),
-        ({"thaw": (0.0,)}, "above 0"),
-        ({"thaw": (), "thaw_share": 1.5}, r"share in \[0, 1\]"),
+        ({"thaw": (0.0,)}, "must be greater than 0"),
+        ({"thaw": (), "thaw_share": 1.5}, r"thaw_share 1.5 must be in \[0, 1\]"),
         ({"freeze": (), "freeze_moments": False}, "thaw .* does nothing without freeze"),
         ({"pretrained": ""}, "would keep random numbers"),
         ({"pretrained": "", "freeze": (), "reset_head": False}, "reset_head False does nothing"),
         ({"freeze": (), "optimizer": Optimizer()}, "freeze_moments True does nothing"),
     ):
-        with pytest.raises(InputError, match=message):
-            freezing.check(dataclasses.replace(config, **changes))
+        changed = dataclasses.replace(config, **changes)
+        with pytest.raises(InputError, match=message):  # noqa: PT012  each field, then what goes together
+            check_fields(changed)
+            freezing.check(changed)
     with pytest.raises(InputError, match="'stage1\\*' is a group"):
         freezing.frozen_optimizer(dataclasses.replace(config, thaw=()))
 
