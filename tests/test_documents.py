@@ -23,7 +23,7 @@ def test_lines_of_library_use_run(tmp_path, document):
 def test_the_readmes_commands_are_the_two():
     text = (ROOT / "README.md").read_text()
     assert "pip install . && deepjax train digits\n" in text
-    assert "pip install '.[test]' && pytest -n 2\n" in text
+    assert "pip install '.[test]' && pytest -n 2 -m \"not slow\"\n" in text
 
 
 def test_links_within_the_repository_lead_somewhere():
