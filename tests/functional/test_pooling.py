@@ -1,148 +1,168 @@
-"""Pooling against PyTorch over sizes, windows, strides and paddings, in values and gradients."""
+"""Pooling against PyTorch over sizes, windows, strides and paddings, in values and gradients.
+
+Compilation takes most of the time, so one program holds all cases of a test.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from deepjax.errors import InputError
 from deepjax.functional import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
+from helpers import random_arrays
 
-EXAMPLES = settings(deadline=None, max_examples=40, derandomize=True)
+
+def channels_first(array):
+    return np.moveaxis(np.asarray(array), -1, 1).copy()
 
 
-def draw_windows(data):
-    """x [batch, *spatial, features] and what PyTorch allows: padding of half a window at most, a window that fits."""
+def assert_are_torchs(name, cases):
+    """Values and gradients of the function `name` of PyTorch. `cases`: (x's pixels, ours, PyTorch's arguments) each."""
+    torch = pytest.importorskip("torch")
+    xs, dys, expected = [], [], []
+    for seed, (size, _, arguments) in enumerate(cases):
+        (x,) = random_arrays(seed, (2, *size, 3))
+        tx = torch.tensor(channels_first(x - 3), requires_grad=True)  # below zero, where padding with zeros would win
+        ty = getattr(torch.nn.functional, f"{name}{len(size)}d")(tx, **arguments)
+        (dy,) = random_arrays(seed, (2, *ty.shape[2:], 3))
+        ty.backward(torch.tensor(channels_first(dy)))
+        xs.append(x - 3), dys.append(dy), expected.append((ty.detach().numpy(), tx.grad.numpy()))
 
-    def draw(low, high):
-        return data.draw(st.integers(low, high))
+    @jax.jit
+    def run(xs, dys):
+        results = []
+        for x, dy, (_, ours, arguments) in zip(xs, dys, cases, strict=True):
+            y, transpose = jax.vjp(ours, x)
+            assert y.shape == dy.shape, arguments
+            results.append((y, transpose(dy)[0]))
+        return results
 
-    axes = draw(1, 2)
-    window = tuple(draw(1, 5) for _ in range(axes))
-    padding = tuple(draw(0, w // 2) for w in window)
-    stride = data.draw(st.none() | st.tuples(*[st.integers(1, 6)] * axes))
-    ceil = data.draw(st.booleans())
+    for (_, _, arguments), ours, theirs in zip(cases, run(xs, dys), expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_allclose(channels_first(a), b, rtol=1e-5, atol=1e-5, err_msg=f"{name} {arguments}")
+
+
+def random_windows(rng):
+    """Pixels, window, stride and padding that PyTorch allows: at most half a window of padding, a window that fits."""
+    axes = int(rng.integers(1, 3))
+    window = tuple(int(n) for n in rng.integers(1, 6, axes))
+    stride = tuple(int(n) for n in rng.integers(1, 7, axes)) if rng.random() < 0.7 else None
+    padding = tuple(int(rng.integers(0, w // 2 + 1)) for w in window)
+    ceil = bool(rng.random() < 0.5)
     short = [s - 1 if ceil else 0 for s in stride or window]  # by so much, a window may be larger than the input
     least = [max(w - 2 * p - m, 1) for w, p, m in zip(window, padding, short, strict=True)]
-    size = tuple(n + draw(0, 8) for n in least)
-    x = np.random.default_rng(draw(0, 9)).standard_normal((2, *size, 3)).astype(np.float32)
-    return x, window, {"stride": stride, "padding": padding, "ceil": ceil}
+    return tuple(int(n + rng.integers(0, 9)) for n in least), window, stride, padding, ceil
 
 
-def compare(name, x, window, options, **renamed):
-    """Ours, `name`, against PyTorch's function of that name: output, and gradient of its weighted sum."""
-    torch = pytest.importorskip("torch")
-    axes = x.ndim - 2
-    tx = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
-    theirs = {"stride": options["stride"], "padding": options["padding"], "ceil_mode": options["ceil"], **renamed}
-    ty = getattr(torch.nn.functional, f"{name}{axes}d")(tx, window, **theirs)
-    function = {"max_pool": max_pool, "avg_pool": avg_pool}[name]
-    y, transpose = jax.vjp(lambda x: function(x, window, **options), x)
-    assert y.shape == (x.shape[0], *ty.shape[2:], x.shape[-1])
-    dy = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
-    ty.backward(torch.tensor(np.moveaxis(dy, -1, 1).copy()))
-    assert_allclose(np.moveaxis(y, -1, 1), ty.detach().numpy(), rtol=1e-5, atol=1e-6)
-    assert_allclose(np.moveaxis(transpose(jnp.asarray(dy))[0], -1, 1), tx.grad.numpy(), rtol=1e-5, atol=1e-5)
+# Pixels, window, stride, padding, ceil. The networks' own, with both remainders, then others.
+WINDOWS = [
+    ((6, 7), 3, 2, 0, False), ((7, 8), 3, 2, 0, True), ((6, 7), 3, 2, 1, False), ((3, 4), 3, 2, 1, True),
+    ((5, 4), 3, 1, 1, False), ((5, 4), 3, 1, 1, True), ((4, 7), 2, 2, 0, False), ((5, 8), 2, 2, 0, True),
+    ((3, 6), 2, 2, 1, True), ((9, 8), 3, 5, 1, True), ((6, 7), 3, 5, 1, True), ((9, 8), 5, 3, 2, False),
+    ((7, 8), (3, 2), (1, 3), (0, 1), False), ((5, 6, 7), (3, 2, 2), (2, 3, 2), (1, 0, 1), True),
+    ((4, 5, 6), (2, 3, 3), (2, 1, 2), (1, 0, 1), False),
+]  # fmt: skip
 
 
-@EXAMPLES
-@given(st.data())
-def test_max_pool_is_torchs(data):
-    compare("max_pool", *draw_windows(data))
+def windows():
+    rng = np.random.default_rng(0)
+    return [*WINDOWS, *(random_windows(rng) for _ in range(10))]
 
 
-@EXAMPLES
-@given(st.data())
-def test_avg_pool_is_torchs(data):
-    x, window, options = draw_windows(data)
-    count = data.draw(st.booleans())
-    compare("avg_pool", x, window, options | {"count_padding": count}, count_include_pad=count)
+def test_max_pool_is_torchs():
+    cases = []
+    for size, window, stride, padding, ceil in windows():
+        ours = partial(max_pool, window=window, stride=stride, padding=padding, ceil=ceil)
+        theirs = {"kernel_size": window, "stride": stride, "padding": padding, "ceil_mode": ceil}
+        cases.append((size, ours, theirs))
+    assert_are_torchs("max_pool", cases)
 
 
-@pytest.mark.parametrize("size", range(3, 10))
-@pytest.mark.parametrize(
-    ("window", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (3, 1, 1), (2, 2, 0), (2, 2, 1), (3, 5, 1)]
-)
-def test_pools_of_the_networks_are_torchs(size, window, stride, padding):
-    x = np.random.default_rng(0).standard_normal((1, size, size + 1, 2)).astype(np.float32)
-    for ceil in (False, True):
-        options = {"stride": stride, "padding": padding, "ceil": ceil}
-        compare("max_pool", x, window, options)
-        for count in (False, True):
-            compare("avg_pool", x, window, options | {"count_padding": count}, count_include_pad=count)
+@pytest.mark.parametrize("count", [False, True])
+def test_avg_pool_is_torchs(count):
+    cases = []
+    for size, window, stride, padding, ceil in windows():
+        ours = partial(avg_pool, window=window, stride=stride, padding=padding, ceil=ceil, count_padding=count)
+        theirs = {"kernel_size": window, "stride": stride, "padding": padding, "ceil_mode": ceil}
+        cases.append((size, ours, theirs | {"count_include_pad": count}))
+    assert_are_torchs("avg_pool", cases)
 
 
-@EXAMPLES
-@given(st.data())
-def test_adaptive_avg_pool_is_torchs(data):
-    torch = pytest.importorskip("torch")
-    axes = data.draw(st.integers(1, 2))
-    spatial, size = (tuple(data.draw(st.integers(1, 13)) for _ in range(axes)) for _ in range(2))
-    x = np.random.default_rng(0).standard_normal((2, *spatial, 3)).astype(np.float32)
-    tx = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
-    ty = getattr(torch.nn.functional, f"adaptive_avg_pool{axes}d")(tx, size)
-    y, transpose = jax.vjp(lambda x: adaptive_avg_pool(x, size), x)
-    dy = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
-    ty.backward(torch.tensor(np.moveaxis(dy, -1, 1).copy()))
-    assert_allclose(np.moveaxis(y, -1, 1), ty.detach().numpy(), rtol=1e-5, atol=1e-6)
-    assert_allclose(np.moveaxis(transpose(jnp.asarray(dy))[0], -1, 1), tx.grad.numpy(), rtol=1e-5, atol=1e-5)
+def test_adaptive_avg_pool_is_torchs():
+    sizes = [((7,), 3), ((5,), 9), ((4, 6), 1), ((13, 5), (7, 5)), ((3, 11), (5, 4)), ((8, 1), (2, 3))]
+    sizes += [((12, 10), (12, 7)), ((5, 6, 7), (2, 4, 3))]
+    cases = [(pixels, partial(adaptive_avg_pool, size=size), {"output_size": size}) for pixels, size in sizes]
+    assert_are_torchs("adaptive_avg_pool", cases)
 
 
-def test_pools_in_three_dimensions_are_torchs():
-    x = np.random.default_rng(0).standard_normal((2, 5, 6, 7, 2)).astype(np.float32)
-    for ceil in (False, True):
-        options = {"stride": (2, 3, 2), "padding": (1, 0, 1), "ceil": ceil}
-        compare("max_pool", x, (3, 2, 2), options)
-        for count in (False, True):
-            compare("avg_pool", x, (3, 2, 2), options | {"count_padding": count}, count_include_pad=count)
-    torch = pytest.importorskip("torch")
-    expected = torch.nn.functional.adaptive_avg_pool3d(torch.tensor(np.moveaxis(x, -1, 1).copy()), (2, 4, 3))
-    assert_allclose(np.moveaxis(adaptive_avg_pool(x, (2, 4, 3)), -1, 1), expected.numpy(), rtol=1e-5, atol=1e-6)
-
-
-def test_the_grid_of_one_is_the_mean_of_all_pixels():
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 7, 3)).astype(np.float32))
-    assert_allclose(adaptive_avg_pool(x, 1)[:, 0, 0], global_avg_pool(x), rtol=1e-5, atol=1e-6)
-    assert_allclose(global_avg_pool(x), np.mean(np.asarray(x, np.float64), (1, 2)), rtol=1e-5, atol=1e-6)
+def test_the_global_mean_and_the_grid_of_one_are_the_mean_of_all_pixels():
+    xs = random_arrays(0, (2, 3), (2, 5, 3), (2, 5, 7, 3), (2, 2, 5, 6, 3))
+    means, grids = jax.jit(lambda xs: ([global_avg_pool(x) for x in xs], [adaptive_avg_pool(x, 1) for x in xs[1:]]))(xs)
+    for x, mean, grid in zip(xs, means, [xs[0], *grids], strict=True):
+        expected = np.mean(np.float64(x.reshape(2, -1, 3)), 1)
+        assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
+        assert_allclose(np.reshape(np.asarray(grid), (2, 3)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_never_wins():
-    x = jnp.full((1, 4, 4, 1), -5)
-    for dtype in (jnp.float32, jnp.bfloat16, jnp.int32):
-        y = max_pool(x.astype(dtype), 3, stride=2, padding=1, ceil=True)
+    dtypes = (jnp.float32, jnp.bfloat16, jnp.int32)
+    x = np.full((1, 4, 4, 1), -5)
+    pool = partial(max_pool, window=3, stride=2, padding=1, ceil=True)
+    for dtype, y in zip(dtypes, jax.jit(lambda xs: [pool(x) for x in xs])([x.astype(d) for d in dtypes]), strict=True):
         assert y.dtype == dtype
-        assert (y == -5).all()
+        assert (np.float32(y) == -5).all()
 
 
-@pytest.mark.parametrize("ceil", [False, True])
-@pytest.mark.parametrize("count", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
-def test_pools_keep_the_dtype(dtype, count, ceil):
+def test_pools_keep_the_dtype(dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 6, 3)), dtype)
-        y = avg_pool(x, 3, stride=2, padding=1, ceil=ceil, count_padding=count)
-        assert y.dtype == adaptive_avg_pool(x, 4).dtype == max_pool(x, 2, ceil=ceil).dtype == dtype
+
+        def pools(x):
+            averages = [
+                avg_pool(x, 3, stride=2, padding=1, ceil=ceil, count_padding=count)
+                for ceil in (False, True)
+                for count in (False, True)
+            ]
+            return *averages, adaptive_avg_pool(x, 4), global_avg_pool(x), max_pool(x, 2), max_pool(x, 2, ceil=True)
+
+        assert {y.dtype for y in jax.eval_shape(pools, jax.ShapeDtypeStruct((2, 6, 6, 3), dtype))} == {jnp.dtype(dtype)}
 
 
 def test_means_of_bfloat16_round_once():
-    x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (1, 40, 40, 1)), jnp.bfloat16)
+    x = np.random.default_rng(0).uniform(1, 2, (1, 40, 40, 1)).astype(jnp.bfloat16)
     exact = np.asarray(x, np.float64).mean()
     options = {"stride": 40, "padding": 0, "count_padding": False}
-    for y in (avg_pool(x, 40), avg_pool(x, 40, **options), adaptive_avg_pool(x, 1), global_avg_pool(x)):
+
+    @jax.jit
+    def means(x):
+        return avg_pool(x, 40), avg_pool(x, 40, **options), adaptive_avg_pool(x, 1), global_avg_pool(x)
+
+    for y in means(x):
         assert y.dtype == jnp.bfloat16
-        assert abs(float(y.ravel()[0]) - exact) < 2**-8  # half a unit in the last place
+        assert abs(float(np.float64(y).ravel()[0]) - exact) < 2**-8  # half a unit in the last place
 
 
 def test_float64_pools_are_float64():
     with jax.enable_x64(True):
         x = np.random.default_rng(0).standard_normal((1, 7, 1))
-        expected = [np.mean(x[0, i * 7 // 3 : -(-(i + 1) * 7 // 3)]) for i in range(3)]
-        assert_allclose(adaptive_avg_pool(jnp.asarray(x), 3).ravel(), expected, rtol=1e-14)
-        y = avg_pool(jnp.asarray(x), 3, stride=3, padding=1, count_padding=False)
-        assert_allclose(y.ravel(), [x[0, :2].mean(), x[0, 2:5].mean(), x[0, 5:].mean()], rtol=1e-14)
+        pools = jax.jit(lambda x: (adaptive_avg_pool(x, 3), avg_pool(x, 3, stride=3, padding=1, count_padding=False)))
+        pools = [np.asarray(y) for y in pools(x)]
+    expected = [np.mean(x[0, i * 7 // 3 : -(-(i + 1) * 7 // 3)]) for i in range(3)]
+    assert_allclose(np.ravel(pools[0]), expected, rtol=1e-14)
+    assert_allclose(np.ravel(pools[1]), [x[0, :2].mean(), x[0, 2:5].mean(), x[0, 5:].mean()], rtol=1e-14)
+
+
+def test_pools_of_integers():
+    """The largest integer is one, the mean is a float32."""
+    x = np.arange(16, dtype=np.int32).reshape(1, 4, 4, 1) - 100
+    largest, mean = jax.jit(lambda x: (max_pool(x, 3, padding=1, stride=2), avg_pool(x, 2)))(x)
+    assert (largest.dtype, mean.dtype) == (jnp.int32, jnp.float32)
+    assert np.ravel(largest).tolist() == [-95, -93, -87, -85]
+    assert np.ravel(mean).tolist() == [-97.5, -95.5, -89.5, -87.5]
 
 
 X = (2, 6, 6, 3)
