@@ -31,7 +31,7 @@ from deepjax.functional.arrays import float32_or_wider
 def gaussian(scale):
     """Draw from a normal distribution with mean 0 and standard deviation `scale`, for any shape.
 
-    >>> round(float(gaussian(0.01)(jax.random.key(0), (500, 500)).std()), 4)
+    >>> round(float(gaussian(0.01)(jax.random.key(0), (400, 400)).std()), 4)
     0.01
     """
     _positive("gaussian", "scale", scale)
@@ -41,7 +41,7 @@ def gaussian(scale):
 def uniform(scale):
     """Draw uniformly from [-scale, scale), for any shape. The standard deviation is scale / sqrt(3).
 
-    >>> round(float(uniform(0.3)(jax.random.key(0), (500, 500)).max()), 2)
+    >>> round(float(uniform(0.3)(jax.random.key(0), (400, 400)).max()), 2)
     0.3
     """
     _positive("uniform", "scale", scale)
@@ -54,8 +54,8 @@ def truncated_gaussian(scale):
     The standard deviation after truncation is `scale`, so that no value exceeds 2.274 scale. JAX's `truncated_normal`
     and PyTorch's `trunc_normal_` take the standard deviation before truncation, which lowers it by a factor of 0.8796.
 
-    >>> sample = truncated_gaussian(0.01)(jax.random.key(0), (500, 500))
-    >>> round(float(sample.std()), 4), round(float(abs(sample).max()), 3)
+    >>> sample = truncated_gaussian(0.01)(jax.random.key(0), (400, 400))
+    >>> round(float(sample.std()), 4), round(float(sample.max()), 3)
     (0.01, 0.023)
     """
     _positive("truncated_gaussian", "scale", scale)
@@ -75,7 +75,7 @@ def lecun_normal(**axes):
     A linear layer then preserves the variance of its input. `axes` are JAX's in_axis, out_axis and batch_axis, for
     kernels in another layout.
 
-    >>> round(float(lecun_normal()(jax.random.key(0), (400, 1000)).std()), 2)
+    >>> round(float(lecun_normal()(jax.random.key(0), (400, 400)).std()), 2)
     0.05
     """
     return _variance_scaling("lecun_normal", 1, "fan_in", "normal", axes)
@@ -84,8 +84,8 @@ def lecun_normal(**axes):
 def lecun_uniform(**axes):
     """Draw uniformly from [-sqrt(3 / fan_in), sqrt(3 / fan_in)). The variance is that of `lecun_normal`.
 
-    >>> round(float(lecun_uniform()(jax.random.key(0), (300, 1000)).max()), 2)
-    0.1
+    >>> round(float(lecun_uniform()(jax.random.key(0), (400, 400)).max()), 3)
+    0.087
     """
     return _variance_scaling("lecun_uniform", 1, "fan_in", "uniform", axes)
 
@@ -95,7 +95,7 @@ def lecun_truncated_normal(**axes):
 
     The variance after truncation is that of `lecun_normal`.
 
-    >>> round(float(lecun_truncated_normal()(jax.random.key(0), (400, 1000)).std()), 2)
+    >>> round(float(lecun_truncated_normal()(jax.random.key(0), (400, 400)).std()), 2)
     0.05
     """
     return _variance_scaling("lecun_truncated_normal", 1, "fan_in", "truncated_normal", axes)
@@ -107,7 +107,7 @@ def xavier_normal(*, groups=1, **axes):
     The variance is a compromise: 1 / fan_in preserves the variance of activations, 1 / fan_out that of gradients. For
     the arguments, see `he_normal`.
 
-    >>> round(float(xavier_normal()(jax.random.key(0), (300, 500)).std()), 2)
+    >>> round(float(xavier_normal()(jax.random.key(0), (400, 400)).std()), 2)
     0.05
     """
     return _variance_scaling("xavier_normal", 1, "fan_avg", "normal", axes, groups)
@@ -118,8 +118,8 @@ def xavier_uniform(*, groups=1, **axes):
 
     The variance and the arguments are those of `xavier_normal`.
 
-    >>> round(float(xavier_uniform()(jax.random.key(0), (300, 300)).max()), 2)
-    0.1
+    >>> round(float(xavier_uniform()(jax.random.key(0), (400, 400)).max()), 3)
+    0.087
     """
     return _variance_scaling("xavier_uniform", 1, "fan_avg", "uniform", axes, groups)
 
@@ -129,7 +129,7 @@ def xavier_truncated_normal(*, groups=1, **axes):
 
     The variance after truncation and the arguments are those of `xavier_normal`.
 
-    >>> round(float(xavier_truncated_normal()(jax.random.key(0), (300, 500)).std()), 2)
+    >>> round(float(xavier_truncated_normal()(jax.random.key(0), (400, 400)).std()), 2)
     0.05
     """
     return _variance_scaling("xavier_truncated_normal", 1, "fan_avg", "truncated_normal", axes, groups)
@@ -146,10 +146,10 @@ def he_normal(*, mode="fan_in", slope=0.0, groups=1, **axes):
       groups: number of groups of the convolution.
       **axes: JAX's in_axis, out_axis and batch_axis, for kernels in another layout. They require groups=1.
 
-    >>> round(float(he_normal()(jax.random.key(0), (800, 500)).std()), 2)
-    0.05
-    >>> depthwise = he_normal(mode="fan_out", groups=500)(jax.random.key(0), (20, 20, 1, 500))
-    >>> round(float(depthwise.std()), 2)  # fan_out is 400
+    >>> round(float(he_normal()(jax.random.key(0), (400, 400)).std()), 2)
+    0.07
+    >>> depthwise = he_normal(mode="fan_out", groups=500)  # of a window of 20 x 20 pixels: fan_out is 400
+    >>> round(float(depthwise(jax.random.key(0), (20, 20, 1, 500)).std()), 2)
     0.07
     """
     return _he("he_normal", "normal", mode, slope, groups, axes)
@@ -160,8 +160,8 @@ def he_uniform(*, mode="fan_in", slope=0.0, groups=1, **axes):
 
     The variance and the arguments are those of `he_normal`.
 
-    >>> round(float(he_uniform()(jax.random.key(0), (600, 500)).max()), 2)
-    0.1
+    >>> round(float(he_uniform()(jax.random.key(0), (400, 400)).max()), 3)
+    0.122
     """
     return _he("he_uniform", "uniform", mode, slope, groups, axes)
 
@@ -171,8 +171,8 @@ def he_truncated_normal(*, mode="fan_in", slope=0.0, groups=1, **axes):
 
     The variance after truncation and the arguments are those of `he_normal`.
 
-    >>> round(float(he_truncated_normal()(jax.random.key(0), (800, 500)).std()), 2)
-    0.05
+    >>> round(float(he_truncated_normal()(jax.random.key(0), (400, 400)).std()), 2)
+    0.07
     """
     return _he("he_truncated_normal", "truncated_normal", mode, slope, groups, axes)
 
@@ -202,9 +202,10 @@ def orthogonal(gain=1.0, groups=1):
     rows; otherwise the rows are. Each of the `groups` of a convolution has its own matrix. A dense layer with
     features_out >= features_in multiplies norms by `gain`. For convolutions, use `delta_orthogonal`.
 
-    >>> kernel = orthogonal()(jax.random.key(0), (3, 5))
-    >>> bool(jnp.allclose(kernel @ kernel.T, jnp.eye(3), atol=1e-5))
-    True
+    >>> kernel = orthogonal()(jax.random.key(0), (2, 6))
+    >>> print(abs(kernel @ kernel.T).round(4))
+    [[1. 0.]
+     [0. 1.]]
     """
     _positive("orthogonal", "gain", gain)
     return _kernel("orthogonal", jax.nn.initializers.orthogonal(gain), groups)
@@ -216,9 +217,10 @@ def delta_orthogonal(gain=1.0, groups=1):
     Kernels have one to three window axes, and at least as many features out as in. The center of an even window is the
     tap before the middle, which "SAME" padding aligns with the output's pixel. Each group has its own matrix.
 
-    >>> kernel = delta_orthogonal()(jax.random.key(0), (3, 3, 4, 6))
-    >>> bool(jnp.allclose(kernel[1, 1] @ kernel[1, 1].T, jnp.eye(4), atol=1e-5)), bool(kernel[0].any())
-    (True, False)
+    >>> kernel = jax.jit(delta_orthogonal(), static_argnums=1)(jax.random.key(0), (3, 2, 6))
+    >>> print(abs(kernel[1] @ kernel[1].T).round(4), kernel[0].any())
+    [[1. 0.]
+     [0. 1.]] False
     """
     _positive("delta_orthogonal", "gain", gain)
 
@@ -289,7 +291,7 @@ def looks_linear(core=None):
         `delta_orthogonal()` for a convolution, which preserve norms. For a convolution with groups, pass an
         initializer with the same groups.
 
-    >>> kernel = looks_linear()(jax.random.key(0), (6, 4))
+    >>> kernel = jax.jit(looks_linear(), static_argnums=1)(jax.random.key(0), (6, 4))
     >>> bool((kernel[::2] == -kernel[1::2]).all())
     True
     """
@@ -316,7 +318,7 @@ def sparse(k=15, scale=1.0):
       k: connections per output feature, from 1 to window * features_in.
       scale: standard deviation of the connections.
 
-    >>> kernel = sparse(k=3)(jax.random.key(0), (50, 4))
+    >>> kernel = jax.jit(sparse(k=3), static_argnums=1)(jax.random.key(0), (50, 4))
     >>> (kernel != 0).sum(0).tolist()
     [3, 3, 3, 3]
     """

@@ -196,3 +196,15 @@ def draw_variables(model, x, gain=1.0, **call):
 
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, **({"train": False} | call)))
     return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def check_bernoulli(kept, probability):
+    """Independent draws over the whole matrix: its mean, the spread of its rows and columns, its neighbours."""
+    rows, columns = kept.shape
+    noise = (np.asarray(kept, np.float64) - probability) / np.sqrt(probability * (1 - probability))
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    for axis, count in ((1, rows), (0, columns)):
+        # Squared sums of independent rows follow chi-squared; a mask shared by rows would miss by far.
+        assert abs((noise.mean(axis) ** 2 * noise.shape[axis]).sum() - count) < 4 * np.sqrt(2 * count)
+    for a, b in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1])):
+        assert abs((a * b).mean()) < 4 / np.sqrt(a.size)

@@ -47,7 +47,7 @@ MUTATIONS = [
     Mutation("alpha dropout: share of the dropped", f"{F}/dropout.py",
              "(1 + (1 - keep) * _SELU_SATURATION**2)", "(1 + keep * _SELU_SATURATION**2)", f"{T}/test_dropout.py -k alpha"),
     Mutation("stochastic depth: decay rule", f"{F}/dropout.py",
-             "return 1 - unit / units * (1 - last)", "return 1 - unit / units * last", f"{T}/test_dropout.py -k survival"),
+             "return 1 - unit / units * (1 - last)", "return 1 - unit / units * last", f"{T}/test_stochastic_depth.py -k survival"),
     Mutation("convolution: kernel not flipped in the input gradient", f"{F}/convolution/canonical.py",
              "jnp.flip(kernel, tuple(range(len(form.axes)))).swapaxes(-1, -2)", "kernel.swapaxes(-1, -2)",
              f"{T}/convolution/test_maps.py -k geometry"),

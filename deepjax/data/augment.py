@@ -89,7 +89,8 @@ def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
     DeVries and Taylor 2017. The part outside the image is cut off. If side is even, the drawn pixel is the one
     below and to the right of the square's center.
 
-    >>> int((cutout(jax.random.key(0), jnp.ones((1, 9, 9, 1)), 1) == 0).sum())
+    >>> y = jax.jit(cutout, static_argnums=2)(jax.random.key(0), np.ones((1, 9, 9, 1)), 1)
+    >>> int((y == 0).sum())
     1
     """
     batch, height, width, _ = images.shape

@@ -60,7 +60,7 @@ def saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
 def hue(image: jax.Array, turn: jax.Array) -> jax.Array:
     """Turn the hue by a fraction of the circle. Saturation and value (of HSV) do not change. C = 3.
 
-    >>> hue(jnp.array([[[1.0, 0.0, 0.0]]]), 1 / 3).round(4).tolist()
+    >>> jax.jit(hue)(np.array([[[1.0, 0.0, 0.0]]]), 1 / 3).round(4).tolist()
     [[[0.0, 1.0, 0.0]]]
     """
     red, green, blue = (image[..., c] for c in range(3))
@@ -142,7 +142,8 @@ def jitter(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.Ar
     with strength 0 in `augment` are left out.
 
     >>> images = jnp.full((2, 4, 4, 3), 0.5)
-    >>> bool((jitter(jax.random.key(0), images, config.Augment(brightness=0.5)) == images).any())
+    >>> y = jax.jit(jitter, static_argnums=2)(jax.random.key(0), images, config.Augment(brightness=0.5))
+    >>> bool((y == images).any())
     False
     """
     strengths = {name: getattr(augment, name) for name in JITTER if getattr(augment, name)}
@@ -177,8 +178,8 @@ def lighting(key: jax.Array, images: jax.Array, std: float, components: jax.Arra
     The color is components @ a, with `components` of `lighting_components`. Each image draws a [C] from the normal
     distribution with standard deviation std (0.1 in the paper). Results may be outside [0, 1].
 
-    >>> image = jnp.zeros((1, 2, 2, 3))
-    >>> lighting(jax.random.key(0), image, 0.1, np.zeros((3, 3))).max().item()
+    >>> image = np.zeros((1, 2, 2, 3))
+    >>> jax.jit(lighting)(jax.random.key(0), image, 0.1, np.zeros((3, 3))).max().item()
     0.0
     """
     draws = std * jax.random.normal(key, (len(images), images.shape[-1]), images.dtype)

@@ -58,7 +58,7 @@ def mixup(
       mask: bool [B], False for padding, which is neither mixed nor used as a partner. None: all rows are examples.
       alpha: greater than 0. With 1, every share is equally likely; less prefers shares near 0 and 1.
 
-    >>> x, y = mixup(jax.random.key(0), jnp.array([[0.0], [1.0]]), jnp.eye(2), None, 1.0)
+    >>> x, y = jax.jit(mixup)(jax.random.key(0), jnp.array([[0.0], [1.0]]), jnp.eye(2), None, 1.0)
     >>> bool((x == y[:, 1:]).all()), bool(0 < x[0, 0] < 1)
     (True, True)
     """
@@ -79,7 +79,7 @@ def cutmix(
     Arguments are those of `mixup`, with images float [B, H, W, C].
 
     >>> images = jnp.zeros((2, 8, 8, 1)).at[1].set(1.0)
-    >>> x, y = cutmix(jax.random.key(0), images, jnp.eye(2), None, 1.0)
+    >>> x, y = jax.jit(cutmix)(jax.random.key(0), images, jnp.eye(2), None, 1.0)
     >>> bool(jnp.allclose(x.mean((1, 2)), y[:, 1:]))
     True
     """

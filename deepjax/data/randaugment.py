@@ -18,7 +18,7 @@ def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
     The pixel with center (x, y), from the left and the top, is taken from (a x + b y + c, d x + e y + f). It is black
     if that point is outside the image.
 
-    >>> affine(jnp.arange(3.0).reshape(1, 3, 1), jnp.array([1, 0, 1, 0, 1, 0])).ravel().tolist()
+    >>> jax.jit(affine)(jnp.arange(3.0).reshape(1, 3, 1), jnp.array([1, 0, 1, 0, 1, 0])).ravel().tolist()
     [1.0, 2.0, 0.0]
     """
     height, width, _ = image.shape
@@ -44,7 +44,7 @@ def operations(magnitude: int, height: int, width: int) -> dict[str, Callable]:
     pixels), turns by 30 degrees, has the factors 1.9 and 0.1, keeps 4 bits, and inverts everything. Pixels from outside
     the image are black.
 
-    >>> operations(30, 8, 8)["TranslateX"](jnp.ones((8, 8, 1)), 1)[0, :, 0].tolist()
+    >>> jax.jit(operations(30, 8, 8)["TranslateX"])(jnp.ones((8, 8, 1)), 1)[0, :, 0].tolist()
     [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
     strength = magnitude / STRONGEST

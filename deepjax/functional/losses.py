@@ -64,7 +64,7 @@ def cross_entropy(logits, labels, *, smoothing=0.0, mask=None):
     Raises:
       InputError: shapes that do not match, labels [...] that are not integers, or smoothing outside [0, 1].
 
-    >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([3, 0])).round(4).tolist()
+    >>> jax.jit(cross_entropy)(jnp.zeros((2, 4)), jnp.array([3, 0])).round(4).tolist()
     [1.386..., 1.386...]
     """
     logits, labels = at_least_float32(logits), jnp.asarray(labels)
@@ -184,7 +184,7 @@ def focal(logits, targets, *, alpha: float | None = 0.25, gamma=2.0, mask=None):
     Raises:
       InputError: logits and targets of different shapes, or alpha or gamma out of range.
 
-    >>> focal(jnp.array([0.0, 9.0]), jnp.array([1, 1])).round(4).tolist()
+    >>> jax.jit(focal)(jnp.array([0.0, 9.0]), jnp.array([1, 1])).round(4).tolist()
     [0.043..., 0.0]
     """
     if alpha is not None and not 0 <= alpha <= 1:

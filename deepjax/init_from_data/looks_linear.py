@@ -36,7 +36,7 @@ def looks_linear(model, key, x, **call):
     >>> model = nn.Sequential([nn.Dense(8), crelu, nn.Dense(8), crelu, nn.Dense(8)])
     >>> x = jax.random.normal(jax.random.key(0), (5, 8))
     >>> variables = looks_linear(model, jax.random.key(1), x)
-    >>> y = lambda x: model.apply(variables, x)
+    >>> y = jax.jit(lambda x: model.apply(variables, x))
     >>> bool(abs(y(-3 * x) + 3 * y(x)).max() < 1e-5), bool(abs((y(x) ** 2).sum() / (x**2).sum() - 1) < 1e-5)
     (True, True)
     """

@@ -42,7 +42,7 @@ class Maxout(nn.Module):
     variance that a stack of Maxout layers preserves.
 
     >>> import jax
-    >>> y, variables = Maxout(5, pieces=3).init_with_output(jax.random.key(0), jnp.ones((2, 4)))
+    >>> y, variables = jax.eval_shape(Maxout(5, pieces=3).init_with_output, jax.random.key(0), jnp.ones((2, 4)))
     >>> y.shape, variables["params"]["kernel"].shape, variables["params"]["bias"].shape
     ((2, 5), (4, 3, 5), (3, 5))
     """

@@ -53,7 +53,7 @@ class ConvTranspose(nn.Module):
 
     >>> import jax
     >>> layer, x = ConvTranspose(3, (4, 4), stride=2, padding=1), jnp.ones((1, 5, 5, 2))
-    >>> y, variables = layer.init_with_output(jax.random.key(0), x)
+    >>> y, variables = jax.eval_shape(lambda: layer.init_with_output(jax.random.key(0), x))
     >>> y.shape, variables["params"]["kernel"].shape
     ((1, 10, 10, 3), (4, 4, 2, 3))
     """

@@ -77,7 +77,7 @@ class DropPath(nn.Module):
     ...     def __call__(self, x, *, train):
     ...         body = lambda drop, x, survival: (x + drop(x, train=train, survival=survival), None)
     ...         return nn.scan(body, split_rngs={"dropout": True})(DropPath(), x, survival)[0]
-    >>> Net().apply({}, x, train=True, rngs={"dropout": jax.random.key(0)}).shape
+    >>> jax.eval_shape(lambda: Net().apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})).shape
     (4, 2)
     """
 
@@ -131,8 +131,8 @@ class DropConnectDense(nn.Module):
 
     >>> layer, x = DropConnectDense(4), jnp.ones((2, 3))
     >>> variables = layer.init(jax.random.key(0), x, train=False)
-    >>> y = layer.apply(variables, x, train=False)
-    >>> y.shape, bool((y == layer.apply(variables, x, train=False)).all())
+    >>> predict = jax.jit(lambda: layer.apply(variables, x, train=False))
+    >>> predict().shape, bool((predict() == predict()).all())
     ((2, 4), True)
     """
 

@@ -251,7 +251,7 @@ class WeightNorm(nn.Module):
     |v|, as in PyTorch. So the output is at first that of the layer alone.
 
     >>> x = jnp.ones((1, 2))
-    >>> variables = WeightNorm(nn.Dense(5)).init(jax.random.key(0), x)
+    >>> variables = jax.eval_shape(WeightNorm(nn.Dense(5)).init, jax.random.key(0), x)
     >>> print(jax.tree.map(jnp.shape, variables["params"]))
     {'layer': {'bias': (5,), 'kernel': (2, 5)}, 'scale': (5,)}
     """

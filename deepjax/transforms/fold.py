@@ -98,11 +98,12 @@ def fold_batch_norm(model, variables, x, **call):
       InputError: x or the variables do not fit the model, or a batch norm is in training mode.
 
     >>> model = nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=True), nn.relu, nn.Dense(2)])
-    >>> folding = fold_batch_norm(model, model.init(jax.random.key(0), jnp.ones((1, 4))), jnp.ones((1, 4)))
+    >>> x = np.ones((1, 4), np.float32)
+    >>> folding = fold_batch_norm(model, jax.jit(model.init)(jax.random.key(0), x), x)
     >>> print(folding.folded, folding.left, folding.parameters_left)
     {'layers_1': 'layers_0'} {} 0
-    >>> folding.model.apply(folding.variables, jnp.ones((5, 4))).shape
-    (5, 2)
+    >>> folding.model.apply(folding.variables, x).shape
+    (1, 2)
     """
     variables = nn.meta.unbox(unfreeze(variables))
     graph = _graph(model, variables, x, call_arguments(model, train=False) | call)

@@ -132,7 +132,8 @@ class Shake(nn.Module):
     `forward`, `backward` and `per` are arguments of `functional.shake_shake`.
 
     >>> shake = Shake(*(Branch((2, 2), (3, 3), (1, 1)) for _ in range(2)))
-    >>> y, variables = shake.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 2)), train=False)
+    >>> x = jnp.ones((1, 4, 4, 2))
+    >>> y, variables = jax.eval_shape(lambda: shake.init_with_output(jax.random.key(0), x, train=False))
     >>> y.shape, sorted(variables["params"])
     ((1, 4, 4, 2), ['a', 'b'])
     """

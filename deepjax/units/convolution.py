@@ -21,7 +21,7 @@ class ConvNorm(nn.Module):
     or "pre" for norm, activation, conv.
 
     >>> brick, x = ConvNorm(8, (1, 3), stride=2), jnp.ones((1, 9, 9, 4))
-    >>> y, variables = brick.init_with_output(jax.random.key(0), x, train=True)
+    >>> y, variables = jax.eval_shape(lambda: brick.init_with_output(jax.random.key(0), x, train=True))
     >>> y.shape, sorted(variables["params"])
     ((1, 5, 5, 8), ['conv', 'norm'])
     """
@@ -82,7 +82,7 @@ class SqueezeExcite(nn.Module):
 
     The gate is gate(expand(activation(reduce(mean over pixels)))), where `reduce` and `expand` are 1x1 convolutions.
 
-    >>> SqueezeExcite(2).init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 8)))[0].shape
+    >>> jax.eval_shape(lambda x: SqueezeExcite(2).init_with_output(jax.random.key(0), x)[0], jnp.ones((1, 4, 4, 8))).shape
     (1, 4, 4, 8)
     """
 

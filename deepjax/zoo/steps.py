@@ -131,7 +131,9 @@ class Branches(nn.Module):
     >>> fork = Fork((Convolve(1, (1, 3)), Convolve(1, (3, 1))))
     >>> branches = ((Convolve(4),), (Pool("max", 3, 1, 1), Convolve(2), fork))
     >>> module = Branches(branches, Options(NORMS["batch"], INITS["he"]))
-    >>> y, variables = module.init_with_output(jax.random.key(0), jnp.ones((1, 5, 5, 3)), train=True)
+    >>> y, variables = jax.eval_shape(
+    ...     lambda: module.init_with_output(jax.random.key(0), jnp.ones((1, 5, 5, 3)), train=True)
+    ... )
     >>> y.shape, sorted(variables["params"])
     ((1, 5, 5, 6), ['branch1_conv1', 'branch2_conv1', 'branch2_conv2a', 'branch2_conv2b'])
     """

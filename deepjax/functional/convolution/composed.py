@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax  # noqa: F401  the examples use it
 import jax.numpy as jnp  # noqa: F401  the examples use it
 
 from deepjax.errors import InputError
@@ -35,7 +36,7 @@ def depthwise_conv(
       InputError: a kernel of another shape, or arguments that `conv` refuses.
 
     >>> x, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 2))
-    >>> depthwise_conv(x, kernel, padding="VALID").shape
+    >>> jax.eval_shape(lambda: depthwise_conv(x, kernel, padding="VALID")).shape
     (1, 3, 3, 2)
     """
     features = x.shape[-1]
@@ -80,7 +81,8 @@ def separable_conv(
       InputError: kernels that do not match, or arguments that `conv` refuses.
 
     >>> x = jnp.ones((1, 8, 8, 2))
-    >>> separable_conv(x, jnp.ones((3, 3, 1, 2)), jnp.ones((1, 1, 2, 5)), stride=2).shape
+    >>> kernel, pointwise = jnp.ones((3, 3, 1, 2)), jnp.ones((1, 1, 2, 5))
+    >>> jax.eval_shape(lambda: separable_conv(x, kernel, pointwise, stride=2)).shape
     (1, 4, 4, 5)
     """
     ones = (1,) * (depthwise.ndim - 2)

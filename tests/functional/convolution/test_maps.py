@@ -3,7 +3,7 @@
 Compilation takes most of the time, so one program holds all cases of a test.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,7 @@ CASES = {  # name -> (function, reference, shape of the kernel), for an x of 6x5
         (3, 3, 1, 4),
     ),
 }
+KINDS = {name: CASES[name] for name in ("window", "grouped", "depthwise", "transposed")}
 
 
 def assert_all_agree(make, *arguments, tolerance=2e-5, cases=CASES):
@@ -85,7 +86,7 @@ def value_and_gradients(function, kernel, x):
     return y, *transpose(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_every_dtype(dtype):
     with jax.enable_x64(dtype == jnp.float64):
 
@@ -117,7 +118,7 @@ def test_vmap(axes):
         gradient = jax.grad(lambda kernel, x: (function(x, kernel) ** 2).sum(), argnums=(0, 1))
         return jax.vmap(gradient, axes)(kernels, x if axes[1] == 0 else x[0])
 
-    assert_all_agree(gradients, *random_arrays(0, (3, *X)))
+    assert_all_agree(gradients, *random_arrays(0, (3, *X)), cases=CASES if axes == (0, 0) else KINDS)
 
 
 def test_second_order():
@@ -128,7 +129,7 @@ def test_second_order():
 
         return jax.grad(slope, argnums=(0, 1))(kernel, x)
 
-    assert_all_agree(curvature, *random_arrays(0, X, X), tolerance=1e-4)
+    assert_all_agree(curvature, *random_arrays(0, X, X), tolerance=1e-4, cases=KINDS)
 
 
 def test_second_order_inside_a_scan_needs_no_derived_gradient():
@@ -145,7 +146,8 @@ def test_second_order_inside_a_scan_needs_no_derived_gradient():
 def test_forward_mode_of_grouped_convolutions():
     x, kernel = random_arrays(0, X, (3, 3, 2, 6))
     for function in (conv, conv_transpose):
-        y, slope = jax.jvp(partial(function, kernel=kernel, groups=2), (x,), (x,))
+        forward = partial(function, kernel=kernel, groups=2)
+        y, slope = jax.jit(lambda x, f=forward: jax.jvp(f, (x,), (x,)))(x)
         assert_allclose(slope, y, rtol=1e-5, atol=1e-5)
 
 
@@ -169,18 +171,20 @@ def all_gradients(x, parameters, functions):
     return gradients
 
 
-def expected_gradients(x):
+@cache
+def of_one_device():
+    """x of 16 examples, the function of all gradients, the parameters, and what one device makes of them."""
+    (x,) = random_arrays(0, (16, *X[1:]))
     functions, *parameters = zip(*cases_with_bias(), strict=True)
     parameters = list(zip(*parameters, strict=True))
     run = partial(all_gradients, functions=functions)
-    return run, parameters, jax.jit(run)(x, parameters)
+    return x, run, parameters, jax.tree.map(np.asarray, jax.jit(run)(x, parameters))
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_batch(axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
-    x = random_arrays(0, (16, *X[1:]))[0]
-    run, parameters, expected = expected_gradients(x)
+    x, run, parameters, expected = of_one_device()
     sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
     replicated = jax.device_put(parameters, NamedSharding(mesh, P()))
     ours = jax.jit(run)(sharded, replicated)
@@ -189,8 +193,7 @@ def test_sharded_batch(axis_type):
 
 def test_shard_map_and_pmap_sum_over_devices():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    x = random_arrays(0, (16, *X[1:]))[0]
-    run, parameters, expected = expected_gradients(x)
+    x, run, parameters, expected = of_one_device()
     specs = ((P("data"), P()), [(P("data"), P(), P())] * len(parameters))
     mapped = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs[0], out_specs=specs[1]))(x, parameters)
     jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=2e-3), mapped, expected)
@@ -199,7 +202,7 @@ def test_shard_map_and_pmap_sum_over_devices():
         return lax.psum([gradients[1:] for gradients in run(x, parameters)], "data")
 
     pmapped = jax.pmap(summed, "data", in_axes=(0, None))(x.reshape(8, 2, *X[1:]), parameters)
-    ours, wanted = jax.tree.map(lambda a: a[3], pmapped), [gradients[1:] for gradients in expected]
+    ours, wanted = jax.tree.map(lambda a: np.asarray(a)[3], pmapped), [gradients[1:] for gradients in expected]
     jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=2e-3), ours, wanted)
 
 
@@ -259,7 +262,8 @@ def test_depthwise_windows_with_too_many_taps_are_grouped():
     x, kernel = random_arrays(0, (1, 14, 14, 2), (13, 13, 1, 2))
     assert conv_form(x, kernel, None, 1, "SAME", 1, 2).kind == "grouped"
     assert 12 * 12 > MAX_TAPS >= 11 * 11
-    assert_allclose(conv(x, kernel, groups=2), lax_conv(x, kernel, groups=2), rtol=1e-4, atol=1e-4)
+    ours, reference = (jax.jit(partial(f, groups=2))(x, kernel) for f in (conv, lax_conv))
+    assert_allclose(ours, reference, rtol=1e-4, atol=1e-4)
 
 
 def test_no_recompilation_outside_of_jit(caplog):
@@ -280,10 +284,9 @@ def test_parts_divide_the_batch():
     assert [parts_of_batch(n) for n in (1, 16, 31, 32, 96, 100, 128, 512, 4096)] == [1, 1, 1, 2, 6, 5, 8, 16, 16]
 
 
-@pytest.mark.parametrize("batch", [0, 1, 3, 48])
+@pytest.mark.parametrize("batch", [0, 1, 48])
 def test_any_batch(batch):
-    cases = {name: CASES[name] for name in ("pointwise", "window", "depthwise", "transposed")}
-    assert_all_agree(value_and_gradients, np.zeros((batch, *X[1:]), np.float32) + 0.5, cases=cases)
+    assert_all_agree(value_and_gradients, np.zeros((batch, *X[1:]), np.float32) + 0.5, cases=KINDS)
 
 
 # Geometry
@@ -337,18 +340,18 @@ def assert_geometries_agree(geometries, groups):
         size, window = options.pop("size"), options.pop("window")
         arrays.append(random_arrays(i, (2, *size, 2), (*window, 2 // groups, (1 + i % 3) * groups)))
         all_options.append(options)
-    for geometry, (ours, reference) in zip(geometries, both(arrays), strict=True):
+    for geometry, (ours, reference) in zip(geometries, jax.tree.map(np.asarray, both(arrays)), strict=True):
         for name, a, b in zip(("y", "dx", "dkernel"), ours, reference, strict=True):
-            assert_allclose(a, b, rtol=2e-5, atol=2e-5 * float(abs(b).max()), err_msg=f"{name} of {geometry}")
+            assert_allclose(a, b, rtol=2e-5, atol=2e-5 * abs(b).max(), err_msg=f"{name} of {geometry}")
 
 
 @pytest.mark.parametrize("part", range(3))
 def test_any_geometry_of_dense_convolutions(part):
     rng = np.random.default_rng(part)
-    assert_geometries_agree([*GEOMETRIES[part::3], *(random_geometry(rng) for _ in range(3))], groups=1)
+    assert_geometries_agree([*GEOMETRIES[part::3], *(random_geometry(rng) for _ in range(2))], groups=1)
 
 
 @pytest.mark.parametrize("part", range(2))
 def test_any_geometry_of_depthwise_convolutions(part):
     rng = np.random.default_rng(10 + part)
-    assert_geometries_agree([*GEOMETRIES[12 + part : 16 : 2], *(random_geometry(rng) for _ in range(5))], groups=2)
+    assert_geometries_agree([*GEOMETRIES[12 + part : 16 : 2], *(random_geometry(rng) for _ in range(3))], groups=2)
