@@ -208,3 +208,31 @@ def check_bernoulli(kept, probability):
         assert abs((noise.mean(axis) ** 2 * noise.shape[axis]).sum() - count) < 4 * np.sqrt(2 * count)
     for a, b in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1])):
         assert abs((a * b).mean()) < 4 / np.sqrt(a.size)
+
+
+def to_torch(torch, x):
+    """[batch, ..., features] -> a leaf tensor [batch, features, ...]."""
+    return torch.tensor(np.moveaxis(np.asarray(x), -1, 1).copy(), requires_grad=True)
+
+
+def from_torch(x):
+    """[batch, features, ...] -> a NumPy array [batch, ..., features]."""
+    return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+def batch_norm_inputs(shape, spread=0.05):
+    """Inputs, scale, bias, running moments. A small spread makes a wrong epsilon visible."""
+    from deepjax.functional import Moments
+
+    x, scale, bias, mean, var = random_arrays(len(shape), shape, *[shape[-1:]] * 4)
+    return spread * x + 0.1, 1 + 0.3 * scale, bias, Moments(np.float32(0.1) * mean, 0.003 * (0.5 + var**2))
+
+
+def batch_norm_reference(x, scale, bias, running, *, train, momentum=0.9, epsilon=1e-5):
+    """float64 (y, running moments)."""
+    x, scale, bias, mean, var = (np.asarray(a, np.float64) for a in (x, scale, bias, *running))
+    if train:
+        rows = x.reshape(-1, x.shape[-1])
+        mean, var = rows.mean(0), ((rows - rows.mean(0)) ** 2).mean(0)
+        running = type(running)(*(momentum * np.float64(o) + (1 - momentum) * n for o, n in zip(running, (mean, var))))
+    return scale * (x - mean) / np.sqrt(var + epsilon) + bias, running
