@@ -2,73 +2,67 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from deepjax import functional, layers
+from deepjax import functional
 from deepjax.errors import InputError
-
-KEY = jax.random.key(0)
-
-
-def arrays(seed, *shapes, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+from helpers import random_arrays
 
 
-def compare(torch, ours, theirs, x, *parameters, channels_first=True):
-    """Values and gradients of a function of x and its parameters, in float64."""
-    if channels_first:
-        to, back = (lambda a: np.moveaxis(a, -1, 1)), (lambda a: np.moveaxis(a, 1, -1))
-    else:
-        to = back = np.asarray
-    (weights,) = arrays(99, x.shape, dtype=np.float64)
-    tensors = [torch.tensor(a.copy(), requires_grad=True) for a in (to(x), *parameters)]
-    ty = theirs(*tensors)
-    (ty * torch.tensor(to(weights).copy())).sum().backward()
+def assert_are_torchs(torch, cases, channels_first=True):
+    """Values and gradients in float64. Each case: (ours, PyTorch's function, x, *parameters); one program for all."""
+
+    def to(array):
+        return np.moveaxis(array, -1, 1).copy() if channels_first else array.copy()
+
+    inputs = [[x, *parameters, *map(np.float64, random_arrays(99, x.shape))] for _, _, x, *parameters in cases]
+
+    @jax.jit
+    def run(inputs):
+        pulled = []
+        for (ours, *_), (*arguments, weights) in zip(cases, inputs, strict=True):
+            y, pull = jax.vjp(ours, *arguments)
+            pulled.append((y, *pull(weights)))
+        return pulled
+
     with jax.enable_x64(True):
+        results = run(inputs)
+    for (_, theirs, *_), (x, *parameters, weights), (y, dx, *rest) in zip(cases, inputs, results, strict=True):
+        tensors = [torch.tensor(a.copy(), requires_grad=True) for a in (to(x), *parameters)]
+        ty = theirs(*tensors)
+        (ty * torch.tensor(to(weights))).sum().backward()
+        assert y.dtype == jnp.float64
+        assert_allclose(to(np.asarray(y)), ty.detach(), rtol=1e-10, atol=1e-12)
+        assert_allclose(to(np.asarray(dx)), tensors[0].grad, rtol=1e-8, atol=1e-10)
+        for mine, tensor in zip(rest, tensors[1:], strict=True):
+            assert_allclose(mine, tensor.grad, rtol=1e-8, atol=1e-10)
 
-        def loss(*arguments):
-            y = ours(*arguments)
-            return (y * weights).sum(), y
 
-        numbers = tuple(range(1 + len(parameters)))
-        (dx, *rest), y = jax.jit(jax.grad(loss, numbers, has_aux=True))(x, *parameters)
-    assert y.dtype == jnp.float64
-    assert_allclose(y, back(ty.detach().numpy()), rtol=1e-10, atol=1e-12)
-    assert_allclose(dx, back(tensors[0].grad.numpy()), rtol=1e-8, atol=1e-10)
-    for mine, tensor in zip(rest, tensors[1:], strict=True):
-        assert_allclose(mine, tensor.grad, rtol=1e-8, atol=1e-10)
+def wide_arrays(seed, *shapes):
+    return [np.float64(a) for a in random_arrays(seed, *shapes)]
 
 
 # Layer norm
 
 
-@pytest.mark.parametrize(
-    ("shape", "axes"), [((6,), 1), ((4, 6), 1), ((4, 5, 6), 1), ((4, 5, 6), 2), ((2, 3, 4, 6), 3), ((2, 3, 4, 6), 4)]
-)
-def test_layer_norm_is_torchs(shape, axes):
+def test_layer_norm_is_torchs():
     torch = pytest.importorskip("torch")
-    x, scale, bias = arrays(0, shape, shape[-axes:], shape[-axes:], dtype=np.float64)
-    ours = partial(functional.layer_norm, axes=axes, epsilon=1e-3)
-    compare(
-        torch,
-        ours,
-        lambda x, *parameters: torch.nn.functional.layer_norm(x, shape[-axes:], *parameters, eps=1e-3),
-        3 * x + 1,
-        scale,
-        bias,
-        channels_first=False,
-    )
+    cases = []
+    for shape, axes in [((6,), 1), ((4, 6), 1), ((4, 5, 6), 2), ((2, 3, 4, 6), 3), ((2, 3, 4, 6), 4)]:
+        theirs = partial(torch.nn.functional.layer_norm, eps=1e-3)
+        x, scale, bias = wide_arrays(0, shape, shape[-axes:], shape[-axes:])
+        ours = partial(functional.layer_norm, axes=axes, epsilon=1e-3)
+        cases.append((ours, lambda x, *rest, s=shape[-axes:], f=theirs: f(x, s, *rest), 3 * x + 1, scale, bias))
+    assert_are_torchs(torch, cases, channels_first=False)
 
 
 def test_layer_norm_of_features_needs_no_parameters():
-    (x,) = arrays(0, (4, 6))
-    y = functional.layer_norm(x)
+    (x,) = random_arrays(0, (4, 6))
+    y = np.asarray(jax.jit(functional.layer_norm)(x))
     assert_allclose(y.mean(-1), 0, atol=1e-6)
     assert_allclose(y.var(-1), x.var(-1) / (x.var(-1) + 1e-5), rtol=1e-5)
 
@@ -78,52 +72,65 @@ def test_layer_norm_of_features_needs_no_parameters():
 SHAPES = [(4, 6), (3, 5, 6), (2, 3, 5, 6), (2, 2, 3, 4, 6)]
 
 
-@pytest.mark.parametrize(
-    ("shape", "groups"),
-    [(SHAPES[0], 1), (SHAPES[0], 2), (SHAPES[1], 3), (SHAPES[2], 1), (SHAPES[2], 2), (SHAPES[2], 6), (SHAPES[3], 2)],
-)
-def test_group_norm_is_torchs(shape, groups):
+def test_group_norm_is_torchs():
     torch = pytest.importorskip("torch")
-    x, scale, bias = arrays(1, shape, 6, 6, dtype=np.float64)
-    ours = partial(functional.group_norm, groups=groups, epsilon=1e-3)
-    theirs = torch.nn.functional.group_norm
-    compare(torch, ours, lambda x, *rest: theirs(x, groups, *rest, eps=1e-3), 3 * x + 1, scale, bias)
+    cases = []
+    for shape, groups in [(0, 1), (0, 2), (1, 3), (2, 2), (2, 6), (3, 2)]:
+        x, scale, bias = wide_arrays(1, SHAPES[shape], (6,), (6,))
+        ours = partial(functional.group_norm, groups=groups, epsilon=1e-3)
+        theirs = partial(torch.nn.functional.group_norm, eps=1e-3)
+        cases.append((ours, lambda x, *rest, n=groups, f=theirs: f(x, n, *rest), 3 * x + 1, scale, bias))
+    assert_are_torchs(torch, cases)
 
 
-@pytest.mark.parametrize("shape", SHAPES[1:])
-def test_instance_norm_is_torchs(shape):
+def test_instance_norm_is_torchs():
     torch = pytest.importorskip("torch")
-    x, scale, bias = arrays(2, shape, 6, 6, dtype=np.float64)
-    ours = partial(functional.instance_norm, epsilon=1e-3)
-    theirs = torch.nn.functional.instance_norm
-    compare(torch, ours, lambda x, s, b: theirs(x, weight=s, bias=b, eps=1e-3), 3 * x + 1, scale, bias)
+    cases = []
+    for shape in SHAPES[1:]:
+        x, scale, bias = wide_arrays(2, shape, (6,), (6,))
+        theirs = partial(torch.nn.functional.instance_norm, eps=1e-3)
+        ours = partial(functional.instance_norm, epsilon=1e-3)
+        cases.append((ours, lambda x, s, b, f=theirs: f(x, weight=s, bias=b), 3 * x + 1, scale, bias))
+    assert_are_torchs(torch, cases)
 
 
 def test_groups_are_a_bridge_from_layer_to_instance_norm():
-    (x,) = arrays(3, (2, 4, 5, 6))
-    one = functional.group_norm(x, groups=1)
-    assert_allclose(one, functional.layer_norm(x, axes=3), rtol=1e-5, atol=1e-5)
-    assert_allclose(functional.group_norm(x, groups=6), functional.instance_norm(x), rtol=1e-5, atol=1e-5)
+    (x,) = random_arrays(3, (2, 4, 5, 6))
+
+    @jax.jit
+    def run(x):
+        one, all_features = (functional.group_norm(x, groups=groups) for groups in (1, 6))
+        return (one, functional.layer_norm(x, axes=3)), (all_features, functional.instance_norm(x))
+
+    for ours, expected in run(x):
+        assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 # Weight norm
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4), (3, 3, 5, 4)])
-def test_weight_norm_is_torchs(shape):
+def test_weight_norm_is_torchs():
     torch = pytest.importorskip("torch")
-    v, g = arrays(4, shape, 4, dtype=np.float64)
-    last = len(shape) - 1
-    compare(torch, functional.weight_norm, lambda v, g: torch._weight_norm(v, g, last), v, g, channels_first=False)
+    cases = []
+    for shape in [(5, 4), (3, 5, 4), (3, 3, 5, 4)]:
+        last = len(shape) - 1
+        theirs = lambda v, g, last=last: torch._weight_norm(v, g, last)  # noqa: E731
+        cases.append((functional.weight_norm, theirs, *wide_arrays(4, shape, (4,))))
+    assert_are_torchs(torch, cases, channels_first=False)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (3, 3, 5, 4)])
 def test_weight_norms_gradients_are_the_lectures(shape):
     """Salimans & Kingma 2016, eq. 3, feature by feature."""
-    v, g, dw = arrays(5, shape, 4, shape, dtype=np.float64)
+    v, g, dw = wide_arrays(5, shape, (4,), shape)
+
+    @jax.jit
+    def run(v, g, dw):
+        w, back = jax.vjp(functional.weight_norm, v, g)
+        return w, *back(dw)
+
     with jax.enable_x64(True):
-        w, back = jax.vjp(functional.weight_norm, v, jnp.asarray(g))
-        w, dv, dg = (np.asarray(a) for a in (w, *back(jnp.asarray(dw))))
+        w, dv, dg = map(np.asarray, run(v, g, dw))
     for o in range(4):
         length = np.sqrt((v[..., o] ** 2).sum())
         assert_allclose(np.linalg.norm(w[..., o]), abs(g[o]), rtol=1e-12)
@@ -137,30 +144,23 @@ def test_weight_norms_gradients_are_the_lectures(shape):
 # Local response norm
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"),
-    [((3, 5, 6), 1), ((3, 5, 6), 2), ((2, 3, 5, 6), 3), ((2, 3, 5, 6), 4), ((2, 2, 3, 4, 6), 5), ((3, 5, 6), 9)],
-)
-def test_local_response_norm_is_torchs(shape, size):
+def test_local_response_norm_is_torchs():
     torch = pytest.importorskip("torch")
-    (x,) = arrays(6, shape, dtype=np.float64)
-    options = {"alpha": 0.3, "beta": 0.6, "k": 0.7}
-    theirs = torch.nn.LocalResponseNorm(size, **options)
-    compare(torch, partial(functional.local_response_norm, size=size, **options), theirs, x)
-
-
-def test_local_response_norms_defaults_are_torchs():
-    torch = pytest.importorskip("torch")
-    x = 100 * arrays(6, (2, 4, 6))[0]
-    theirs = torch.nn.LocalResponseNorm(5)(torch.tensor(np.moveaxis(x, -1, 1).copy()))
-    assert_allclose(functional.local_response_norm(x, 5), np.moveaxis(theirs.numpy(), 1, -1), rtol=1e-5)
+    options, cases = {"alpha": 0.3, "beta": 0.6, "k": 0.7}, []
+    for shape, size in [((3, 5, 6), 1), ((3, 5, 6), 2), ((2, 3, 5, 6), 3), ((2, 2, 3, 4, 6), 5), ((3, 5, 6), 9)]:
+        ours = partial(functional.local_response_norm, size=size, **options)
+        cases.append((ours, torch.nn.LocalResponseNorm(size, **options), *wide_arrays(6, shape)))
+    (x,) = wide_arrays(6, (2, 4, 6))
+    cases.append((partial(functional.local_response_norm, size=5), torch.nn.LocalResponseNorm(5), 100 * x))  # defaults
+    assert_are_torchs(torch, cases)
 
 
 def test_local_response_norm_is_alexnets():
     """Krizhevsky et al. 2012, section 3.3: sums over five neighbours, n = 5, alpha = 1e-4, beta = 0.75, k = 2."""
-    x = 50 * arrays(7, (7,))[0].astype(np.float64)
+    x = 50 * random_arrays(7, (7,))[0]
     expected = [a / (2 + 1e-4 * sum(x[max(0, i - 2) : i + 3] ** 2)) ** 0.75 for i, a in enumerate(x)]
-    assert_allclose(functional.local_response_norm(jnp.asarray(x), 5, alpha=5e-4, k=2.0), expected, rtol=1e-5)
+    y = jax.jit(partial(functional.local_response_norm, size=5, alpha=5e-4, k=2.0))(x)
+    assert_allclose(y, expected, rtol=1e-5)
 
 
 # All of them
@@ -177,15 +177,19 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_half_precision_is_float32_rounded_and_vmap_a_loop(name):
     """With a mean of 500, sums in half precision, or a variance from squares, would be far off."""
-    x = jnp.asarray(500 + 4 * arrays(8, (3, 4, 50, 6))[0], jnp.bfloat16)
-    function = jax.jit(FUNCTIONS[name])
-    y = jax.jit(jax.vmap(function))(x)
+    x = (500 + 4 * random_arrays(8, (3, 4, 50, 6))[0]).astype(jnp.bfloat16)
+    function = FUNCTIONS[name]
+
+    @jax.jit
+    def run(x):
+        alone = [function(row.astype(jnp.float32)) for row in x]
+        return jax.vmap(function)(x), alone, jax.grad(lambda x: (function(x).astype(jnp.float32) ** 2 / 2).sum())(x[0])
+
+    y, alone, gradient = run(x)
     assert y.dtype == jnp.bfloat16
-    for i in range(3):
-        expected = function(x[i].astype(jnp.float32))
-        assert_allclose(y[i].astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
-    gradient = jax.jit(jax.grad(lambda x: (FUNCTIONS[name](x).astype(jnp.float32) ** 2 / 2).sum()))
-    assert jnp.isfinite(gradient(x[0])).all()
+    for row, expected in zip(np.float32(y), alone, strict=True):
+        assert_allclose(row, expected, rtol=2**-8, atol=1e-5)
+    assert np.isfinite(np.float32(gradient)).all()
 
 
 @pytest.mark.parametrize(
@@ -214,69 +218,3 @@ def test_half_precision_is_float32_rounded_and_vmap_a_loop(name):
 def test_errors(function, message):
     with pytest.raises(InputError, match=message):
         jax.eval_shape(function, jnp.ones((2, 4, 6)))  # at trace time
-
-
-# Modules
-
-
-@pytest.mark.parametrize(
-    ("module", "function", "shape"),
-    [
-        (layers.LayerNorm(axes=2, epsilon=0.1), partial(functional.layer_norm, axes=2, epsilon=0.1), (5, 6)),
-        (layers.GroupNorm(3, epsilon=0.1), partial(functional.group_norm, groups=3, epsilon=0.1), (6,)),
-        (layers.InstanceNorm(epsilon=0.1), partial(functional.instance_norm, epsilon=0.1), (6,)),
-    ],
-)
-def test_modules_bind_names_to_the_functions(module, function, shape):
-    x, scale, bias = arrays(9, (2, 5, 6), shape, shape)
-    params = module.init(KEY, x)["params"]
-    assert jax.tree.map(jnp.shape, params) == {"scale": shape, "bias": shape}
-    y = module.apply({"params": {"scale": scale, "bias": bias}}, x)
-    assert_allclose(y, function(x, scale, bias), rtol=1e-6)
-    bare = module.clone(use_scale=False, use_bias=False)
-    assert bare.init(KEY, x) == {}
-    assert_allclose(bare.apply({}, x), function(x), rtol=1e-6)
-
-
-def test_local_response_module():
-    (x,) = arrays(9, (2, 5, 6))
-    y = layers.LocalResponseNorm(3, alpha=0.1, beta=0.5, k=2.0).apply({}, x)
-    assert_allclose(y, functional.local_response_norm(x, 3, alpha=0.1, beta=0.5, k=2.0), rtol=1e-6)
-
-
-class Net(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3, name="dense")(nn.relu(layers.Conv(4, (3,), use_bias=True, name="conv")(x)))
-
-
-def test_weight_norm_module_starts_as_the_layer_and_learns_direction_and_length():
-    (x,) = arrays(9, (2, 5, 6))
-    module = layers.WeightNorm(nn.Dense(4))
-    params = module.init(KEY, x)["params"]
-    assert_allclose(module.apply({"params": params}, x), nn.Dense(4).apply({"params": params["layer"]}, x), rtol=1e-5)
-    known = layers.WeightNorm(nn.Dense(4, kernel_init=nn.initializers.constant(2.0)))
-    y, variables = known.init_with_output(KEY, x)
-    assert_allclose(y, 2 * x.sum(-1, keepdims=True) * np.ones((1, 1, 4)), rtol=1e-4, atol=1e-5)
-    assert_allclose(variables["params"]["layer"]["kernel"], 2, rtol=1e-6)
-    assert_allclose(variables["params"]["scale"], 2 * np.sqrt(6), rtol=1e-6)
-    kernel, scale = arrays(10, (6, 4), 4)
-    params = {"layer": {"kernel": kernel, "bias": np.ones(4, np.float32)}, "scale": scale}
-    expected = x @ functional.weight_norm(kernel, scale) + np.ones((1, 1, 4))
-    assert_allclose(module.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
-    gradient = jax.grad(lambda params: (module.apply({"params": params}, x) ** 2).sum())(params)
-    assert_allclose((gradient["layer"]["kernel"] * kernel).sum(0), 0, atol=1e-3)
-    assert (abs(gradient["scale"]) > 1e-3).all()
-
-
-def test_weight_norm_module_of_a_net():
-    (x,) = arrays(9, (2, 5, 6))
-    module = layers.WeightNorm(Net())
-    params = module.init(KEY, x)["params"]
-    assert params["conv_scale"].shape == (4,)
-    assert params["dense_scale"].shape == (3,)
-    assert_allclose(module.apply({"params": params}, x), Net().apply({"params": params["layer"]}, x), rtol=1e-5)
-    doubled = {**params, "dense_scale": 2 * params["dense_scale"]}
-    assert_allclose(
-        module.apply({"params": doubled}, x), 2 * module.apply({"params": params}, x), rtol=1e-5
-    )  # biases are 0
