@@ -1,4 +1,4 @@
-"""Activations against PyTorch and float64 NumPy, in values and gradients; their gains; the modules."""
+"""Activations against PyTorch and float64 NumPy, in values and gradients; their gains."""
 
 import math
 from functools import partial
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from deepjax import functional, initializers, layers
+from deepjax import functional
 from deepjax.errors import InputError
+from helpers import random_arrays
 
 # name: (ours, PyTorch's, given torch)
 ELEMENTWISE = {
@@ -41,14 +42,9 @@ DTYPES = {"float32": 1e-6, "float64": 1e-13, "bfloat16": 2**-6}  # and the toler
 EXTREMES = [0.0, -0.0, 1e4, -1e4, 30, -30]
 
 
-def arrays(seed, *shapes, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
-
-
 def values_and_pullbacks(cases):
     """[(value of f, gradients of sum(f * weights), weights)] for all [(f, inputs)], in one program."""
-    weights = [arrays(99, jax.eval_shape(f, *inputs).shape)[0] for f, inputs in cases]
+    weights = [random_arrays(99, jax.eval_shape(f, *inputs).shape)[0] for f, inputs in cases]
 
     @jax.jit
     def run(all_inputs):
@@ -74,7 +70,7 @@ def torch_pullback(torch, f, weights, *inputs):
 def test_values_gradients_and_dtypes_are_torchs(dtype):
     torch = pytest.importorskip("torch")
     with jax.enable_x64(dtype == "float64"):
-        (sample,) = arrays(0, (3, 2, 7), dtype=np.float64)
+        (sample,) = map(np.float64, random_arrays(0, (3, 2, 7)))
         inputs = {}
         for name in ELEMENTWISE:
             special = EXTREMES if name != "crelu" else EXTREMES[2:]  # its derivative at 0 is another
@@ -95,14 +91,14 @@ def test_values_gradients_and_dtypes_are_torchs(dtype):
 
 
 def test_any_number_of_leading_axes_and_vmap():
-    (x,) = arrays(1, (2, 3, 2, 4))
+    (x,) = random_arrays(1, (2, 3, 2, 4))
     functions = {name: f for name, (f, _) in ELEMENTWISE.items()}
 
     @jax.jit
     def run(x):
         return {name: (f(x), jax.vmap(jax.vmap(f))(x), f(x[0, 1, 1])) for name, f in functions.items()}
 
-    for name, (y, mapped, one) in run(x).items():
+    for name, (y, mapped, one) in jax.tree.map(np.asarray, run(x)).items():
         assert y.shape[:-1] == x.shape[:-1], name
         assert_allclose(mapped, y, rtol=1e-6, err_msg=name)
         assert_allclose(one, y[0, 1, 1], rtol=1e-6, err_msg=name)
@@ -110,21 +106,25 @@ def test_any_number_of_leading_axes_and_vmap():
             assert jax.eval_shape(functions[name], jnp.float32(1.5)).shape == (), name
 
 
+KINK = np.float32([-2, 0, 3])
+
+
 def test_relu_and_its_gradient():
-    x = jnp.array([-2.0, 0.0, 3.0])
-    assert_allclose(functional.relu(x), [0, 0, 3])
-    assert_allclose(jax.grad(lambda x: functional.relu(x).sum())(x), [0, 0, 1])
+    y, slope = jax.jit(lambda x: (functional.relu(x), jax.grad(lambda x: functional.relu(x).sum())(x)))(KINK)
+    assert_allclose(y, [0, 0, 3])
+    assert_allclose(slope, [0, 0, 1])
 
 
 def test_slope_0_is_relu_in_its_gradient_too():
-    x = jnp.array([-2.0, 0.0, 3.0])
-    assert_array_equal(functional.leaky_relu(x, 0.0), functional.relu(x))
-    assert_array_equal(jax.grad(lambda x: functional.leaky_relu(x, 0.0).sum())(x), [0, 0, 1])
+    leaky = partial(functional.leaky_relu, slope=0.0)
+    y, slope = jax.jit(lambda x: (leaky(x), jax.grad(lambda x: leaky(x).sum())(x)))(KINK)
+    assert_array_equal(y, [0, 0, 3])
+    assert_array_equal(slope, [0, 0, 1])
 
 
 def test_selus_fixed_point():
     """Klambauer et al. 2017: mean 0 and variance 1 stay, here by a sample of a million at four sigma."""
-    y = np.asarray(functional.selu(np.random.default_rng(0).standard_normal((1000, 1000), np.float32)), np.float64)
+    y = np.float64(jax.jit(functional.selu)(np.random.default_rng(0).standard_normal((1000, 1000), np.float32)))
     assert abs(y.mean()) < 4 / 1e3
     assert abs((y**2).mean() - 1) < 4 * (y**2).std() / 1e3
 
@@ -137,7 +137,9 @@ def test_prelu_is_torchs(dtype):
     torch = pytest.importorskip("torch")
     shapes = [(3,), (5, 3), (2, 4, 5, 3), (2, 2, 3, 4, 3)]
     with jax.enable_x64(dtype == "float64"):
-        inputs = [arrays(0, shape, slope, dtype=dtype) for shape in shapes for slope in ((3,), (1,))]
+        inputs = [
+            [a.astype(dtype) for a in random_arrays(0, shape, slope)] for shape in shapes for slope in ((3,), (1,))
+        ]
         results = values_and_pullbacks([(functional.prelu, pair) for pair in inputs])
         for (x, slope), (y, gradients, weights) in zip(inputs, results, strict=True):
 
@@ -153,20 +155,20 @@ def test_prelu_is_torchs(dtype):
 
 
 def test_prelus_slope_takes_the_inputs_dtype():
-    x = jnp.ones((2, 3), jnp.bfloat16)
-    assert functional.prelu(x, jnp.ones(3)).dtype == jnp.bfloat16
-    assert functional.prelu(x, jnp.float32(0.1)).dtype == jnp.bfloat16
-    assert functional.leaky_relu(jnp.arange(-2, 2), 0.5).tolist() == [-1.0, -0.5, 0.0, 1.0]
+    x, slope = np.ones((2, 3), jnp.bfloat16), np.ones(3, np.float32)
+    for s in (slope, np.float32(0.1)):
+        assert jax.eval_shape(functional.prelu, x, s).dtype == jnp.bfloat16
+    assert jax.jit(functional.leaky_relu)(np.arange(-2, 2), 0.5).tolist() == [-1.0, -0.5, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("slope", [(2,), (2, 3), (1, 3), (4,)])
 def test_prelu_errors(slope):
     with pytest.raises(InputError, match=r"prelu: slope of shape .* must be one number, or \(3,\)"):
-        functional.prelu(jnp.ones((2, 3)), jnp.ones(slope))
+        functional.prelu(np.ones((2, 3), np.float32), np.ones(slope, np.float32))
     with pytest.raises(InputError, match="prelu: slope"):
-        functional.prelu(jnp.float32(1), jnp.ones(1))
+        functional.prelu(np.float32(1), np.ones(1, np.float32))
     with pytest.raises(InputError, match=r"leaky_relu: slope of shape \(3,\)"):
-        functional.leaky_relu(jnp.ones((2, 3)), jnp.ones(3))
+        functional.leaky_relu(np.ones((2, 3), np.float32), np.ones(3, np.float32))
 
 
 # Maxout
@@ -175,7 +177,7 @@ def test_prelu_errors(slope):
 def test_maxout_is_the_definition():
     torch = pytest.importorskip("torch")
     sizes = [(leading, pieces) for leading, pieces in (((), 2), ((6,), 1), ((2, 3), 5)) for _ in range(2)]
-    inputs = [arrays(0, (*a, 4), (4, n, 3), *[(n, 3)] * (i % 2)) for i, (a, n) in enumerate(sizes)]
+    inputs = [random_arrays(0, (*a, 4), (4, n, 3), *[(n, 3)] * (i % 2)) for i, (a, n) in enumerate(sizes)]
     results = values_and_pullbacks([(functional.maxout, arguments) for arguments in inputs])
     for (leading, pieces), arguments, (y, gradients, weights) in zip(sizes, inputs, results, strict=True):
         assert y.shape == (*leading, 3)
@@ -191,16 +193,16 @@ def test_maxout_is_the_definition():
             assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "x64"), [("bfloat16", False), ("float32", False), ("float64", True)])
+@pytest.mark.parametrize(("dtype", "x64"), [("bfloat16", False), ("float64", True)])
 def test_maxout_of_two_pieces_is_relu_and_the_absolute_value_exactly(dtype, x64):
+    one, x = np.eye(3), random_arrays(0, (50, 3))[0].astype(dtype)
+    pieces = [np.stack([one, other], 1).astype(dtype) for other in (0 * one, -one)]
     with jax.enable_x64(x64):
-        x = jnp.asarray(arrays(0, (50, 3))[0], dtype)
-        one, zero = jnp.eye(3, dtype=dtype), jnp.zeros((3, 3), dtype)
-        relu = functional.maxout(x, jnp.stack([one, zero], 1))
-        absolute = functional.maxout(x, jnp.stack([one, -one], 1), jnp.zeros((2, 3), dtype))
-        assert relu.dtype == absolute.dtype == x.dtype
-        assert_array_equal(relu, functional.relu(x))
-        assert_array_equal(absolute, jnp.abs(x))
+        maxout = jax.jit(lambda kernels: [functional.maxout(x, kernel) for kernel in kernels])
+        relu, absolute = map(np.asarray, maxout(pieces))
+    assert relu.dtype == absolute.dtype == x.dtype
+    assert_array_equal(relu, np.maximum(x, 0))
+    assert_array_equal(absolute, np.abs(x))
 
 
 @pytest.mark.parametrize(
@@ -216,55 +218,62 @@ def test_maxout_of_two_pieces_is_relu_and_the_absolute_value_exactly(dtype, x64)
 )
 def test_maxout_errors(x, kernel, bias, message):
     with pytest.raises(InputError, match=message):
-        functional.maxout(jnp.ones(x), jnp.ones(kernel), bias and jnp.ones(bias))
+        functional.maxout(*(a if a is None else np.ones(a, np.float32) for a in (x, kernel, bias)))
 
 
 # CReLU
 
 
 def test_crelu_interleaves_its_halves():
-    x = jnp.array([[1.0, -2.0, 3.0], [-4.0, 5.0, -6.0]])
-    assert functional.crelu(x).tolist() == [[1, 0, 0, 2, 3, 0], [0, 4, 5, 0, 0, 6]]
+    x = np.float32([[1, -2, 3], [-4, 5, -6]])
+    assert jax.jit(functional.crelu)(x).tolist() == [[1, 0, 0, 2, 3, 0], [0, 4, 5, 0, 0, 6]]
     with pytest.raises(InputError, match="features axis"):
-        functional.crelu(jnp.float32(1))
+        functional.crelu(np.float32(1))
 
 
 @pytest.mark.parametrize("zeros", [False, True])
 def test_crelu_keeps_the_norm_forward_and_backward(zeros):
+    x, tangent, cotangent = map(np.float64, random_arrays(0, (5, 8), (5, 8), (5, 16)))
+    if zeros:  # an isometry at the kink, too: a black image has many of them
+        x[:, ::2] = 0
+
+    @jax.jit
+    def run(x):
+        y, pull = jax.vjp(functional.crelu, x)
+        _, pushed = jax.jvp(functional.crelu, (x,), (tangent,))
+        return y, pushed, jax.jacobian(functional.crelu)(x[0]), pull(jnp.asarray(cotangent))[0], pull(pushed)[0]
+
     with jax.enable_x64(True):
-        x, tangent, cotangent = arrays(0, (5, 8), (5, 8), (5, 16), dtype=np.float64)
-        if zeros:  # an isometry at the kink, too: a black image has many of them
-            x[:, ::2] = 0
-        y, pushed = jax.jvp(functional.crelu, (x,), (tangent,))
-        assert_allclose(np.linalg.norm(y), np.linalg.norm(x), rtol=1e-14)
-        assert_allclose(np.linalg.norm(pushed), np.linalg.norm(tangent), rtol=1e-14)
-        jacobian = jax.jacobian(functional.crelu)(x[0])
-        assert_array_equal(jacobian.T @ jacobian, np.eye(8))
-        # backward, the norm of what arrives at the halves in use
-        (pulled,) = jax.vjp(functional.crelu, x)[1](jnp.asarray(cotangent))
-        used = np.where(x >= 0, cotangent[:, ::2], cotangent[:, 1::2])
-        assert_allclose(np.linalg.norm(pulled), np.linalg.norm(used), rtol=1e-14)
-        (pulled,) = jax.vjp(functional.crelu, x)[1](pushed)  # all of it, if it comes from there
-        assert_allclose(pulled, tangent, rtol=1e-14)
+        y, pushed, jacobian, pulled, back = map(np.asarray, run(x))
+    assert_allclose(np.linalg.norm(y), np.linalg.norm(x), rtol=1e-14)
+    assert_allclose(np.linalg.norm(pushed), np.linalg.norm(tangent), rtol=1e-14)
+    assert_array_equal(jacobian.T @ jacobian, np.eye(8))
+    # backward, the norm of what arrives at the halves in use
+    used = np.where(x >= 0, cotangent[:, ::2], cotangent[:, 1::2])
+    assert_allclose(np.linalg.norm(pulled), np.linalg.norm(used), rtol=1e-14)
+    assert_allclose(back, tangent, rtol=1e-14)  # all of it, if it comes from there
 
 
 def test_a_mirrored_orthogonal_kernel_keeps_the_gradient_of_crelu():
     """Looks-linear (Balduzzi et al. 2017): fifty layers are a linear map that keeps every norm."""
     with jax.enable_x64(True):
-        x, cotangent, matrices = arrays(0, (8,), (8,), (50, 8, 8), dtype=np.float64)
+        x, cotangent, matrices = map(np.float64, random_arrays(0, (8,), (8,), (50, 8, 8)))
         x[0] = 0
         orthogonal = np.linalg.qr(matrices)[0]
 
-        @jax.jit
         def net(x):
             def layer(x, q):
                 return functional.crelu(x) @ jnp.stack([q, -q], 1).reshape(16, 8), None
 
             return jax.lax.scan(layer, x, orthogonal)[0]
 
-        y, pull = jax.vjp(net, x)
+        def both(x):
+            y, pull = jax.vjp(net, x)
+            return y, pull(jnp.asarray(cotangent))[0]
+
+        y, pulled = jax.jit(both)(x)
         assert_allclose(y, x @ np.linalg.multi_dot(orthogonal), rtol=1e-12, atol=1e-13)
-        assert_allclose(np.linalg.norm(pull(jnp.asarray(cotangent))[0]), np.linalg.norm(cotangent), rtol=1e-12)
+        assert_allclose(np.linalg.norm(pulled), np.linalg.norm(cotangent), rtol=1e-12)
 
 
 # Gains
@@ -346,106 +355,3 @@ def test_gain_errors(arguments, message):
     for name, pieces in (("maxout", 0), ("maxout", 1.5), ("relu", 2)):
         with pytest.raises(InputError, match=f"pieces {pieces} of {name}"):
             functional.gain(name, pieces=pieces)
-
-
-# Modules
-
-
-@pytest.mark.parametrize("per_feature", [True, False])
-def test_prelu_module(per_feature):
-    (x,) = arrays(0, (4, 5, 3))
-    model = layers.PReLU(per_feature=per_feature)
-    y, variables = model.init_with_output(jax.random.key(0), x)
-    slope = variables["params"]["slope"]
-    assert slope.shape == ((3,) if per_feature else ())
-    assert slope.dtype == jnp.float32
-    assert_allclose(slope, 0.25)
-    assert_allclose(y, functional.prelu(x, 0.25), rtol=1e-6)
-    other = {"params": {"slope": jnp.full(slope.shape, -0.5)}}
-    assert_allclose(model.apply(other, x), np.where(x > 0, x, -0.5 * x), rtol=1e-6)
-    half = layers.PReLU(per_feature=per_feature, slope_init=initializers.zeros, dtype=jnp.bfloat16)
-    y, variables = half.init_with_output(jax.random.key(0), x)
-    assert y.dtype == jnp.bfloat16
-    assert variables["params"]["slope"].dtype == jnp.float32
-    assert_array_equal(y, functional.relu(x.astype(jnp.bfloat16)))
-
-
-@pytest.mark.parametrize("use_bias", [True, False])
-def test_maxout_module(use_bias):
-    (x,) = arrays(0, (2, 5, 4))
-    model = layers.Maxout(3, pieces=2, use_bias=use_bias, bias_init=initializers.ones)
-    y, variables = model.init_with_output(jax.random.key(0), x)
-    kernel, bias = variables["params"]["kernel"], variables["params"].get("bias")
-    assert kernel.shape == (4, 2, 3)
-    assert (bias is not None) == use_bias
-    expected = np.einsum("abi,ikj->abkj", x, kernel) + (np.ones((2, 3)) if use_bias else 0)
-    assert_allclose(y, expected.max(-2), rtol=1e-5, atol=1e-6)
-    assert layers.Maxout(3, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x)[0].dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize("pieces", [2, 5])
-def test_maxouts_own_initialization_keeps_the_variance(pieces):
-    (x,) = arrays(0, (4, 400))
-    kernel = layers.Maxout(100, pieces=pieces).init(jax.random.key(0), x)["params"]["kernel"]
-    squares = 400 * np.square(np.asarray(kernel, np.float64))
-    # the variance of a square of a normal is 2 variance^2
-    assert abs(squares.mean() / functional.gain("maxout", pieces=pieces) - 1) < 4 * math.sqrt(2 / kernel.size)
-
-
-def test_maxout_shows_initializers_a_dense_kernel():
-    (x,) = arrays(0, (2, 12))
-    kernel = layers.Maxout(3, pieces=4, kernel_init=jax.nn.initializers.orthogonal()).init(jax.random.key(0), x)
-    matrix = kernel["params"]["kernel"].reshape(12, 12)
-    assert_allclose(matrix.T @ matrix, np.eye(12), atol=1e-5)
-
-
-@pytest.mark.parametrize("options", [{"features": 0}, {"features": 3, "pieces": 0}])
-def test_maxout_module_errors(options):
-    with pytest.raises(InputError, match="0 must be at least 1"):
-        layers.Maxout(**options).init(jax.random.key(0), jnp.ones((2, 4)))
-
-
-# Tailored to a depth
-
-
-@pytest.mark.parametrize("slope", [0.0, 0.3, 0.9, 1.0])
-def test_tailored_relu_keeps_the_second_moment(slope):
-    """Four sigma, on samples: E[y^2] = E[x^2]; var(y^2) is at most E[y^4] <= 4 E[x^4] = 12."""
-    x = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
-    y = np.asarray(functional.tailored_relu(x, slope), np.float64)
-    expected = np.sqrt(2 / (1 + slope**2)) * np.where(x > 0, x, slope * x)
-    assert_allclose(y, expected, rtol=1e-5)
-    assert abs((y**2).mean() - 1) < 4 * np.sqrt(12 / 100_000)
-
-
-@pytest.mark.parametrize(("depth", "target"), [(20, 0.9), (100, 0.9), (100, 0.5), (2000, 0.9)])
-def test_tailored_slope_solves_the_cosine_map(depth, target):
-    """The map of one layer by quadrature over two correlated normals, not by its closed form."""
-    slope = functional.tailored_slope(depth, target)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(201)
-    weights = np.outer(weights, weights) / weights.sum() ** 2
-
-    def layer(c):
-        def f(z):
-            return np.where(z > 0, z, slope * z) * np.sqrt(2 / (1 + slope**2))
-
-        a, b = np.meshgrid(nodes, nodes, indexing="ij")
-        return (weights * f(a) * f(c * a + np.sqrt(1 - c * c) * b)).sum()
-
-    grid = np.linspace(0, 1, 201)
-    values = np.array([layer(c) for c in grid])
-    c = 0.0
-    for _ in range(depth):
-        c = np.interp(c, grid, values)
-    assert abs(c - target) < 0.02
-    assert functional.tailored_slope(depth + 50, target) > slope
-
-
-def test_shallow_nets_need_no_tailoring():
-    assert functional.tailored_slope(3) == 0
-
-
-@pytest.mark.parametrize(("depth", "target"), [(0, 0.9), (5, 1.0), (5, 0.0)])
-def test_tailored_slope_errors(depth, target):
-    with pytest.raises(InputError, match="tailored_slope: depth"):
-        functional.tailored_slope(depth, target)
