@@ -236,3 +236,15 @@ def batch_norm_reference(x, scale, bias, running, *, train, momentum=0.9, epsilo
         mean, var = rows.mean(0), ((rows - rows.mean(0)) ** 2).mean(0)
         running = type(running)(*(momentum * np.float64(o) + (1 - momentum) * n for o, n in zip(running, (mean, var))))
     return scale * (x - mean) / np.sqrt(var + epsilon) + bias, running
+
+
+def draw_initializers(initializers_and_shapes, seed=0):
+    """{name: kernel} from {name: (initializer, shape, dtype or nothing)}, in one program."""
+    import jax
+
+    run = jax.jit(lambda key: {name: init(key, *rest) for name, (init, *rest) in initializers_and_shapes.items()})
+    return jax.tree.map(np.asarray, run(jax.random.key(seed)))
+
+
+def draw_initializer(init, *shape_and_dtype):
+    return draw_initializers({"": (init, *shape_and_dtype)})[""]

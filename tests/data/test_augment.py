@@ -8,41 +8,47 @@ import pytest
 from deepjax import data
 from deepjax.config import Augment
 from deepjax.errors import InputError
+from helpers import random_arrays
+
+augmented = jax.jit(data.augment, static_argnums=2)
+
+
+def augment(seed, images, settings):
+    return np.asarray(augmented(jax.random.key(seed), images, settings))
 
 
 def images_of(batch, height=6, width=5, channels=2):
-    return jax.random.normal(jax.random.key(9), (batch, height, width, channels))
+    return random_arrays(9, (batch, height, width, channels))[0]
 
 
-@jax.jit
+def copies(image, count):
+    return np.broadcast_to(image, (count, *image.shape[1:]))
+
+
 def matches(outputs, candidates):
     """bool [B, K]: which candidate [K, ...] each output equals."""
-    return (outputs[:, None] == candidates[None]).all((2, 3, 4))
+    return np.stack([(outputs == candidate).all((1, 2, 3)) for candidate in candidates], 1)
 
 
 def test_no_augmentation_is_the_identity():
     x = images_of(7)
-    for augment in (Augment(), Augment(crop=0, translate=0.0, scale=0.0), Augment(area=(0.1, 1.0))):
-        np.testing.assert_array_equal(data.augment(jax.random.key(0), x, augment), x)
+    for settings in (Augment(), Augment(crop=0, translate=0.0, scale=0.0), Augment(area=(0.1, 1.0))):
+        np.testing.assert_array_equal(augment(0, x, settings), x)
 
 
 def test_flip_mirrors_half_of_the_images():
     image = images_of(1)
-    x = jnp.broadcast_to(image, (4000, *image.shape[1:]))
-    kept, mirrored = matches(
-        data.augment(jax.random.key(1), x, Augment(flip=True)), jnp.concatenate([image, image[:, :, ::-1]])
-    ).T
+    out = augment(1, copies(image, 4000), Augment(flip=True))
+    kept, mirrored = matches(out, [image[0], image[0, :, ::-1]]).T
     assert (kept ^ mirrored).all()
     assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
 
 
 def test_crop_covers_all_shifts_uniformly():
     image = images_of(1)
-    pad = 2
-    padded = jnp.pad(image[0], ((pad, pad), (pad, pad), (0, 0)))
-    shifted = jnp.stack([padded[i : i + 6, j : j + 5] for i in range(5) for j in range(5)])
-    x = jnp.broadcast_to(image, (5000, *image.shape[1:]))
-    found = matches(data.augment(jax.random.key(2), x, Augment(crop=pad)), shifted)
+    padded = np.pad(image[0], ((2, 2), (2, 2), (0, 0)))
+    shifted = [padded[i : i + 6, j : j + 5] for i in range(5) for j in range(5)]
+    found = matches(augment(2, copies(image, 5000), Augment(crop=2)), shifted)
     assert (found.sum(1) == 1).all()
     counts = found.sum(0)
     assert counts.min() > 0
@@ -51,11 +57,9 @@ def test_crop_covers_all_shifts_uniformly():
 
 def test_draws_of_flip_and_crop_are_independent():
     image = images_of(1)
-    x = jnp.broadcast_to(image, (4000, *image.shape[1:]))
-    out = jax.jit(lambda x: data.augment(jax.random.key(3), x, Augment(flip=True, crop=1)))(x)
-    both = jnp.concatenate([image, image[:, :, ::-1]])
-    padded = jnp.pad(both, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    candidates = jnp.stack([padded[f, i : i + 6, j : j + 5] for f in range(2) for i in range(3) for j in range(3)])
+    out = augment(3, copies(image, 4000), Augment(flip=True, crop=1))
+    padded = [np.pad(x, ((1, 1), (1, 1), (0, 0))) for x in (image[0], image[0, :, ::-1])]
+    candidates = [both[i : i + 6, j : j + 5] for both in padded for i in range(3) for j in range(3)]
     counts = matches(out, candidates).sum(0)
     assert counts.sum() == 4000
     assert abs(((counts - 4000 / 18) ** 2 / (4000 / 18)).sum() - 17) < 4 * np.sqrt(34)
@@ -63,28 +67,27 @@ def test_draws_of_flip_and_crop_are_independent():
 
 def test_augmentation_depends_on_the_key_and_differs_between_images():
     image = images_of(1)
-    x = jnp.broadcast_to(image, (50, *image.shape[1:]))
-    augment = Augment(flip=True, crop=2, translate=1.5, scale=0.2)
-    run = jax.jit(lambda key: data.augment(key, x, augment))
-    first, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
+    x, settings = copies(image, 50), Augment(flip=True, crop=2, translate=1.5, scale=0.2)
+    first, again, other = (augment(seed, x, settings) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any((1, 2, 3)).all()
-    assert len(np.unique(np.asarray(first).reshape(50, -1), axis=0)) == 50
+    assert len(np.unique(first.reshape(50, -1), axis=0)) == 50
 
 
 def moved(x, shifts, zooms, monkeypatch, translate=3.0, scale=0.5):
     """augment's output for these shifts [B, 2] and zooms [B, 1] in place of random ones."""
     draws = iter([shifts, zooms])
     monkeypatch.setattr(jax.random, "uniform", lambda *_, **__: jnp.asarray(next(draws), jnp.float32))
-    return jax.jit(lambda x: data.augment(jax.random.key(0), x, Augment(translate=translate, scale=scale)))(x)
+    settings = Augment(translate=translate, scale=scale)
+    return np.asarray(jax.jit(lambda x: data.augment(jax.random.key(0), x, settings))(x))
 
 
 def test_translation_by_whole_pixels_is_a_shift(monkeypatch):
     x = images_of(3)
     out = moved(x, [[0, 0], [1, -2], [-3, 0]], np.ones((3, 1)), monkeypatch)
-    padded = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
+    padded = np.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
     expected = [padded[0, 3:9, 3:8], padded[1, 2:8, 5:10], padded[2, 6:12, 3:8]]
-    np.testing.assert_allclose(out, jnp.stack(expected), atol=1e-6)
+    np.testing.assert_allclose(out, np.stack(expected), atol=1e-6)
 
 
 def test_translation_by_half_a_pixel_averages_neighbours(monkeypatch):
@@ -95,7 +98,7 @@ def test_translation_by_half_a_pixel_averages_neighbours(monkeypatch):
 
 def test_zoom_is_about_the_center(monkeypatch):
     """A linear ramp around the center has its slope divided by the zoom, and keeps its zero."""
-    ramp = jnp.broadcast_to((jnp.arange(9.0) - 4)[None, :, None, None], (2, 9, 7, 1))
+    ramp = np.broadcast_to((np.arange(9, dtype=np.float32) - 4)[None, :, None, None], (2, 9, 7, 1))
     out = moved(ramp, np.zeros((2, 2)), [[1.25], [0.5]], monkeypatch)
     np.testing.assert_allclose(out[0, :, 3, 0], (np.arange(9) - 4) / 1.25, atol=1e-5)
     np.testing.assert_allclose(out[1, 2:7, 3, 0], (np.arange(5) - 2) * 2, atol=1e-5)
@@ -105,9 +108,9 @@ def test_zoom_is_about_the_center(monkeypatch):
 
 def test_translation_and_zoom_are_uniform():
     """Shift and zoom of each image, measured on two ramps, against uniform distributions."""
-    down, right = jnp.meshgrid(jnp.arange(21.0) - 10, jnp.arange(21.0) - 10, indexing="ij")
-    x = jnp.broadcast_to(jnp.stack([down, right], -1), (2000, 21, 21, 2))
-    out = np.asarray(data.augment(jax.random.key(5), x, Augment(translate=2.0, scale=0.2)))
+    ramp = np.arange(21, dtype=np.float32) - 10
+    x = np.broadcast_to(np.stack(np.meshgrid(ramp, ramp, indexing="ij"), -1), (2000, 21, 21, 2))
+    out = augment(5, x, Augment(translate=2.0, scale=0.2))
     slope = out[:, 11, 10, 0] - out[:, 10, 10, 0]
     zoom = 1 / slope
     assert 0.8 <= zoom.min() < 0.805
@@ -123,11 +126,10 @@ def test_translation_and_zoom_are_uniform():
     assert (np.abs(correlation) < 4 / np.sqrt(2000)).all()
 
 
-@pytest.mark.parametrize("side", [1, 3, 4, 15])
+@pytest.mark.parametrize("side", [1, 4, 15])
 def test_cutout_is_a_square_around_a_uniform_pixel(side):
     height, width, count = 8, 10, 8000
-    out = data.augment(jax.random.key(6), jnp.ones((count, height, width, 2)), Augment(cutout=side))
-    hole = np.asarray(out == 0)
+    hole = augment(6, np.ones((count, height, width, 2), np.float32), Augment(cutout=side)) == 0
     assert (hole[..., 0] == hole[..., 1]).all()
     rows, columns = hole[..., 0].any(2), hole[..., 0].any(1)
     np.testing.assert_array_equal(hole[..., 0], rows[:, :, None] & columns[:, None])
@@ -143,9 +145,8 @@ def test_cutout_is_a_square_around_a_uniform_pixel(side):
 
 def test_cutout_comes_after_everything_else():
     """A hole is 0 and square, though the image is moved."""
-    x = 1 + jax.random.uniform(jax.random.key(0), (50, 9, 9, 1))
-    augment = Augment(flip=True, translate=0.4, cutout=3)
-    hole = np.asarray(jax.jit(lambda x: data.augment(jax.random.key(1), x, augment))(x) == 0)[..., 0]
+    x = 1 + abs(images_of(50, 9, 9, 1))
+    hole = augment(1, x, Augment(flip=True, translate=0.4, cutout=3))[..., 0] == 0
     assert set(hole.sum((1, 2))) <= {4, 6, 9}
 
 

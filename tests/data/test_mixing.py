@@ -14,11 +14,12 @@ from deepjax.config import Augment
 from deepjax.data import mixing
 from deepjax.parallel import make_mesh
 from deepjax.tasks import Classification
+from helpers import random_arrays
 
 BATCH = 6
-IMAGES = jax.random.normal(jax.random.key(5), (BATCH, 8, 10, 2))
-LABELS = jnp.arange(BATCH)
-MASK = jnp.array([True, False, True, True, False, True])
+(IMAGES,) = random_arrays(5, (BATCH, 8, 10, 2))
+LABELS = np.arange(BATCH)
+MASK = np.array([True, False, True, True, False, True])
 REAL = np.flatnonzero(MASK)
 
 
@@ -42,14 +43,12 @@ MIXUP, CUTMIX, BOTH = Augment(mixup=0.4), Augment(cutmix=1.0), Augment(mixup=1.0
 @pytest.mark.parametrize("augment", [MIXUP, CUTMIX, BOTH])
 def test_padding_is_neither_mixed_nor_mixed_in(augment):
     images, targets = many(augment)
-    np.testing.assert_array_equal(images[:, ~np.asarray(MASK)], np.broadcast_to(IMAGES[~MASK], (2000, 2, 8, 10, 2)))
-    np.testing.assert_array_equal(
-        targets[:, ~np.asarray(MASK)], np.broadcast_to(np.eye(BATCH)[[1, 4]], (2000, 2, BATCH))
-    )
+    np.testing.assert_array_equal(images[:, ~MASK], np.broadcast_to(IMAGES[~MASK], (2000, 2, 8, 10, 2)))
+    np.testing.assert_array_equal(targets[:, ~MASK], np.broadcast_to(np.eye(BATCH)[[1, 4]], (2000, 2, BATCH)))
     assert (targets[:, REAL][:, :, [1, 4]] == 0).all()
     np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
     # Other padding changes nothing.
-    other = jnp.where(MASK[:, None, None, None], IMAGES, 100.0)
+    other = np.where(MASK[:, None, None, None], IMAGES, np.float32(100))
     np.testing.assert_array_equal(many(augment, images=other)[0][:, REAL], images[:, REAL])
 
 
@@ -70,29 +69,31 @@ def test_partners_form_a_random_ring(augment):
 
 @pytest.mark.parametrize("augment", [MIXUP, CUTMIX])
 def test_few_rows(augment):
-    for mask in (jnp.zeros(BATCH, bool), jnp.arange(BATCH) == 2):  # none, and one that has no partner
+    for mask in (np.zeros(BATCH, bool), np.arange(BATCH) == 2):  # none, and one that has no partner
         x, targets = many(augment, mask)
         np.testing.assert_allclose(x, np.broadcast_to(IMAGES, x.shape), rtol=1e-5)
         np.testing.assert_allclose(targets, np.broadcast_to(np.eye(BATCH), targets.shape), atol=1e-6)
 
 
 def test_without_a_mask_all_rows_are_real():
-    without, masked = many(CUTMIX, None), many(CUTMIX, jnp.ones(BATCH, bool))
+    without, masked = many(CUTMIX, None), many(CUTMIX, np.ones(BATCH, bool))
     jax.tree.map(np.testing.assert_array_equal, without, masked)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
 def test_dtypes_and_features(dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        key, targets = jax.random.key(0), jnp.eye(4, dtype=dtype)
+        key, targets = jax.random.key(0), jnp.asarray(np.eye(4), dtype)
         for way, shape in ((mixing.mixup, (4, 3)), (mixing.mixup, (4, 5, 3)), (mixing.cutmix, (4, 8, 9, 3))):
-            outputs = jax.eval_shape(lambda x, way=way: way(key, x, targets, None, 1.0), jnp.ones(shape, dtype))
+            outputs = jax.eval_shape(
+                lambda x, way=way: way(key, x, targets, None, 1.0), jax.ShapeDtypeStruct(shape, dtype)
+            )
             assert [(y.shape, y.dtype) for y in outputs] == [(shape, dtype), ((4, 4), dtype)]
 
 
 def test_each_batch_gets_one_of_the_two():
     """Of constant images, mixup makes constant ones, cutmix does not."""
-    flat = jnp.broadcast_to(jnp.arange(float(BATCH))[:, None, None, None], IMAGES.shape)
+    flat = np.broadcast_to(np.arange(BATCH, dtype=np.float32)[:, None, None, None], IMAGES.shape)
     images, targets = many(BOTH, images=flat)
     patchy = (np.ptp(images, axis=(2, 3, 4)) > 0).any(1)
     blended = ~patchy & (targets[:, 0, 0] > 0) & (targets[:, 0, 0] < 1)
@@ -112,15 +113,15 @@ def test_nothing_asked_gives_one_hot_targets():
 def test_mixup_is_a_blend_with_the_targets_share():
     images, targets = many(MIXUP)
     for x, shares in zip(images[:50], targets):
-        expected = np.einsum("ij,jhwc->ihwc", shares.astype(float), np.asarray(IMAGES, float))
+        expected = np.einsum("ij,jhwc->ihwc", shares.astype(float), IMAGES.astype(float))
         np.testing.assert_allclose(x, expected, atol=1e-5)
 
 
 def test_shares_are_beta_and_finite():
-    keys, targets = jax.random.split(jax.random.key(0), 2000), jnp.eye(BATCH)
+    keys, targets = jax.random.split(jax.random.key(0), 2000), jnp.asarray(np.eye(BATCH), jnp.float32)
     mixup = jax.jit(lambda alpha: jax.vmap(lambda key: mixing.mixup(key, targets, targets, MASK, alpha))(keys))
     for alpha in (0.4, 3.0):
-        share = np.asarray(mixup(alpha)[1][:, 0, 0], float)
+        share = np.asarray(mixup(alpha)[1], float)[:, 0, 0]
         variance = 1 / (4 * (2 * alpha + 1))
         assert abs(share.mean() - 0.5) < 4 * math.sqrt(variance / 2000)
         fourth = np.mean((share - share.mean()) ** 4)
@@ -133,7 +134,7 @@ def test_shares_are_beta_and_finite():
 
 def changed_pixels(images, row):
     """bool [keys, H, W]: which pixels of a row are no longer its own."""
-    return (images[:, row] != np.asarray(IMAGES)[row]).any(-1)
+    return (images[:, row] != IMAGES[row]).any(-1)
 
 
 def test_cutmix_pastes_a_box_and_shares_by_its_true_area():
@@ -147,7 +148,7 @@ def test_cutmix_pastes_a_box_and_shares_by_its_true_area():
         assert (np.diff(np.flatnonzero(columns)) == 1).all()
         if box.any():
             (partner,) = set(np.flatnonzero(targets[k, 0])) - {0} or {0}
-            np.testing.assert_array_equal(images[k, 0][box], np.asarray(IMAGES)[partner][box])
+            np.testing.assert_array_equal(images[k, 0][box], IMAGES[partner][box])
         np.testing.assert_array_equal(changed_pixels(images, 3)[k], box)  # the same box for all rows
 
 
@@ -196,10 +197,8 @@ def test_the_step_uses_soft_targets(strategy):
     """Loss, error and gradient of mixed rows, by hand; under pmap each device mixes its own rows by its own key."""
     augment, mesh = Augment(mixup=1.0), make_mesh(2, strategy)
     kernel = 0.1 * np.random.default_rng(3).standard_normal((160, BATCH)).astype(np.float32)
-    state = training.TrainState(
-        jnp.zeros((), jnp.int32), {"kernel": jnp.asarray(kernel)}, {}, optax.sgd(1.0).init({}), {}
-    )
-    batch = {"image": np.asarray(IMAGES), "label": np.asarray(LABELS), "mask": np.asarray(MASK)}
+    state = training.TrainState(np.zeros((), np.int32), {"kernel": kernel}, {}, optax.sgd(1.0).init({}), {})
+    batch = {"image": IMAGES, "label": LABELS, "mask": MASK}
     mix = lambda key, image, label, mask: data.mix(key, image, label, mask, augment, BATCH)  # noqa: E731
 
     task = Classification(tuple(map(str, range(BATCH))), mix=mix, smoothing=0.1)
@@ -226,9 +225,9 @@ def test_the_step_uses_soft_targets(strategy):
     for part, key in parts:
         image, targets = jax.jit(mix)(jax.random.fold_in(key, 2), IMAGES[part], LABELS[part], MASK[part])
         loss, correct = soft_loss(kernel, image, targets, 0.1)
-        losses.append(loss[np.asarray(MASK[part])])
-        right.append(correct[np.asarray(MASK[part])])
-        flat, real = np.asarray(image, float).reshape(len(image), -1), np.asarray(MASK[part])[:, None]
+        losses.append(loss[MASK[part]])
+        right.append(correct[MASK[part]])
+        flat, real = np.asarray(image, float).reshape(len(image), -1), MASK[part][:, None]
         p = np.exp(flat @ np.asarray(kernel, float))
         p /= p.sum(-1, keepdims=True)
         gradient += flat.T @ (real * (p - (0.9 * np.asarray(targets) + 0.1 / BATCH))) / 4

@@ -11,6 +11,7 @@ from deepjax.config import Augment, Data
 from deepjax.data.sources.folder import FolderFiles
 from deepjax.data.standardize import channel_covariance, check
 from deepjax.errors import InputError
+from helpers import random_arrays
 
 Standardizer = data.Standardizer
 KINDS = ("channel", "mean_image", "mean_color", "min_max", "z_score", "pca", "zca")
@@ -36,6 +37,15 @@ def pictures(count, seed=0):
     mixing = np.eye(60) + 0.3 * rng.standard_normal((60, 60)) / np.sqrt(60)
     values = 120 + 25 * rng.standard_normal((count, 60)) @ mixing + rng.uniform(-50, 50, 60)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8).reshape(count, 5, 4, 3)
+
+
+def apply(fitted, x):
+    """In one program, as a NumPy array."""
+    return np.asarray(jax.jit(fitted.apply)(x))
+
+
+def invert(fitted, y):
+    return np.asarray(jax.jit(fitted.invert)(y))
 
 
 def covariance(y):
@@ -70,19 +80,22 @@ def test_a_constant_float_is_constant_whatever_its_rounding():
     features = np.full((1000, 2), 0.1, np.float32)
     assert data.channel_statistics(arrays(features))[1].tolist() == [1, 1]
     for kind in ("channel", "z_score", "min_max", "mean_image", "mean_color"):
-        y = Standardizer.fit(kind, features).apply(np.array([[0.1, 0.2]], np.float32))
+        y = apply(Standardizer.fit(kind, features), np.array([[0.1, 0.2]], np.float32))
         np.testing.assert_allclose(y, [[0, 0.1]], atol=1e-6)
+
+
+standardize = jax.jit(data.standardize)
 
 
 def test_standardize_function():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3)).astype(np.uint8)
     mean, std = data.channel_statistics(arrays(pixels))
-    out = jax.jit(data.standardize)(pixels, mean, std)
-    assert out.dtype == jnp.float32
+    out = np.asarray(standardize(pixels, mean, std))
+    assert out.dtype == np.float32
     np.testing.assert_allclose(out, (pixels / 255.0 - mean) / std, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(out.std((0, 1, 2)), 1, rtol=1e-5)
-    floats = data.standardize(jnp.full((2, 3), 5.0), jnp.array([1.0, 2, 3]), jnp.array([2.0, 2, 2]))
+    floats = standardize(np.full((2, 3), 5, np.float32), np.float32([1, 2, 3]), np.float32([2, 2, 2]))
     np.testing.assert_array_equal(floats, [[2, 1.5, 1]] * 2)
 
 
@@ -107,9 +120,9 @@ def test_elementwise_kinds(kind, unit):
     pixels = pictures(2500)  # more than two chunks
     values = pixels / 255 if unit == 255 else pixels * 3.0 + 1000
     fitted = Standardizer.fit(kind, pixels if unit == 255 else values.astype(np.float32), limits=(-1, 2))
-    y = fitted.apply(pixels if unit == 255 else values.astype(np.float32))
+    y = apply(fitted, pixels if unit == 255 else values.astype(np.float32))
     np.testing.assert_allclose(y, reference(kind, values), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(fitted.invert(y), values, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(invert(fitted, y), values, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", WHITE)
@@ -119,10 +132,10 @@ def test_whitened_covariance_is_the_identity(kind, far):
     x = (far + rng.standard_normal((3000, 12)) @ rng.standard_normal((12, 12))).astype(np.float32)
     fitted = Standardizer.fit(kind, x)
     tolerance = 1e-4 if far == 0 else 1e-2  # float32 itself is coarse, far from zero
-    y = np.asarray(fitted.apply(x), np.float64)
+    y = np.asarray(apply(fitted, x), np.float64)
     np.testing.assert_allclose(covariance(y), np.eye(12), atol=tolerance)
     np.testing.assert_allclose(y.mean(0), 0, atol=tolerance)
-    np.testing.assert_allclose(fitted.invert(fitted.apply(x)), x, rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(invert(fitted, apply(fitted, x)), x, rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", WHITE)
@@ -142,7 +155,7 @@ def test_pca_components_fall_and_zca_is_the_symmetric_root():
     np.testing.assert_allclose(pca.scale**2, np.sort(np.linalg.eigvalsh(scatter))[::-1], rtol=1e-5)
     projected = (x - x.mean(0)) @ pca.basis
     np.testing.assert_allclose(covariance(projected), np.diag(pca.scale.astype(float) ** 2), atol=1e-7)
-    matrix = np.asarray(zca.apply(np.eye(10) + x.mean(0)))  # row i: what the i-th direction becomes
+    matrix = np.asarray(apply(zca, np.eye(10) + x.mean(0)))  # row i: what the i-th direction becomes
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-5)
     np.testing.assert_allclose(matrix @ matrix @ scatter, np.eye(10), atol=1e-3)
     assert np.linalg.eigvalsh(matrix).min() > 0
@@ -154,8 +167,8 @@ def test_epsilon_is_added_to_the_variances():
     for epsilon in (1e-3, 0.1):
         fitted = Standardizer.fit("zca", x, epsilon=epsilon)
         expected = (x - x.mean(0)) @ vectors @ np.diag((variances + epsilon) ** -0.5) @ vectors.T
-        np.testing.assert_allclose(fitted.apply(x), expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(fitted.invert(fitted.apply(x)), x, atol=1e-6)
+        np.testing.assert_allclose(apply(fitted, x), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(invert(fitted, apply(fitted, x)), x, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", WHITE)
@@ -165,19 +178,19 @@ def test_rank_deficient_data(kind):
     x = rng.standard_normal((500, 2)) @ rng.standard_normal((2, 5))
     x[:, 3] = 7
     fitted = Standardizer.fit(kind, x)
-    y = np.asarray(fitted.apply(x), np.float64)
+    y = np.asarray(apply(fitted, x), np.float64)
     assert y.shape == (500, 2 if kind == "pca" else 5)
     eigenvalues = np.linalg.eigvalsh(covariance(y))
     np.testing.assert_allclose(eigenvalues[-2:], 1, atol=1e-4)
     np.testing.assert_allclose(eigenvalues[:-2], 0, atol=1e-6)
-    np.testing.assert_allclose(fitted.invert(y), x, atol=1e-4)
+    np.testing.assert_allclose(invert(fitted, y), x, atol=1e-4)
     few = pictures(20)
     fitted = Standardizer.fit(kind, few)
     assert fitted.basis.shape == (60, 19)
-    np.testing.assert_allclose(fitted.invert(fitted.apply(few)), few / 255, atol=1e-4)
+    np.testing.assert_allclose(invert(fitted, apply(fitted, few)), few / 255, atol=1e-4)
     kept = Standardizer.fit(kind, few, epsilon=0.01)  # with epsilon, every direction stays
     other = pictures(5, seed=1)
-    np.testing.assert_allclose(kept.invert(kept.apply(other)), other / 255, atol=1e-4)
+    np.testing.assert_allclose(invert(kept, apply(kept, other)), other / 255, atol=1e-4)
 
 
 def test_records_are_fitted_as_their_arrays(folder):
@@ -205,29 +218,34 @@ def test_channel_covariance():
 
 @pytest.mark.parametrize("kind", ["channel", "z_score", "pca", "zca"])
 def test_any_leading_axes_under_vmap_jit_and_grad(kind):
-    x = jnp.asarray(pictures(300)[:6] / 255, jnp.float32)
-    fitted = Standardizer.fit(kind, pictures(300))
-    y = fitted.apply(x)
+    x, fitted = (pictures(300)[:6] / 255).astype(np.float32), Standardizer.fit(kind, pictures(300))
+    (step,) = random_arrays(0, x.shape)
+
+    @jax.jit
+    def run(x):
+        y, several = fitted.apply(x), fitted.apply(x.reshape(2, 3, 5, 4, 3))
+        back = fitted.invert(several).reshape(x.shape)
+        slope = jax.grad(lambda x: fitted.apply(x).sum())(x)
+        return y, several.reshape(y.shape), jax.vmap(fitted.apply)(x), back, slope, fitted.apply(x + step)
+
+    y, several, mapped, back, slope, moved = map(np.asarray, run(x))
     assert y.shape[1:] == fitted.output_shape((5, 4, 3))
-    np.testing.assert_allclose(fitted.apply(x.reshape(2, 3, 5, 4, 3)).reshape(y.shape), y, atol=1e-5)
-    np.testing.assert_allclose(jax.jit(jax.vmap(fitted.apply))(x), y, atol=1e-5)
-    np.testing.assert_allclose(fitted.invert(y.reshape(2, 3, *y.shape[1:])).reshape(x.shape), x, atol=1e-5)
-    direction = jnp.ones_like(y)  # affine: the gradient is the same everywhere, and that of a finite difference
-    slope = jax.grad(lambda x: (fitted.apply(x) * direction).sum())(x)
-    step = jax.random.normal(jax.random.key(0), x.shape)
-    change = ((fitted.apply(x + step) - y) * direction).sum()
-    np.testing.assert_allclose((slope * step).sum(), change, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(several, y, atol=1e-5)
+    np.testing.assert_allclose(mapped, y, atol=1e-5)
+    np.testing.assert_allclose(back, x, atol=1e-5)
+    # Affine: the gradient is the same everywhere, and that of a finite difference.
+    np.testing.assert_allclose((slope * step).sum(), (moved - y).sum(), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["channel", "pca", "zca"])
 def test_dtypes(kind):
     fitted = Standardizer.fit(kind, pictures(300))
     x = pictures(3) / 255
-    assert fitted.apply(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
+    assert jax.eval_shape(fitted.apply, x.astype(jnp.bfloat16)).dtype == jnp.float32
     with jax.enable_x64(True):
-        y = fitted.apply(jnp.asarray(x))
-        assert y.dtype == jnp.float64
-        np.testing.assert_allclose(fitted.invert(y), x, atol=1e-6)  # the basis is orthonormal to float32
+        y = apply(fitted, x)
+        assert y.dtype == np.float64
+        np.testing.assert_allclose(invert(fitted, y), x, atol=1e-6)  # the basis is orthonormal to float32
 
 
 @pytest.mark.parametrize("kind", ["channel", "z_score", "pca", "zca"])
