@@ -82,7 +82,8 @@ class SqueezeExcite(nn.Module):
 
     The gate is gate(expand(activation(reduce(mean over pixels)))), where `reduce` and `expand` are 1x1 convolutions.
 
-    >>> jax.eval_shape(lambda x: SqueezeExcite(2).init_with_output(jax.random.key(0), x)[0], jnp.ones((1, 4, 4, 8))).shape
+    >>> y, _ = jax.eval_shape(SqueezeExcite(2).init_with_output, jax.random.key(0), jnp.ones((1, 4, 4, 8)))
+    >>> y.shape
     (1, 4, 4, 8)
     """
 

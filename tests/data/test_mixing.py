@@ -75,8 +75,15 @@ def test_few_rows(augment):
         np.testing.assert_allclose(targets, np.broadcast_to(np.eye(BATCH), targets.shape), atol=1e-6)
 
 
-def test_without_a_mask_all_rows_are_real():
-    without, masked = many(CUTMIX, None), many(CUTMIX, np.ones(BATCH, bool))
+def draw_shares_fast(monkeypatch):
+    """Beta draws compile for seconds. Here uniform ones, of the same keys."""
+    monkeypatch.setattr(jax.random, "beta", lambda key, *_: jax.random.uniform(key))
+
+
+def test_without_a_mask_all_rows_are_real(monkeypatch):
+    draw_shares_fast(monkeypatch)
+    augment = Augment(cutmix=3.0)  # not CUTMIX, which is compiled
+    without, masked = many(augment, None), many(augment, np.ones(BATCH, bool))
     jax.tree.map(np.testing.assert_array_equal, without, masked)
 
 
@@ -193,8 +200,9 @@ def soft_loss(kernel, image, targets, smoothing):
 
 
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
-def test_the_step_uses_soft_targets(strategy):
+def test_the_step_uses_soft_targets(strategy, monkeypatch):
     """Loss, error and gradient of mixed rows, by hand; under pmap each device mixes its own rows by its own key."""
+    draw_shares_fast(monkeypatch)
     augment, mesh = Augment(mixup=1.0), make_mesh(2, strategy)
     kernel = 0.1 * np.random.default_rng(3).standard_normal((160, BATCH)).astype(np.float32)
     state = training.TrainState(np.zeros((), np.int32), {"kernel": kernel}, {}, optax.sgd(1.0).init({}), {})
