@@ -12,7 +12,12 @@ MODULES = [m.name for m in pkgutil.walk_packages(deepjax.__path__, "deepjax.") i
 WITH_EXAMPLES = [name for name in MODULES if ">>>" in (importlib.util.find_spec(name).loader.get_source(name) or "")]
 
 
-@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def with_speed(name):
+    """The examples of initialization from data compile for seconds; tests/init_from_data holds what they show."""
+    return pytest.param(name, marks=pytest.mark.slow) if name.startswith("deepjax.init_from_data.") else name
+
+
+@pytest.mark.parametrize("name", map(with_speed, WITH_EXAMPLES))
 def test_examples(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.attempted > 0

@@ -130,7 +130,7 @@ class DropConnectDense(nn.Module):
     for every example, so that a prediction depends only on its example and not on the rest of the batch or on the run.
 
     >>> layer, x = DropConnectDense(4), jnp.ones((2, 3))
-    >>> variables = layer.init(jax.random.key(0), x, train=False)
+    >>> variables = jax.jit(lambda key: layer.init(key, x, train=False))(jax.random.key(0))
     >>> predict = jax.jit(lambda: layer.apply(variables, x, train=False))
     >>> predict().shape, bool((predict() == predict()).all())
     ((2, 4), True)

@@ -64,7 +64,7 @@ def frozen_batch_norms(frozen: Mapping[str, bool | jax.Array]):
         none matches, the normalization is not frozen. A value may be a traced bool; both results are computed then.
 
     >>> norm, x = nn.BatchNorm(use_running_average=False), jnp.array([[1.0], [3.0]])
-    >>> variables = norm.init(jax.random.key(0), x)
+    >>> variables = jax.jit(norm.init)(jax.random.key(0), x)
     >>> with frozen_batch_norms({"*": True}):
     ...     y, new = norm.apply(variables, x, mutable="batch_stats")
     >>> bool(jnp.allclose(y, x, atol=1e-3)), float(new["batch_stats"]["mean"][0])
@@ -119,7 +119,7 @@ def observed_batch_moments(model: nn.Module, variables: Mapping[str, Any], *args
       `called` has a bool for each array: whether it is a moment of the batch.
 
     >>> norm, x = nn.BatchNorm(use_running_average=False), jnp.array([[1.0], [3.0]])
-    >>> moments, called = observed_batch_moments(norm, norm.init(jax.random.key(0), x), x)
+    >>> moments, called = observed_batch_moments(norm, jax.jit(norm.init)(jax.random.key(0), x), x)
     >>> print(moments["mean"], moments["var"], called["var"])
     [2.] [1.] [ True]
     """

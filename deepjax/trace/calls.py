@@ -33,7 +33,7 @@ def around_calls(rule: Callable[..., Any]):
     >>> def double(module, run, args, kwargs):
     ...     return 2 * run(*args, **kwargs)
     >>> dense, x = nn.Dense(3), jnp.ones((1, 2))
-    >>> variables = dense.init(jax.random.key(0), x)
+    >>> variables = jax.jit(dense.init)(jax.random.key(0), x)
     >>> with around_calls(double):
     ...     y = dense.apply(variables, x)
     >>> bool((y == 2 * dense.apply(variables, x)).all())

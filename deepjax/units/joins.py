@@ -84,8 +84,9 @@ class Gate(nn.Module):
     very deep network passes on most of its input at first.
 
     >>> import jax
+    >>> from functools import partial
     >>> skip, branch = jnp.zeros((1, 2)), jnp.ones((1, 2))
-    >>> y, variables = Gate(-2.0).init_with_output(jax.random.key(0), skip, branch, train=True)
+    >>> y, variables = jax.jit(partial(Gate(-2.0).init_with_output, train=True))(jax.random.key(0), skip, branch)
     >>> [round(float(t), 2) for t in y[0]], jax.tree.map(jnp.shape, variables["params"])
     ([0.12, 0.12], {'gate': {'bias': (2,), 'kernel': (2, 2)}})
     """
