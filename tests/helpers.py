@@ -126,12 +126,19 @@ def randomize_torch(module, seed=0):
 # Runs in a folder
 
 
-def train(config, folder, *, module=None, arrays=None, log=None, **changes):
-    """Run `training.train` in a folder, with changes of the config's fields; return the summary."""
+def train(config, folder, *, module=None, arrays=None, log=None, draw=False, **changes):
+    """Run `training.train` in a folder, with changes of the config's fields; return the summary.
+
+    Without `draw`, the files of its figures are empty: to render them takes longer than to train a small network.
+    """
     from deepjax import training
+    from deepjax.runs import plots
 
     config = dataclasses.replace(config, workdir=str(folder), **changes)
-    return training.train(config, model=module, data=arrays, log=log)
+    with pytest.MonkeyPatch.context() as patch:
+        if not draw:
+            patch.setattr(plots, "save", lambda figure, path: path.touch())
+        return training.train(config, model=module, data=arrays, log=log)
 
 
 def records(folder, kind=None):

@@ -45,7 +45,7 @@ SPIRALS = Config(
 def whole(tmp_path_factory):
     """A run of DIGITS that was never stopped."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    helpers.train(DIGITS, folder)
+    helpers.train(DIGITS, folder, draw=True)
     return folder
 
 
