@@ -19,7 +19,7 @@ from deepjax.training.find_lr import Point, suggest
 
 DIGITS = Config(
     model="mlp",
-    model_options={"depth": 2, "width": 16, "norm": "batch", "dropout": 0.1},
+    model_options={"depth": 2, "width": 16, "dropout": 0.1},
     optimizer=Optimizer(name="adam", learning_rate=0.01),
     schedule=Schedule("cosine", warmup=1.0),
     devices=Devices(count=1),

@@ -74,6 +74,12 @@ OPTIONS = {"depth": 4, "width": 6, "norm": "batch"}
 SIDE = 12
 
 
+@pytest.fixture(autouse=True, scope="module")
+def undrawn():
+    with helpers.empty_figures():
+        yield
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """(folder, variables): photographs, and a file of random weights of a network of ten classes."""
