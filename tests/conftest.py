@@ -8,7 +8,30 @@ if os.environ.get("XLA_OPTIMIZER") != "on":
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # programs that earlier processes compiled must not be used
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def program_folder(tmp_path_factory):
+    """Folder of the programs that this process compiled in rooms with `compiled_once`."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="package")
+def compiled_once(program_folder):
+    """For rooms whose tests train the same few programs again and again: each is compiled once, then loaded."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {"enable_compilation_cache": True, "compilation_cache_dir": str(program_folder)}
+    settings |= {"persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, f"jax_{name}") for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(f"jax_{name}", value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield

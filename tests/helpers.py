@@ -1,5 +1,6 @@
 """What several test files share. `tests/` is on the import path (`pythonpath` in pyproject.toml)."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -126,12 +127,23 @@ def randomize_torch(module, seed=0):
 # Runs in a folder
 
 
-def train(config, folder, *, module=None, arrays=None, log=None, **changes):
+@contextlib.contextmanager
+def empty_figures():
+    """Make the files of figures empty: to render them takes longer than to train a small network."""
+    from deepjax.runs import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", lambda figure, path: path.touch())
+        yield
+
+
+def train(config, folder, *, module=None, arrays=None, log=None, draw=False, **changes):
     """Run `training.train` in a folder, with changes of the config's fields; return the summary."""
     from deepjax import training
 
     config = dataclasses.replace(config, workdir=str(folder), **changes)
-    return training.train(config, model=module, data=arrays, log=log)
+    with contextlib.nullcontext() if draw else empty_figures():
+        return training.train(config, model=module, data=arrays, log=log)
 
 
 def records(folder, kind=None):

@@ -16,7 +16,6 @@ from deepjax.errors import InputError
 from deepjax.plan import inputs, step
 from deepjax.plan.compiling import measure
 from deepjax.summary import summarize
-from deepjax.summary.costs import multiply_adds
 from deepjax.training.model import make_model
 from deepjax.training.state import parameter_count
 
@@ -96,14 +95,17 @@ def plan(
     found = inputs.find(config, shape, classes)
     configured = make_model(config, found.classes)  # raises InputError for invalid options in the config
     models = {remat: model for remat in REMATS if (model := _with_remat(config, found.classes, remat)) is not None}
-    steps = {remat: step.trace(config, found, model) for remat, model in (models or {"none": configured}).items()}
+    steps = {remat: step.make(config, found, model) for remat, model in (models or {"none": configured}).items()}
     plain = next(iter(steps.values()))
     planned = _without_choices(config, found, plain, configured if not models else next(iter(models.values())), limit)
     planned = planned._replace(remat=configured.remat if configured.remat in models else "none")
     report = report or (lambda planned: None)
+    macs = {remat: abstract.macs() for remat, abstract in steps.items()}
+    stored = next(iter(macs.values()))  # of the choice that recomputes nothing
     report(planned)
-    for remat, abstract in steps.items():
-        choice = Choice(remat, _flops(planned, abstract, plain))
+    for remat in steps:
+        recomputed = (macs[remat] - stored) * planned.devices
+        choice = Choice(remat, 2 * (3 * planned.macs * planned.batch_size + recomputed))
         if not quick:
             result = measure(config, found, remat if models else None, seconds)
             choice = _measured(choice, result, found.resident, planned.memory)
@@ -138,11 +140,6 @@ def _with_remat(config, classes, remat):
         return make_model(step.with_remat(config, remat), classes)
     except InputError:
         return None
-
-
-def _flops(planned, abstract, plain):
-    recomputed = multiply_adds(abstract.traced.jaxpr.jaxpr) - multiply_adds(plain.traced.jaxpr.jaxpr)  # on one device
-    return 2 * (3 * planned.macs * planned.batch_size + recomputed * planned.devices)
 
 
 def _measured(choice, result, resident, limit):

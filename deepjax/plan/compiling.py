@@ -66,7 +66,7 @@ def main():
         config = step.with_remat(config, request["remat"])
     found = inputs.Inputs(**request["inputs"] | {"shape": tuple(request["inputs"]["shape"])})
     try:
-        traced = step.trace(config, found, make_model(config, found.classes)).traced
+        traced = step.make(config, found, make_model(config, found.classes)).trace()
     except InputError as error:
         sys.exit(str(error))
     started = time.monotonic()

@@ -12,16 +12,38 @@ from deepjax import data
 from deepjax.errors import InputError
 from deepjax.parallel import make_mesh
 from deepjax.runs.workdir import Statistics
-from deepjax.training import setup
+from deepjax.summary.costs import multiply_adds
+from deepjax.training import freezing, setup
+from deepjax.training.step import loss_function
 
 
 class AbstractStep(NamedTuple):
     """The training step of one device on its share of the batch, and the shapes of its arguments."""
 
-    traced: Any  # jax.stages.Traced of (state, data, rows, key)
-    state: Any  # shapes of the TrainState
+    experiment: setup.Experiment
+    batch: Any  # shapes of a batch
     shape: tuple[int, ...]  # of one standardized example
     devices: int
+
+    @property
+    def state(self):
+        """Shapes of the TrainState."""
+        return self.experiment.abstract_state
+
+    def trace(self):
+        """Return the jax.stages.Traced of the whole step, of (state, data, rows, key)."""
+        return self.experiment.step.trace(self.state, (), self.batch, _abstract_key())
+
+    def macs(self):
+        """Return the multiply-adds of the gradient of the loss. A line search, which computes it again, is left out."""
+        exp = self.experiment
+        frozen = freezing.keep_moments(freezing.frozen_moments(exp.config, exp.loader.steps), 0)
+
+        def gradient(state, batch, key):
+            loss = loss_function(state, batch, key, exp.model, exp.task, None, frozen)
+            return jax.grad(loss, has_aux=True)(state.params)
+
+        return multiply_adds(jax.make_jaxpr(gradient)(self.state, self.batch, _abstract_key()).jaxpr)
 
 
 def check(config):
@@ -35,7 +57,7 @@ def with_remat(config, remat):
     return dataclasses.replace(config, model_options=config.model_options | {"remat": remat})
 
 
-def trace(config, found, model):
+def make(config, found, model):
     """Return the AbstractStep of a config with this model and these `inputs.Inputs`.
 
     Raises:
@@ -58,9 +80,12 @@ def trace(config, found, model):
     dataset = _blank(found, share * devices, without_validation=config.data.validation == 0)
     statistics = Statistics(_standardizer(config.data, found.shape), np.zeros((3, 3)) if augment.lighting else None)
     exp = setup.assemble(config, make_mesh(1), dataset, statistics, model)
-    batch, key = exp.task.abstract_batch(dataset, share), jax.eval_shape(lambda: jax.random.key(0))
-    traced = exp.step.trace(exp.abstract_state, (), batch, key)
-    return AbstractStep(traced, exp.abstract_state, statistics.standardizer.output_shape(found.shape), devices)
+    batch, shape = exp.task.abstract_batch(dataset, share), statistics.standardizer.output_shape(found.shape)
+    return AbstractStep(exp, batch, shape, devices)
+
+
+def _abstract_key():
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _blank(found, min_examples, without_validation):

@@ -2,53 +2,50 @@
 
 import dataclasses
 import json
+from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import softmax
 
-from deepjax import cli, data, inference, training, weights, zoo
+import helpers
+from deepjax import cli, data, inference, weights, zoo
 from deepjax.config import Config, Data, Devices
 from deepjax.errors import InputError
 from deepjax.inference import Classifier, Run, export
 from deepjax.inference.export import forward, stablehlo, to_pretrained
 from deepjax.weights.files import read_state_dict
-
-KEY = jax.random.key(0)
-
-
-def initialized(network, shape, seed=0):
-    """Variables with random moments."""
-    variables = jax.device_get(
-        jax.jit(lambda key: network.init(key, jnp.zeros((1, *shape)), train=False))(jax.random.key(seed))
-    )
-    rng = np.random.default_rng(seed)
-    moments = jax.tree.map(
-        lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), variables.get("batch_stats", {})
-    )
-    return {"params": variables["params"], "batch_stats": moments}
+from deepjax.zoo.residual import basic
 
 
-def classifier(name, size, **options):
-    network = zoo.create(name, num_classes=5, **options)
+def classifier(network, size, source=None):
     steps = weights.Preprocessing(size + 4, size, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     return Classifier(
         network,
-        (initialized(network, (size, size, 3)),),
+        (helpers.draw_variables(network, jnp.zeros((1, size, size, 3))),),
         tuple("abcde"),
         (size, size, 3),
         data.Standardizer("channel", np.array(steps.mean, np.float32), np.array(steps.std, np.float32)),
         steps,
-        {"network": name, "options": options},
+        source or {},
     )
+
+
+def small():
+    """A classifier by a small network of the zoo."""
+    options = {"depth": 8, "width": 2}
+    network = zoo.create("cifar_resnet", num_classes=5, **options)
+    return classifier(network, 16, {"network": "cifar_resnet", "options": options})
 
 
 def by_hand(run, images):
     """Logits of uint8 images, standardized in NumPy."""
     x = (images / 255 - np.array(run.preprocessing.mean)) / np.array(run.preprocessing.std)
-    return run.model.apply(run.members[0], x.astype(np.float32), train=False)
+    return jax.jit(partial(run.model.apply, train=False))(run.members[0], x.astype(np.float32))
 
 
 def photos(count, size, seed=0):
@@ -56,34 +53,34 @@ def photos(count, size, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "options"),
+    "network",
     [
-        ("cifar_resnet", 16, {"depth": 14, "width": 4}),  # a scan
-        ("resnet18", 32, {"width": 4}),  # a max pool with padding
-        ("cifar_asymmetric", 16, {"width": 4}),  # dense layers of flattened maps
+        basic((3,), num_classes=5, width=4),  # a max pool with padding, a scan
+        zoo.create("cifar_asymmetric", num_classes=5, width=4),  # dense layers of flattened maps
     ],
+    ids=["scan", "flattened"],
 )
-def test_stablehlo_at_two_batch_sizes(name, size, options):
+def test_stablehlo_at_two_batch_sizes(network):
     pytest.importorskip("flatbuffers")
-    run = classifier(name, size, **options)
+    run = classifier(network, 16)
     exported = jax.export.deserialize(bytearray(stablehlo(run)))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     (images,) = exported.in_avals
     assert images.dtype == np.uint8
     assert str(images.shape[0]) == "batch"
-    call = jax.jit(exported.call)
+    x = photos(3, 16)
+    expected, call = by_hand(run, x), jax.jit(exported.call)
     for batch in (1, 3):
-        x = photos(batch, size, seed=batch)
-        found = call(x)
+        found = call(x[:batch])
         assert found.shape == (batch, 5)
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, by_hand(run, x), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, expected[:batch], rtol=1e-4, atol=1e-5)
 
 
 def test_stablehlo_of_snapshots_is_the_log_of_their_mean(tmp_path):
     pytest.importorskip("flatbuffers")
     network = zoo.create("mlp", depth=2, width=8, num_classes=3)
-    members = tuple(initialized(network, (2,), seed) for seed in (0, 1))
+    members = tuple(helpers.draw_variables(network, jnp.zeros((1, 2)), gain) for gain in (1, 2))
     standardizer = data.Standardizer("channel", np.array([1.0, 2.0], np.float32), np.array([2.0, 4.0], np.float32))
     config = Config(model="mlp", model_options={"depth": 2, "width": 8}, workdir="runs/x")
     run = Run(config, network, members, (1, 2), tuple("abc"), (2,), standardizer, "whole")
@@ -92,7 +89,7 @@ def test_stablehlo_of_snapshots_is_the_log_of_their_mean(tmp_path):
     assert exported.platforms == ("cpu",)
     x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
     logits = [network.apply(member, (x - [1, 2]) / np.array([2, 4], np.float32), train=False) for member in members]
-    mean = np.mean([jax.nn.softmax(each) for each in logits], 0)
+    mean = np.mean([softmax(each, -1) for each in logits], 0)
     np.testing.assert_allclose(np.exp(exported.call(x)), mean, rtol=1e-5)
     with pytest.raises(InputError, match="runs/x has 2 snapshots"):
         to_pretrained(run)
@@ -104,18 +101,20 @@ def test_stablehlo_of_snapshots_is_the_log_of_their_mean(tmp_path):
 
 
 def test_safetensors_of_ours_are_read_back_whole(tmp_path):
-    run = classifier("cifar_resnet", 16, depth=8, width=4)
+    run = small()
     export(run, "safetensors", tmp_path / "net.safetensors")
     found = inference.load_classifier("cifar_resnet", tmp_path / "net.safetensors")
     assert found.classes == run.classes
     assert found.preprocessing == run.preprocessing
     assert found.shape == run.shape
-    x = photos(2, 16)
-    np.testing.assert_array_equal(forward(found)(x), forward(run)(x))
+    assert found.model.clone(usual_input=run.model.usual_input) == run.model
+    chex.assert_trees_all_equal(found.members, run.members)
+    x = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    np.testing.assert_array_equal(found.standardizer.apply(x), run.standardizer.apply(x))
 
 
 def test_safetensors_of_pytorch(tmp_path):
-    run = classifier("resnet18", 32, width=4)
+    run = classifier(zoo.create("resnet18", num_classes=5, width=4), 32)
     export(run, "safetensors", tmp_path / "net.safetensors", layout="torch")
     state = read_state_dict(tmp_path / "net.safetensors")
     kernel = run.members[0]["params"]["stem_conv"]["kernel"]
@@ -124,7 +123,7 @@ def test_safetensors_of_pytorch(tmp_path):
     back = weights.from_torch(zoo.create("resnet18", num_classes=5, width=4), tmp_path / "net.safetensors")
     jax.tree.map(np.testing.assert_array_equal, back, run.members[0])
     with pytest.raises(InputError, match="torchvision has no such network"):
-        export(classifier("cifar_resnet", 16, depth=8, width=4), "safetensors", tmp_path / "x.pth", layout="torch")
+        export(small(), "safetensors", tmp_path / "x.pth", layout="torch")
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         export(run, "safetensors", tmp_path / "net.pth")
     with pytest.raises(InputError, match="choose stablehlo"):
@@ -137,14 +136,13 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     config = Config(
         data=Data(name="digits"),
-        model="cifar_resnet",
-        model_options={"depth": 8, "width": 4},
+        model="mlp",
+        model_options={"depth": 2, "width": 8},
         devices=Devices(count=1),
         epochs=1,
         batch_size=100,
-        workdir=str(folder / "run"),
     )
-    training.train(config)
+    helpers.train(config, folder / "run")
     from sklearn.datasets import load_digits
 
     pixels = (load_digits().images[0] * 255 / 16).round().astype(np.uint8)
@@ -164,9 +162,7 @@ def test_a_run_exported_by_the_command_predicts_the_same(digits, capsys):
     out = capsys.readouterr().out
     assert out.startswith(f"{digits / 'net.safetensors'}: {digits / 'run'} as safetensors, ")
     run = told(capsys, "predict", digits / "run", digits / "zero.png", "--json")
-    file = told(
-        capsys, "predict", "cifar_resnet", "--weights", digits / "net.safetensors", digits / "zero.png", "--json"
-    )
+    file = told(capsys, "predict", "mlp", "--weights", digits / "net.safetensors", digits / "zero.png", "--json")
     assert run.keys() == file.keys()
     for name, probability in run.items():
         assert abs(file[name] - probability) < 1e-6
@@ -188,9 +184,9 @@ def test_a_run_as_stablehlo_by_the_command(digits, capsys):
 
 def test_a_bfloat16_run_is_exported_with_float32_weights_and_logits(digits):
     run = inference.load_run(digits / "run")
-    half = run._replace(model=zoo.create("cifar_resnet", depth=8, width=4, num_classes=10, dtype=jnp.bfloat16))
+    half = run._replace(model=zoo.create("mlp", depth=2, width=8, num_classes=10, dtype=jnp.bfloat16))
     images = np.zeros((1, 8, 8, 1), np.uint8)
-    assert forward(half)(images).dtype == np.float32
+    assert jax.eval_shape(forward(half), images).dtype == np.float32
     assert to_pretrained(half).network.dtype is None
     config = dataclasses.replace(run.config, workdir="x")
     tall = run._replace(config=config, shape=(8, 6, 1))

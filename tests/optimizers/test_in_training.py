@@ -149,7 +149,8 @@ def test_a_plateau_on_several_devices_and_without_a_validation_set(tmp_path, mon
 
     monkeypatch.setattr(data, "load", load)
     schedule = config.Schedule("plateau", patience=0, threshold=0.99)
-    train(tmp_path / "run", schedule=schedule, devices=config.Devices("pmap", 2), epochs=3)
+    changes = {"model_options": {"depth": 1}, "devices": config.Devices("pmap", 2)}
+    train(tmp_path / "run", schedule=schedule, epochs=3, **changes)
     last = [row for row in helpers.records(tmp_path / "run") if row["kind"] == "train"][-1]
     assert_allclose(last["learning_rate"], 0.001, rtol=1e-5)
 

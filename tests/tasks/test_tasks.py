@@ -5,7 +5,6 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -39,6 +38,10 @@ def arrays():
     return {"x_train": images[:40], "y_train": labels[:40], "x_test": images[40:], "y_test": labels[40:]}
 
 
+def outputs(run, x):
+    return np.asarray(jax.jit(Bottleneck().apply)({"params": run.variables["params"]}, x))
+
+
 @pytest.fixture
 def registered(monkeypatch):
     monkeypatch.setitem(tasks.TASKS, "reconstruction", reconstruction)
@@ -46,11 +49,11 @@ def registered(monkeypatch):
 
 def test_the_step_trains_another_task():
     rng = np.random.default_rng(0)
-    signal = jnp.asarray(rng.normal(size=(16, 2)) @ rng.normal(size=(2, 6)), jnp.float32)
-    batch = {"image": signal, "mask": jnp.arange(16) < 13}
+    signal = (rng.normal(size=(16, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)
+    batch = {"image": signal, "mask": np.arange(16) < 13}
     model, optimizer = nn.Sequential([nn.Dense(2), nn.Dense(6)]), optax.adam(0.03)
     state = init_state(model, optimizer, KEY, (6,))
-    squares = np.square(model.apply({"params": state.params}, signal) - signal)[:13]
+    squares = np.square(jax.jit(model.apply)({"params": state.params}, signal) - signal)[:13]
     task = reconstruction.Reconstruction()
     options = {"model": model, "task": task, "optimizer": optimizer, "schedule": lambda count: 0.03}
     step, first = jax.jit(partial(train_step, **options)), None
@@ -68,8 +71,8 @@ def test_one_line_in_the_table_trains_evaluates_and_predicts_another_task(regist
     folder, given, lines = tmp_path / "run", arrays(), []
     summary = helpers.train(CONFIG, folder, module=Bottleneck(), arrays=given, log=lines.append)
     run = inference.load_run(folder, model=Bottleneck())
-    x = run.standardizer.apply(given["x_test"])
-    squares = np.square(Bottleneck().apply({"params": run.variables["params"]}, x) - x).reshape(20, -1)
+    x = np.asarray(run.standardizer.apply(given["x_test"]))
+    squares = np.square(outputs(run, x) - x).reshape(20, -1)
     expected = {"loss": squares.mean(), "largest": squares.max(-1).mean()}
     assert {name: summary[f"test_{name}"] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert inference.evaluate_run(run, data=given).metrics == pytest.approx(expected, rel=1e-5)
@@ -88,8 +91,7 @@ def test_one_line_in_the_table_trains_evaluates_and_predicts_another_task(regist
     (tmp_path / "images/a/broken.png").write_bytes(b"no image")
     first, _, broken = inference.predict(run, [tmp_path / "images/a"])
     one = run.standardizer.apply(run.read(tmp_path / "images/a/000.png"))
-    brightness = float(Bottleneck().apply({"params": run.variables["params"]}, one).mean())
-    assert first.brightness == pytest.approx(brightness, rel=1e-4)
+    assert first.brightness == pytest.approx(outputs(run, one).mean(), rel=1e-4)
     assert "broken.png" in broken.problem
 
     evaluate, predict = inference.evaluate_runs, inference.load_run
@@ -106,7 +108,7 @@ def test_one_line_in_the_table_trains_evaluates_and_predicts_another_task(regist
 
 def test_a_network_of_the_zoo_gets_the_outputs_of_its_task(registered, tmp_path):
     points = {name: x.reshape(len(x), -1) / 255 if name[0] == "x" else x for name, x in arrays().items()}
-    helpers.train(CONFIG, tmp_path, arrays=points, model="mlp", epochs=1)
+    helpers.train(CONFIG, tmp_path, arrays=points, model="mlp", model_options={"depth": 2, "width": 4}, epochs=1)
     run = inference.load_run(tmp_path)
     assert run.model.num_classes == 16
     assert inference.evaluate_run(run, data=points).loss > 0

@@ -19,7 +19,7 @@ from deepjax.training.find_lr import Point, suggest
 
 DIGITS = Config(
     model="mlp",
-    model_options={"width": 16, "norm": "batch", "dropout": 0.1},
+    model_options={"depth": 2, "width": 16, "dropout": 0.1},
     optimizer=Optimizer(name="adam", learning_rate=0.01),
     schedule=Schedule("cosine", warmup=1.0),
     devices=Devices(count=1),
@@ -106,8 +106,8 @@ def test_each_point_is_one_update_of_all_its_batches_on_all_devices(tmp_path, st
     config = dataclasses.replace(
         DIGITS,
         optimizer=Optimizer("momentum", accumulate=3, groups={"head/*": {"learning_rate": 1e-9}}),
-        model_options={"width": 8},
-        devices=Devices(strategy),
+        model_options={"depth": 2, "width": 8},
+        devices=Devices(strategy, count=2),
         batch_size=80,
         ema=0.0,
     )
@@ -144,8 +144,9 @@ def test_where_the_loss_does_not_fall_nothing_is_suggested(points):
 
 
 def test_a_loss_that_does_not_fall_ends_with_1_after_its_curve_is_drawn(tmp_path, capsys):
-    arguments = ["digits", "--model", "mlp", "--workdir", str(tmp_path), "--min-rate", "1e-9", "--max-rate", "1e-8"]
-    code = cli.main(["find-lr", *arguments, "--devices.count", "1"])
+    arguments = ["--workdir", str(tmp_path), "--min-rate", "1e-9", "--max-rate", "1e-8", "--devices.count", "1"]
+    network = ["--model", "mlp", "--model-options", "depth=2", "width=16"]
+    code = cli.main(["find-lr", "digits", *network, *arguments])
     said = capsys.readouterr()
     assert (code, said.err, said.out.count("\n")) == (1, "", 1)
     assert "no learning rate can be suggested" in said.out
@@ -156,7 +157,7 @@ def test_a_loss_that_does_not_fall_ends_with_1_after_its_curve_is_drawn(tmp_path
 
 
 def test_a_loss_that_is_not_finite_ends_the_sweep(tmp_path):
-    config = dataclasses.replace(DIGITS, optimizer=Optimizer("sgd"), model_options={"width": 16}, ema=0.0)
+    config = dataclasses.replace(DIGITS, optimizer=Optimizer("sgd"), model_options={"depth": 2, "width": 16}, ema=0.0)
     result = search(config, tmp_path, min_rate=1e-3, max_rate=1e30, steps=10, smoothing=0.0)
     assert len(result["points"]) < 10
     assert all(math.isfinite(point["loss"]) for point in result["points"])
@@ -194,7 +195,7 @@ def test_the_command_prints_one_line(tmp_path, capsys):
     path = tmp_path / "mine.py"
     path.write_text(
         '"""Mine."""\nfrom deepjax.config import *\n'
-        "config = Config(model='mlp', model_options={'width': 16}, devices=Devices(count=1))\n"
+        "config = Config(model='mlp', model_options={'depth': 2, 'width': 16}, devices=Devices(count=1))\n"
     )
     workdir = tmp_path / "run"
     code = cli.main(["find-lr", str(path), "--workdir", str(workdir), "--steps", "40", "--min-rate", "1e-4"])

@@ -16,7 +16,7 @@ from deepjax.training import setup
 TINY = Config(  # 9 steps: 3 epochs of 3 batches, of which the last has 16 examples
     data=Data(validation=0.2),
     model="mlp",
-    model_options={"depth": 3, "width": 6, "norm": "batch"},
+    model_options={"depth": 2, "width": 6, "norm": "batch"},
     optimizer=Optimizer("adam", learning_rate=0.02),
     devices=Devices(count=1),
     epochs=3,
@@ -24,38 +24,33 @@ TINY = Config(  # 9 steps: 3 epochs of 3 batches, of which the last has 16 examp
     log_every=1,
     keep=9,
 )
-DROPOUT = TINY.model_options | {"dropout": 0.2}
 CASES = {
-    "ema, accumulation, dropout, checkpoints within epochs": {
+    "pmap, ema, accumulation, dropout, label smoothing, checkpoints within epochs": {
+        "devices": Devices("pmap", count=2),
         "optimizer": Optimizer("adamw", learning_rate=0.02, weight_decay=0.1, accumulate=2, clip_norm=1.0),
         "schedule": Schedule("cosine", warmup=0.5),
-        "model_options": DROPOUT,
+        "model_options": TINY.model_options | {"dropout": 0.2},
+        "label_smoothing": 0.1,
         "ema": 0.9,
         "checkpoint_every": 2,
     },
-    "stochastic weight averaging, lookahead, Mixup, batches from the host": {
+    "stochastic weight averaging, lookahead, one-cycle, Mixup, batches from the host": {
         "optimizer": Optimizer("momentum", lookahead=2),
+        "schedule": Schedule("one_cycle"),
         "data": Data(validation=0.2, placement="host", augment=Augment(mixup=0.4)),
         "swa_start": 1,
     },
-    "snapshots": {"schedule": Schedule("warm_restarts", period=1.0), "snapshots": 3},
+    "snapshots, half precision, no validation": {
+        "schedule": Schedule("warm_restarts", period=1.0),
+        "snapshots": 3,
+        "data": Data(validation=0.0),
+        "dtype": "bfloat16",
+    },
     "plateau, thawing, moments kept until the thaw, patience": {
         "optimizer": Optimizer("sgd", learning_rate=0.2, groups={"first*": {"frozen_until": 2.0}}),
         "schedule": Schedule("plateau", patience=0, factor=0.5),
         "freeze_moments": True,
         "patience": 5,
-    },
-    "pmap, one-cycle, label smoothing": {
-        "devices": Devices("pmap", count=2),
-        "optimizer": Optimizer("momentum"),
-        "schedule": Schedule("one_cycle"),
-        "model_options": DROPOUT,
-        "label_smoothing": 0.1,
-    },
-    "half precision, data-dependent initialization, no validation": {
-        "data": Data(validation=0.0),
-        "dtype": "bfloat16",
-        "init": "lsuv",
     },
 }
 
