@@ -196,3 +196,20 @@ def draw_variables(model, x, gain=1.0, **call):
 
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, **({"train": False} | call)))
     return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def to_torch(x):
+    """An array [batch, *spatial, features] as a float64 tensor [batch, features, *spatial]."""
+    torch = pytest.importorskip("torch")
+    return torch.from_numpy(np.moveaxis(np.float64(x), -1, 1).copy())
+
+
+def from_torch(y):
+    """The inverse of `to_torch`."""
+    return np.moveaxis(y.detach().numpy(), 1, -1)
+
+
+def kernel_to_torch(kernel):
+    """A kernel [*window, features in, features] as a float64 tensor in PyTorch's order."""
+    torch = pytest.importorskip("torch")
+    return torch.from_numpy(np.moveaxis(np.float64(kernel), (-1, -2), (0, 1)).copy())
