@@ -188,7 +188,7 @@ def draw_variables(model, x, gain=1.0, **call):
     rng = np.random.default_rng(0)
 
     def one(path, leaf):
-        noise, name = rng.standard_normal(leaf.shape).astype(np.float32), path[-1].key
+        noise, name = rng.standard_normal(leaf.shape).astype(np.float32), getattr(path[-1], "key", None)
         if name == "kernel":
             fan_in = np.prod(leaf.shape[-4:-1] if leaf.ndim > 3 else leaf.shape[-2:-1])
             return noise * np.float32(np.sqrt(gain / fan_in))

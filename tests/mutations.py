@@ -69,7 +69,7 @@ MUTATIONS = [
              'return _he("he_normal", "normal", mode, slope, 1, axes)', "tests/test_initializers.py -k grouped"),
     Mutation("units: zero-padding shortcut starts at pixel 1", "units/branch.py",
              "jnp.pad(x[:, :: self.stride, :: self.stride]", "jnp.pad(x[:, 1 :: self.stride, :: self.stride]",
-             "tests/units/test_units.py tests/zoo/test_zoo.py -k 'pad or zero or shortcut or torch'"),
+             "tests/units/test_joins.py tests/zoo/test_zoo.py -k 'pad or zero or shortcut or torch'"),
     Mutation("units: sqrt remat loses a group", "units/loop.py",
              "starts = size * np.arange(groups)", "starts = size * np.minimum(np.arange(groups), 1)",
              "tests/units/test_stack.py"),
