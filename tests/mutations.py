@@ -77,7 +77,7 @@ MUTATIONS = [
              "tests/units/test_stack.py -k reversible"),
     Mutation("zoo: where a bottleneck strides", "zoo/residual.py",
              "strided=1 if bottleneck and not paper_stride else 0", "strided=0",
-             "tests/zoo/test_zoo.py tests/zoo/test_parity.py -k 'resnet50 or bottleneck'"),
+             "tests/zoo/test_residual.py -k strides"),
     Mutation("optimizers: order of nadam's momenta", "optimizers/transforms.py",
              "(1 - product * after)", "(1 - product)", "tests/optimizers/test_optimizers.py -k nadam"),
     Mutation("optimizers: adagrad's epsilon under the root", "optimizers/transforms.py",
