@@ -200,7 +200,7 @@ def draw_variables(model, x, gain=1.0, **call):
     rng = np.random.default_rng(0)
 
     def one(path, leaf):
-        noise, name = rng.standard_normal(leaf.shape).astype(np.float32), path[-1].key
+        noise, name = rng.standard_normal(leaf.shape).astype(np.float32), getattr(path[-1], "key", None)
         if name == "kernel":
             fan_in = np.prod(leaf.shape[-4:-1] if leaf.ndim > 3 else leaf.shape[-2:-1])
             return noise * np.float32(np.sqrt(gain / fan_in))
@@ -211,7 +211,7 @@ def draw_variables(model, x, gain=1.0, **call):
 
 
 def check_bernoulli(kept, probability):
-    """Independent draws over the whole matrix: its mean, the spread of its rows and columns, its neighbours."""
+    """Independent draws over the whole matrix: its mean, the spread of its rows and columns, its neighbors."""
     rows, columns = kept.shape
     noise = (np.asarray(kept, np.float64) - probability) / np.sqrt(probability * (1 - probability))
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
@@ -222,14 +222,9 @@ def check_bernoulli(kept, probability):
         assert abs((a * b).mean()) < 4 / np.sqrt(a.size)
 
 
-def to_torch(torch, x):
+def torch_leaf(torch, x):
     """[batch, ..., features] -> a leaf tensor [batch, features, ...]."""
     return torch.tensor(np.moveaxis(np.asarray(x), -1, 1).copy(), requires_grad=True)
-
-
-def from_torch(x):
-    """[batch, features, ...] -> a NumPy array [batch, ..., features]."""
-    return np.moveaxis(x.detach().numpy(), 1, -1)
 
 
 def batch_norm_inputs(shape, spread=0.05):
@@ -260,3 +255,20 @@ def draw_initializers(initializers_and_shapes, seed=0):
 
 def draw_initializer(init, *shape_and_dtype):
     return draw_initializers({"": (init, *shape_and_dtype)})[""]
+
+
+def to_torch(x):
+    """An array [batch, *spatial, features] as a float64 tensor [batch, features, *spatial]."""
+    torch = pytest.importorskip("torch")
+    return torch.from_numpy(np.moveaxis(np.float64(x), -1, 1).copy())
+
+
+def from_torch(y):
+    """The inverse of `to_torch`."""
+    return np.moveaxis(y.detach().numpy(), 1, -1)
+
+
+def kernel_to_torch(kernel):
+    """A kernel [*window, features in, features] as a float64 tensor in PyTorch's order."""
+    torch = pytest.importorskip("torch")
+    return torch.from_numpy(np.moveaxis(np.float64(kernel), (-1, -2), (0, 1)).copy())

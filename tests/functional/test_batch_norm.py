@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from deepjax import functional
 from deepjax.errors import InputError
 from deepjax.functional import Moments
-from helpers import batch_norm_inputs, batch_norm_reference, from_torch, random_arrays, to_torch
+from helpers import batch_norm_inputs, batch_norm_reference, from_torch, random_arrays, torch_leaf
 
 batch_norm = jax.jit(functional.batch_norm, static_argnames=("train", "momentum", "epsilon", "unbiased", "axis_name"))
 
@@ -79,10 +79,10 @@ def test_batch_norm_is_torchs(shape, train):
     x, scale, bias, running = batch_norm_inputs(shape)
     (weights,) = random_arrays(9, shape)
     gradients, (y, moments) = value_and_gradients(shape, train)
-    tx, tscale, tbias = to_torch(torch, x), *(torch.tensor(a, requires_grad=True) for a in (scale, bias))
+    tx, tscale, tbias = torch_leaf(torch, x), *(torch.tensor(a, requires_grad=True) for a in (scale, bias))
     tmean, tvar = (torch.tensor(np.array(a)) for a in running)
     ty = torch.nn.functional.batch_norm(tx, tmean, tvar, tscale, tbias, training=train, momentum=0.1, eps=1e-5)
-    (ty * to_torch(torch, weights)).sum().backward()
+    (ty * torch_leaf(torch, weights)).sum().backward()
 
     assert_allclose(y, from_torch(ty), rtol=1e-5, atol=3e-5)
     for ours, theirs in zip(gradients, (from_torch(tx.grad), tscale.grad, tbias.grad), strict=True):
@@ -258,7 +258,7 @@ def test_backward_is_autodiffs_and_torchs(shape, scaled):
     scale = scale if scaled else None
     running = Moments(np.zeros(3), np.ones(3))
     tx, tscale, tbias = (
-        to_torch(torch, x),
+        torch_leaf(torch, x),
         torch.tensor(np.ones(3) if scale is None else scale),
         torch.zeros(3).double(),
     )

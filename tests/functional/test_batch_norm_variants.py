@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from deepjax import functional
 from deepjax.errors import InputError
 from deepjax.functional import Moments
-from helpers import batch_norm_inputs, batch_norm_reference, from_torch, random_arrays, to_torch
+from helpers import batch_norm_inputs, batch_norm_reference, from_torch, random_arrays, torch_leaf
 
 
 def jitted(function, **options):
@@ -126,9 +126,9 @@ def test_ghost_batches_are_batches_one_after_the_other(shape, kind):
     torch = pytest.importorskip("torch")
     x, dy = random_arrays(5, shape, shape)
     theirs = getattr(torch.nn, kind)(3, momentum=0.2)
-    tx = to_torch(torch, x)
+    tx = torch_leaf(torch, x)
     ty = torch.cat([theirs(group) for group in tx.split(4)])
-    (ty * to_torch(torch, dy)).sum().backward()
+    (ty * torch_leaf(torch, dy)).sum().backward()
 
     def loss(x):
         running = Moments(jnp.zeros(3), jnp.ones(3))

@@ -73,17 +73,16 @@ def torch_network(name, seed):
     return model
 
 
-def torch_outputs(name, size, batch):
-    """Return (state dict, settled state dict, images NCHW, labels, outputs) of torchvision's network of that name."""
-    model = torch_network(name, 0)
+def torch_outputs(model, size, batch):
+    """Return (state dict, settled state dict, images NCHW, labels, outputs) of a network of torchvision."""
     import torch
 
     state_dict = copy.deepcopy(model.state_dict())
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
-    labels = torch.arange(batch) * 7 % 1000
     model.eval()
     with torch.no_grad():
         outputs = {"logits": model(x).numpy()}
+    labels = torch.arange(batch) * 7 % outputs["logits"].shape[1]
     model.double()
     with torch.no_grad():
         outputs["wide_logits"] = model(x.double()).numpy()
@@ -125,9 +124,9 @@ def without_dropout(network):
     return network.clone(**{f: v for f, v in rates if f in fields})
 
 
-def our_outputs(name, state_dict, settled, x, labels):
-    """Return the outputs of our network of that name, under PyTorch's names."""
-    network = without_dropout(zoo.create(name))
+def our_outputs(network, state_dict, settled, x, labels):
+    """Return the outputs of our network, under PyTorch's names."""
+    network = without_dropout(network)
     variables = weights.from_torch(network, state_dict)
     images = np.moveaxis(x, 1, -1)
     evaluate = jax.jit(lambda v, x: network.apply(v, x, train=False))
@@ -156,10 +155,11 @@ def our_outputs(name, state_dict, settled, x, labels):
     }
 
 
-def compare(name, size=None, batch=BATCH):
-    """Return the Parity of a network with torchvision's of the same name."""
-    *given, theirs = torch_outputs(name, max(size or SIZE, SIZES.get(name, 0)), batch)
-    ours = our_outputs(name, *given)
+def compare(name, size=None, batch=BATCH, pair=None):
+    """Return the Parity of a network with torchvision's of the same name, or of a pair (torchvision's, ours)."""
+    model, network = pair or (torch_network(name, 0), zoo.create(name))
+    *given, theirs = torch_outputs(model, max(size or SIZE, SIZES.get(name, 0)), batch)
+    ours = our_outputs(network, *given)
     parameters = sum(value.size for value in theirs["gradients"].values())
     largest = max(np.abs(value).max() for value in theirs["gradients"].values())
 

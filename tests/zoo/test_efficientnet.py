@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from numpy.testing import assert_allclose
 
 from deepjax import functional, summary, zoo
 from deepjax.errors import InputError
+from deepjax.trace import around_calls
 from deepjax.units import Drop, unstack_units
 from deepjax.zoo.network import GENERAL
 
@@ -174,9 +174,9 @@ SMALL = {
 
 @functools.cache
 def short(name):
-    """(network, variables) of few features, EfficientNet of three stages, with nothing dropped."""
+    """(network, variables) of few features, EfficientNet of two stages, with nothing dropped."""
     model = zoo.create(name, num_classes=5, dropout=0.0, **SMALL[name])
-    model = model.clone(stages=model.stages[:3], survival=1.0) if name != "xception" else model
+    model = model.clone(stages=model.stages[:2], survival=1.0) if name != "xception" else model
     return model, drawn(jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 39, 39, 3)), train=False)))
 
 
@@ -199,22 +199,28 @@ def test_scanned_units_are_the_unrolled_ones(name):
     x = np.random.default_rng(1).standard_normal((4, 39, 39, 3)).astype(np.float32)
     labels, mask = np.arange(4) % 3, np.array([True, True, True, False])
 
-    def step(network, variables, x):
+    def forward(network, variables, x):
+        logits, new = network.apply(variables, x, train=True, mask=mask, mutable="batch_stats")
+        return {"logits": logits[:3], "moments": new["batch_stats"]}
+
+    @jax.jit
+    def step(x):
         def loss(params):
-            logits, new = network.apply(variables | {"params": params}, x, train=True, mask=mask, mutable="batch_stats")
-            return functional.cross_entropy(logits, labels, mask=mask).sum(), (logits, new["batch_stats"])
+            seen = forward(model, variables | {"params": params}, x)
+            return functional.cross_entropy(seen["logits"], labels[:3]).sum(), seen
 
-        (_, (logits, moments)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return {"logits": logits[:3], "moments": moments, "gradients": gradients}
+        gradients, seen = jax.grad(loss, has_aux=True)(variables["params"])
+        return {"gradients": gradients, **seen}
 
-    run = jax.jit(step, static_argnums=0)
-    ours = run(model, variables, x)
-    jax.tree.map(assert_close, unstack_units(ours), run(model.clone(scan=False), unstack_units(variables), x))
+    ours = jax.device_get(step(x))
+    unrolled = jax.jit(forward, static_argnums=0)(model.clone(scan=False), unstack_units(variables), x)
+    seen = {name: ours[name] for name in ("logits", "moments")}
+    jax.tree.map(assert_close, unstack_units(seen), jax.device_get(unrolled))
     silent = [path for path, g in flax.traverse_util.flatten_dict(ours["gradients"]).items() if not np.any(g)]
     assert not silent
     other = x.copy()
     other[3] = 100  # the masked row
-    jax.tree.map(assert_close, run(model, variables, other), ours)
+    jax.tree.map(assert_close, jax.device_get(step(other)), ours)
 
 
 @pytest.mark.parametrize("remat", ["none", "unit"])
@@ -250,14 +256,14 @@ def survivals(name, **options):
     """Survival that each dropping unit is called with, in order."""
     seen = []
 
-    def record(call, args, kwargs, context):
-        if isinstance(context.module, Drop):
+    def record(module, run, args, kwargs):
+        if isinstance(module, Drop):
             own = kwargs.get("survival")
-            seen.append(context.module.survival if own is None else own)
-        return call(*args, **kwargs)
+            seen.append(module.survival if own is None else own)
+        return run(*args, **kwargs)
 
     model = zoo.create(name, scan=False, **options)
-    with nn.intercept_methods(record):
+    with around_calls(record):
         jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False))
     return seen
 
@@ -274,13 +280,16 @@ def test_stochastic_depth_draws_in_training_only():
     model, variables = short("efficientnet_b1")
     x = np.random.default_rng(1).standard_normal((4, 33, 33, 3)).astype(np.float32)
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def run(key, train):
-        dropping = model.clone(survival=0.3)
-        return dropping.apply(variables, x, train=train, rngs={"dropout": key}, mutable="batch_stats")[0]
+    dropping = model.clone(survival=0.3)
 
-    assert not np.allclose(run(jax.random.key(0), True), run(jax.random.key(1), True))
-    assert_allclose(run(jax.random.key(0), False), run(jax.random.key(1), False))
+    @jax.jit
+    @jax.vmap
+    def train(key):
+        return dropping.apply(variables, x, train=True, rngs={"dropout": key}, mutable="batch_stats")[0]
+
+    first, second = train(jax.random.split(KEY))
+    assert not np.allclose(first, second)
+    jax.eval_shape(functools.partial(dropping.apply, train=False), variables, x)  # without random numbers
 
 
 def test_factors_multiply_the_variants():

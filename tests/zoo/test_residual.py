@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose
 
 from deepjax import zoo
 from deepjax.errors import InputError
-from deepjax.units import Plain
+from deepjax.units import Add, Plain, unstack_units
 from deepjax.zoo.residual import imagenet, resnet
-from helpers import draw_variables
+from helpers import draw_variables, random_arrays
 
 KEY = jax.random.key(0)
 
@@ -158,34 +158,32 @@ def unstack(tree):
     return flat
 
 
-CASES = {  # test -> name, options, kind (paper: bottlenecks whose first 1x1 has the stride), depths, shortcut
-    "cifar_resnet A": ("cifar_resnet", {"width": 4, "depth": 20, "shortcut": "A"}, "basic", (3, 3, 3), "A"),
-    "cifar_resnet B": ("cifar_resnet", {"width": 4, "depth": 14, "shortcut": "B"}, "basic", (2, 2, 2), "B"),
-    "cifar_resnet C": ("cifar_resnet", {"width": 4, "depth": 14, "shortcut": "C"}, "basic", (2, 2, 2), "C"),
-    "cifar_plain": ("cifar_plain", {"width": 4, "depth": 14}, "basic", (2, 2, 2), None),
-    "cifar_preact A": ("cifar_preact", {"width": 4, "depth": 20, "shortcut": "A"}, "bottleneck", (2, 2, 2), "A"),
-    "cifar_preact B": ("cifar_preact", {"width": 4, "depth": 20, "shortcut": "B"}, "bottleneck", (2, 2, 2), "B"),
-    "cifar_preact C": ("cifar_preact", {"width": 4, "depth": 20, "shortcut": "C"}, "bottleneck", (2, 2, 2), "C"),
-    "resnet18": ("resnet18", {"width": 4}, "basic", (2, 2, 2, 2), "B"),
-    "plain18": ("plain18", {"width": 4}, "basic", (2, 2, 2, 2), None),
-    "resnet50": ("resnet50", {"width": 4}, "bottleneck", (3, 4, 6, 3), "B"),
-    "resnet50_paper": ("resnet50_paper", {"width": 4}, "paper", (3, 4, 6, 3), "B"),
-    "wide_resnet": ("wide_resnet", {"depth": 10, "widen": 2}, "basic", (1, 1, 1), "B"),
-    "cifar_resnext": ("cifar_resnext", {"depth": 11, "groups": 4, "group_width": 2}, "bottleneck", (1, 1, 1), "B"),
+# test -> name (None: `imagenet`), options, kind (paper: bottlenecks whose first 1x1 has the stride), shortcut
+CASES = {
+    "cifar_resnet A": ("cifar_resnet", {"width": 4, "shortcut": "A"}, "basic", "A"),
+    "cifar_resnet C": ("cifar_resnet", {"width": 4, "shortcut": "C"}, "basic", "C"),
+    "cifar_plain": ("cifar_plain", {"width": 4}, "basic", None),
+    "cifar_preact A": ("cifar_preact", {"width": 4, "shortcut": "A"}, "bottleneck", "A"),
+    "cifar_preact B": ("cifar_preact", {"width": 4, "shortcut": "B"}, "bottleneck", "B"),
+    "cifar_preact C": ("cifar_preact", {"width": 4, "shortcut": "C"}, "bottleneck", "C"),
+    "paper": (None, {"bottleneck": True, "paper_stride": True, "width": 4, "join": Add}, "paper", "B"),
+    "plain": (None, {"width": 4, "join": Plain}, "basic", None),
+    "wide_resnet": ("wide_resnet", {"widen": 2}, "basic", "B"),
+    "cifar_resnext": ("cifar_resnext", {"groups": 4, "group_width": 2}, "bottleneck", "B"),
 }
-
-
+DEPTHS = (1, 3)  # of two stages: a unit that changes nothing or the features, one that strides, and a stack of two
 FAST = {"cifar_resnet A", "cifar_preact B"}
 
 
 @pytest.mark.parametrize("case", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
 def test_network_is_torchs(case):
     torch = pytest.importorskip("torch")
-    name, options, kind, depths, shortcut = CASES[case]
-    stem = "imagenet" if "18" in name or "50" in name else "cifar"
-    model = zoo.create(name, num_classes=5, **options)
+    name, options, kind, shortcut = CASES[case]
+    stem, preact = "cifar" if name else "imagenet", name in ("cifar_preact", "wide_resnet")
+    model = zoo.create(name, num_classes=5, **options) if name else imagenet(DEPTHS, 5, **options)
+    model = model.clone(depths=DEPTHS, features=model.features[:2])
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((8, 16, 16, 3) if stem == "cifar" else (8, 32, 32, 3)).astype(np.float32)
+    x = rng.standard_normal((8, 8, 8, 3) if stem == "cifar" else (8, 16, 16, 3)).astype(np.float32)
     weights = rng.standard_normal((8, 5)).astype(np.float32)
     variables = draw_variables(model, x)
     tx = torch.tensor(np.moveaxis(x, -1, 1).copy(), dtype=torch.float64)
@@ -197,13 +195,7 @@ def test_network_is_torchs(case):
         tree, moments = torch_tree("params"), torch_tree("batch_stats")
         for leaf in tree.values():
             leaf.requires_grad_()
-        options = {
-            "depths": depths,
-            "kind": kind,
-            "shortcut": shortcut,
-            "preact": "preact" in name or "wide" in name,
-            "stem": stem,
-        }
+        options = {"depths": DEPTHS, "kind": kind, "shortcut": shortcut, "preact": preact, "stem": stem}
         return torch_forward(torch, tree, moments, tx, train=train, **options), tree, moments
 
     def assert_close(ours, theirs, rtol, path="logits"):
@@ -218,7 +210,7 @@ def test_network_is_torchs(case):
 
         return model.apply(variables, x, train=False), jax.grad(loss, has_aux=True)(params)
 
-    evaluated, (gradients, (logits, moments)) = run(variables["params"])
+    evaluated, (gradients, (logits, moments)) = jax.device_get(run(variables["params"]))
     assert_close(evaluated, forward(False)[0], 1e-4)
     expected, tree, expected_moments = forward(True)
     (expected * torch.tensor(weights)).sum().backward()
@@ -233,36 +225,32 @@ def test_network_is_torchs(case):
 
 
 def test_unrolled_equals_scanned():
-    name, options = "cifar_preact", {"depth": 29, "width": 4}
-    x = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
-    scanned, unrolled = (zoo.create(name, scan=scan, **options) for scan in (True, False))
+    (x,) = random_arrays(0, (4, 8, 8, 3))
+    scanned, unrolled = (zoo.create("cifar_resnet", depth=14, width=4, scan=scan) for scan in (True, False))
     variables = draw_variables(scanned, x)
-
-    def unit_by_unit(tree):
-        flat = unstack(tree)
-        for i in range(2):
-            flat = {path.replace(f"_rest/{i}/", f"_rest/unit{i + 1}/"): leaf for path, leaf in flat.items()}
-        return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-    separate = {collection: unit_by_unit(tree) for collection, tree in variables.items()}
+    separate = unstack_units(variables)
     chex.assert_trees_all_equal_shapes_and_dtypes(separate, jax.eval_shape(lambda: unrolled.init(KEY, x, train=False)))
-    logits = jax.jit(lambda v: scanned.apply(v, x, train=True, mutable=["batch_stats"]))(variables)[0]
-    expected = jax.jit(lambda v: unrolled.apply(v, x, train=True, mutable=["batch_stats"]))(separate)[0]
+    pairs = ((scanned, variables), (unrolled, separate))
+    logits, expected = jax.jit(lambda: [net.apply(tree, x, train=False) for net, tree in pairs])()
     assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["cifar_preact", pytest.param("resnet18", marks=pytest.mark.slow)])
-def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name):
-    options = {"cifar_preact": {"depth": 11}, "resnet18": {}}[name]
-    x = np.random.default_rng(0).standard_normal((8, 32, 32, 3)).astype(np.float32)
-    wide, half = (zoo.create(name, num_classes=5, width=8, dtype=d, **options) for d in (None, jnp.bfloat16))
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    (x,) = random_arrays(0, (8, 16, 16, 3))
+    wide, half = (
+        zoo.create("cifar_resnet", num_classes=5, depth=8, width=8, dtype=dtype) for dtype in (None, jnp.bfloat16)
+    )
     variables = draw_variables(wide, x)
     chex.assert_trees_all_equal_shapes_and_dtypes(variables, jax.eval_shape(lambda: half.init(KEY, x, train=False)))
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits, new = jax.jit(lambda v: half.apply(v, x, train=True, mutable=["batch_stats"]))(variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+
+    @jax.jit
+    def run():
+        return [net.apply(variables, x, train=True, mutable=["batch_stats"]) for net in (half, wide)]
+
+    (logits, new), (expected, _) = jax.device_get(run())
     assert logits.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
-    expected = jax.jit(lambda v: wide.apply(v, x, train=True, mutable=["batch_stats"]))(variables)[0]
+    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {np.dtype("float32")}
     error = np.asarray(logits, np.float32) - expected
     assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) < 0.05
 

@@ -158,11 +158,15 @@ def test_response_norm_follows_the_first_convolution():
     plain, normed = (narrow(config, features_only=True) for config in ("A", "A-LRN"))
     variables = random_variables(plain)
     kernel, bias = (variables["params"]["stage1_first"]["conv"][k] for k in ("kernel", "bias"))
-    y = functional.relu(functional.conv(x, kernel, bias, padding=1))
-    y = functional.max_pool(functional.local_response_norm(y, 5, alpha=5e-4, beta=0.75, k=2.0), 2)
-    ours = jax.jit(lambda v, x: normed.apply(v, x, train=False))(variables, x)["stage1"]
-    assert_allclose(ours, y, rtol=1e-4)
-    unnormed = jax.jit(lambda v, x: plain.apply(v, x, train=False))(variables, x)["stage1"]
+
+    @jax.jit
+    def stages():
+        y = functional.relu(functional.conv(x, kernel, bias, padding=1))
+        y = functional.max_pool(functional.local_response_norm(y, 5, alpha=5e-4, beta=0.75, k=2.0), 2)
+        return y, [net.apply(variables, x, train=False)["stage1"] for net in (normed, plain)]
+
+    expected, (ours, unnormed) = jax.device_get(stages())
+    assert_allclose(ours, expected, rtol=1e-4)
     assert np.abs(unnormed).max() > 1.5 * np.abs(ours).max()
 
 
@@ -170,11 +174,12 @@ def test_scanned_and_unrolled_are_equal():
     model = narrow("D", norm="batch")
     variables = random_variables(model)
 
-    def train(model, variables):
-        return jax.jit(lambda v: model.apply(v, X, train=True, mutable=["batch_stats"]))(variables)
+    @jax.jit
+    def train():
+        pairs = ((model, variables), (model.clone(scan=False), unstack_units(variables)))
+        return [net.apply(given, X, train=True, mutable=["batch_stats"]) for net, given in pairs]
 
-    logits, moments = train(model, variables)
-    other, other_moments = train(model.clone(scan=False), unstack_units(variables))
+    (logits, moments), (other, other_moments) = jax.device_get(train())
     assert_allclose(logits, other, rtol=1e-4, atol=1e-4)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-4), unstack_units(moments), other_moments)
 
