@@ -124,6 +124,13 @@ def features(batch=64, size=12, seed=0):
     return 2 * np.random.default_rng(seed).standard_normal((batch, size), np.float32) + np.float32(0.3)
 
 
+def spoiled():
+    """Features of which one is not finite."""
+    x = features()
+    x[0, 0] = np.nan
+    return x
+
+
 def images(batch=16, channels=3, seed=0):
     return np.random.default_rng(seed).standard_normal((batch, 8, 8, channels), np.float32) - np.float32(0.5)
 
