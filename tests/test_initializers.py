@@ -1,5 +1,6 @@
 """Initializers: moments at four sigma, orthogonality over any shape, PyTorch's numbers, types, transforms, errors."""
 
+import functools
 import math
 
 import jax
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
+import helpers
 from deepjax import functional, initializers
 from deepjax.errors import InputError
 
@@ -124,8 +126,10 @@ def test_other_layouts_by_jaxs_axes():
 GROUPED = [(1, 8, 24), (4, 8, 24), (8, 8, 16)]  # groups, features in, features out; the last is depthwise
 
 
-@pytest.mark.parametrize(("groups", "features_in", "features"), GROUPED)
-@pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
+@pytest.mark.parametrize(
+    ("mode", "groups", "features_in", "features"),
+    [("fan_in", *GROUPED[1]), ("fan_in", *GROUPED[2]), ("fan_out", *GROUPED[0]), ("fan_out", *GROUPED[1])],
+)
 def test_a_grouped_convolution_keeps_variance(mode, groups, features_in, features):
     """fan_in keeps it forward, fan_out backward: the mean square of a pixel far from the border, over 2,000 kernels."""
     shape = (3, 3, features_in // groups, features)
@@ -207,16 +211,20 @@ def test_delta_orthogonal(window, a, b):
 
 @pytest.mark.parametrize("window", [(3,), (4, 5), (2, 1, 3)])
 def test_a_delta_orthogonal_convolution_keeps_norms(window):
-    kernel = draw(initializers.delta_orthogonal(2.0), (*window, 3, 5))
-    x = jax.random.normal(KEY, (2, *[6] * len(window), 3))
-    y = functional.conv(x, kernel, padding="SAME")  # even windows too
-    assert_allclose(jnp.square(y).sum(-1), 4 * jnp.square(x).sum(-1), rtol=1e-4)
+    (x,) = helpers.random_arrays(0, (2, *[6] * len(window), 3))
+
+    @jax.jit
+    def convolve(x):
+        kernel = initializers.delta_orthogonal(2.0)(KEY, (*window, 3, 5))
+        return functional.conv(x, kernel, padding="SAME")  # even windows too
+
+    assert_allclose(np.square(convolve(x)).sum(-1), 4 * np.square(x).sum(-1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("window", [(), (3,), (3, 4)])
 def test_groups_are_orthogonal_each(window):
     init = initializers.delta_orthogonal if window else initializers.orthogonal
-    kernel = init(groups=3)(KEY, (*window, 4, 15))
+    kernel = draw(init(groups=3), (*window, 4, 15))
     centre = kernel[tuple((size - 1) // 2 for size in window)]
     blocks = np.split(np.asarray(centre), 3, axis=-1)
     for block in blocks:
@@ -305,22 +313,30 @@ def test_looks_linear_dense(half, features):
     [(None, 1), (initializers.he_normal(), 1), (initializers.delta_orthogonal(groups=2), 2)],
 )
 def test_looks_linear_convolution(core, groups):
-    kernel = draw(initializers.looks_linear(core), (3, 3, 12 // groups, 8))
-    x, z = jax.random.normal(KEY, (2, 2, 5, 5, 6))
+    x, z = helpers.random_arrays(0, *[(2, 5, 5, 6)] * 2)
 
-    def layer(x):
-        return functional.conv(functional.crelu(x), kernel, groups=groups)
+    @jax.jit
+    def run(x, z):
+        kernel = initializers.looks_linear(core)(KEY, (3, 3, 12 // groups, 8))
+        layer = [functional.conv(functional.crelu(v), kernel, groups=groups) for v in (x, z, x - 2 * z)]
+        return *layer, functional.conv(x, kernel[:, :, ::2], groups=groups)
 
-    assert_allclose(layer(x - 2 * z), layer(x) - 2 * layer(z), atol=1e-4)
-    assert_allclose(layer(x), functional.conv(x, kernel[:, :, ::2], groups=groups), atol=1e-5)
+    of_x, of_z, of_both, linear = map(np.asarray, run(x, z))
+    assert_allclose(of_both, of_x - 2 * of_z, atol=1e-4)
+    assert_allclose(of_x, linear, atol=1e-5)
     if core is None or groups == 2:
-        assert_allclose(jnp.square(layer(x)).sum(-1), jnp.square(x).sum(-1), rtol=1e-4)
+        assert_allclose(np.square(of_x).sum(-1), np.square(x).sum(-1), rtol=1e-4)
 
 
 def test_fifty_looks_linear_layers_are_an_isometry():
-    x = jax.random.normal(KEY, (3, 16))
-    kernels = jax.vmap(lambda key: initializers.looks_linear()(key, (32, 16)))(jax.random.split(KEY, 50))
-    y = jax.lax.scan(lambda x, kernel: (functional.crelu(x) @ kernel, None), x, kernels)[0]
+    (x,) = helpers.random_arrays(0, (3, 16))
+
+    @jax.jit
+    def run(x):
+        kernels = jax.vmap(lambda key: initializers.looks_linear()(key, (32, 16)))(jax.random.split(KEY, 50))
+        return jax.lax.scan(lambda x, kernel: (functional.crelu(x) @ kernel, None), x, kernels)[0]
+
+    y = np.asarray(run(x))
     assert_allclose(y @ y.T, x @ x.T, atol=1e-3)
 
 
@@ -354,28 +370,45 @@ def an_initializer(name):
     return getattr(initializers, name) if name not in FACTORIES else FACTORIES[name](*ARGUMENTS.get(name, []))
 
 
-@pytest.mark.parametrize("name", initializers.__all__)
-def test_types_transforms_and_keys(name):
-    init = an_initializer(name)
-    shape = (8, 8) if name == "identity" else (3, 8, 8)
-    keys = jax.random.split(KEY, 2)
+@functools.cache
+def drawn_in_each_way():
+    """{name: (two keys by vmap, the second alone, alone again, in bfloat16, in float64)} of every initializer."""
+    inits = {name: (an_initializer(name), shape_of(name)) for name in initializers.__all__}
+
+    def every(function):
+        return {name: function(init, shape) for name, (init, shape) in inits.items()}
 
     @jax.jit
     def run(keys):
-        many = jax.vmap(lambda key: init(key, shape))(keys)
-        return many, init(keys[1], shape), init(keys[1], shape, jnp.bfloat16)
+        many = every(lambda init, shape: jax.vmap(lambda key: init(key, shape))(keys))
+        coarse = every(lambda init, shape: init(keys[1], shape, jnp.bfloat16))
+        return many, every(lambda init, shape: init(keys[1], shape)), coarse
 
-    many, alone, coarse = run(keys)
+    keys = jax.random.split(KEY, 2)
+    many, alone, coarse = jax.device_get(run(keys))
+    again = jax.device_get(run(keys)[1])
+    with jax.enable_x64(True):
+        fine = jax.device_get(jax.jit(lambda: every(lambda init, shape: init(KEY, shape, jnp.float64)))())
+    return {name: tuple(found[name] for found in (many, alone, again, coarse, fine)) for name in inits}
+
+
+def shape_of(name):
+    return (8, 8) if name == "identity" else (3, 8, 8)
+
+
+@pytest.mark.parametrize("name", initializers.__all__)
+def test_types_transforms_and_keys(name):
+    init, shape = an_initializer(name), shape_of(name)
+    many, alone, again, coarse, fine = drawn_in_each_way()[name]
     assert (many.shape, many.dtype) == ((2, *shape), jnp.float32)
     assert_allclose(many[1], alone, atol=1e-5)
-    assert_array_equal(run(keys)[1], alone)
+    assert_array_equal(again, alone)
     assert (many[0] == many[1]).all() == (name in FIXED)
     assert coarse.dtype == jnp.bfloat16
     assert_allclose(np.float32(coarse), alone, atol=1e-2)
     with jax.enable_x64(True):
         assert jax.eval_shape(lambda: init(KEY, shape, jnp.float32)).dtype == jnp.float32
         assert jax.eval_shape(lambda: init(KEY, shape)).dtype == jnp.float64
-        fine = np.asarray(jax.jit(lambda: init(KEY, shape, jnp.float64))())
     assert fine.dtype == np.float64
     if name not in FIXED:
         assert (fine != np.float32(fine)).any()  # no float32 in disguise
