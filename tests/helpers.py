@@ -197,6 +197,8 @@ def draw_variables(model, x, gain=1.0, **call):
     """
     import jax
 
+    from deepjax.trace import call_arguments
+
     rng = np.random.default_rng(0)
 
     def one(path, leaf):
@@ -206,7 +208,8 @@ def draw_variables(model, x, gain=1.0, **call):
             return noise * np.float32(np.sqrt(gain / fan_in))
         return {"scale": 1 + 0.2 * noise, "var": 0.5 + 0.1 * abs(noise)}.get(name, 0.2 * noise)
 
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, **({"train": False} | call)))
+    call = call_arguments(model, **({"train": False} | call))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, **call))
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 

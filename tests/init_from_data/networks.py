@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 KEY = jax.random.key(7)
 
@@ -19,12 +20,11 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, x):  # [batch, 8, 8, 6]
-        a = nn.relu(nn.Conv(8, (3, 3))(x))
-        a = nn.relu(nn.Conv(12, (3, 3), strides=2, padding="VALID")(a))
+        a = nn.relu(nn.Conv(12, (3, 3), strides=2, padding="VALID")(x))
         a = nn.ConvTranspose(6, (2, 2), strides=(2, 2))(a)
         b = nn.relu(nn.Conv(12, (3, 3), feature_group_count=3, name="grouped")(x))
         b = nn.relu(nn.Conv(24, (3, 3), feature_group_count=12, name="depthwise")(b))  # two outputs of each input
-        b = jax.image.resize(nn.avg_pool(nn.Conv(6, (1, 1))(b), (2, 2)), a.shape, "nearest")
+        b = nn.avg_pool(b, (3, 3))
         c = nn.relu(nn.Conv(6, (2, 2, 2), name="volume")(x.reshape(len(x), 4, 4, 4, 6)))
         c = nn.Conv(7, (3,), padding=1, name="sequence")(c.reshape(len(x), 16, -1))
         joined = jnp.concatenate([a, b], -1).mean((1, 2))
@@ -121,14 +121,21 @@ class Encoder(nn.Module):
 
 
 def features(batch=64, size=12, seed=0):
-    return 2 * jax.random.normal(jax.random.key(seed), (batch, size)) + 0.3
+    return 2 * np.random.default_rng(seed).standard_normal((batch, size), np.float32) + np.float32(0.3)
+
+
+def spoiled():
+    """Features of which one is not finite."""
+    x = features()
+    x[0, 0] = np.nan
+    return x
 
 
 def images(batch=16, channels=3, seed=0):
-    return jax.random.normal(jax.random.key(seed), (batch, 8, 8, channels)) - 0.5
+    return np.random.default_rng(seed).standard_normal((batch, 8, 8, channels), np.float32) - np.float32(0.5)
 
 
-TOKENS = jax.random.randint(jax.random.key(3), (8, 10), 0, 50)
+TOKENS = np.random.default_rng(3).integers(0, 50, (8, 10))
 NETS = {
     "mixed": (Mixed(), images(channels=6), {}),
     "preact": (PreactResNet(), images(), {"train": True}),

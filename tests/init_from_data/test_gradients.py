@@ -2,14 +2,14 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import helpers
 from deepjax.init_from_data.gradients import squared_gradients
 from deepjax.trace import find_layers
 from deepjax.units import Reversible, stack
-from init_from_data.networks import KEY
+from init_from_data.networks import KEY, features
 
 
 class Half(nn.Module):
@@ -19,9 +19,10 @@ class Half(nn.Module):
 
 
 def test_squared_gradients_are_a_mean_over_random_functions():
-    model, x = nn.Dense(3, use_bias=False), jax.random.normal(KEY, (5, 4))
+    model, x = nn.Dense(3, use_bias=False), features(5, 4)
     layers = find_layers(model, KEY, x, {})
-    squares = squared_gradients(model, model.init(KEY, x), KEY, x, {}, layers, draws=4000)
+    variables = helpers.draw_variables(model, x)
+    squares = jax.jit(lambda v: squared_gradients(model, v, KEY, x, {}, layers, draws=4000))(variables)
     # d sum(w * x k) / dk = x^T w with standard normal w: the expected square is 3 |x|^2.
     np.testing.assert_allclose(squares[()].item(), 3 * np.square(x).sum(), rtol=0.03)
 
@@ -29,13 +30,13 @@ def test_squared_gradients_are_a_mean_over_random_functions():
 @pytest.fixture(scope="module")
 def compiled():
     """remat -> (bytes of temporaries, squared gradients of a stack of 100 units)."""
+    x = features(512, 16)
+    variables = helpers.draw_variables(stack(Reversible(Half(), Half()), 100), x)
 
     def measure(remat):
-        model, x = stack(Reversible(Half(), Half()), 100, remat=remat), jnp.ones((512, 16))
-        variables = jax.jit(lambda: stack(Reversible(Half(), Half()), 100).init(KEY, x, train=True))()
+        model = stack(Reversible(Half(), Half()), 100, remat=remat)
         layers = find_layers(model, KEY, x, {"train": True})
-        x = jax.random.normal(KEY, x.shape)
-        function = jax.jit(lambda v, x: squared_gradients(model, v, KEY, x, {"train": True}, layers))
+        function = jax.jit(lambda v, x: squared_gradients(model, v, KEY, x, {"train": True}, layers, draws=2))
         run = function.lower(variables, x).compile()
         return run.memory_analysis().temp_size_in_bytes, run(variables, x)
 

@@ -22,6 +22,7 @@ from init_from_data.networks import (
     Recurrent,
     features,
     images,
+    spoiled,
 )
 
 
@@ -66,7 +67,7 @@ def test_every_layer_has_unit_variance(name):
     assert outputs
     for path, y in outputs.items():
         assert_allclose(y.var(), 1, atol=1e-3, err_msg=str(path))
-    if name != "mixed":
+    if name == "scanned":
         for path, value in output_variances(model, variables, x, **call).items():
             assert_allclose(value, reached[path], rtol=1e-3)
 
@@ -91,8 +92,8 @@ def test_kernels_are_orthonormal_up_to_their_scale(name):
 def test_a_layer_whose_bias_varies():
     model = nn.Dense(50, bias_init=nn.initializers.normal(0.6))
     x = features()
-    y = model.apply(lsuv(model, KEY, x, variance=1.5), x)
-    assert_allclose(y.var(), 1.5, rtol=1e-4)
+    params = jax.tree.map(np.asarray, lsuv(model, KEY, x, variance=1.5)["params"])
+    assert_allclose((x @ params["kernel"] + params["bias"]).var(), 1.5, rtol=1e-4)
     with pytest.raises(InputError, match="not finite"):
         lsuv(nn.Dense(50, bias_init=nn.initializers.normal(2.0)), KEY, x)
 
@@ -125,7 +126,7 @@ def test_layers_under_a_shared_or_mapped_transformation(model):
         assert_allclose(reached["ScanUnit_0/Dense_0"], np.var(outputs), rtol=1e-4)
         assert_allclose(output_variances(model, variables, x)["ScanUnit_0/Dense_0"], np.var(outputs), rtol=1e-4)
     if model == Lanes(shared=True):
-        assert_allclose(model.apply(variables, x).var(), 1, atol=0.031)
+        assert_allclose(np.asarray(model.apply(variables, x)).var(), 1, atol=0.031)
 
 
 def test_layers_whose_output_is_not_proportional_to_the_kernel():
@@ -138,7 +139,7 @@ def test_layers_whose_output_is_not_proportional_to_the_kernel():
 
 
 def test_a_network_of_the_zoo():
-    model = zoo.create("cifar_plain20", width=4)
+    model = zoo.create("cifar_plain", depth=8, width=4)
     variables = lsuv(model, KEY, images(4), train=True)
     assert set(variables) == {"params", "batch_stats"}
     for values in output_variances(model, variables, images(4), train=True).values():
@@ -177,10 +178,12 @@ def test_branches_that_a_whole_batch_drops():
 
 
 def test_the_same_key_gives_the_same_kernels_and_another_key_others():
-    one, two, three = (flatten_dict(lsuv(MLP(), key, features())["params"]) for key in (KEY, KEY, jax.random.key(8)))
+    one, two, three = (
+        flatten_dict(lsuv(nn.Dense(5), key, features())["params"]) for key in (KEY, KEY, jax.random.key(8))
+    )
     assert all(np.array_equal(one[path], two[path]) for path in one)
-    assert not np.array_equal(one["Dense_0", "kernel"], three["Dense_0", "kernel"])
-    units = initialized("scanned")[0]["params"]["ScanCheckpointUnit_0"]["Dense_0"]["kernel"]
+    assert not np.array_equal(one["kernel",], three["kernel",])
+    units = np.asarray(initialized("scanned")[0]["params"]["ScanCheckpointUnit_0"]["Dense_0"]["kernel"])
     assert np.abs(units[0] / units[0].std() - units[1] / units[1].std()).max() > 0.1
 
 
@@ -214,7 +217,7 @@ def test_a_layer_that_cannot_be_set_is_named():
     with pytest.raises(InputError, match="unit 1 of 3: its output has zero variance"):
         lsuv(scanned := stack(Half(), 3), KEY, np.zeros((8, 12), np.float32), train=True)
     with pytest.raises(InputError, match="layer unit/dense, unit 1 of 3: its output is not finite"):
-        lsuv(scanned, KEY, features().at[0, 0].set(np.nan), train=True)
+        lsuv(scanned, KEY, spoiled(), train=True)
     with pytest.raises(InputError, match="layer dead: its output has zero variance"):
         lsuv(Dying(), KEY, features())
     with pytest.raises(InputError, match="layer Dense_0: its kernel is computed from other parameters"):

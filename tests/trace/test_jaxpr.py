@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import helpers
 from deepjax.errors import InputError
 from deepjax.trace import TOP, Interpreter, around_calls, call_arguments, call_jaxpr, read_mark
 
@@ -83,7 +84,7 @@ CALLS = {
 @pytest.mark.parametrize("kind", CALLS)
 def test_every_call_is_marked_under_every_transform(kind):
     model, x = Net(kind), jnp.ones((2, 4))
-    variables = model.init(KEY, x)
+    variables = helpers.draw_variables(model, x)
     jax.eval_shape(model.apply, variables, x)  # JAX keeps the trace of a jitted module, which has no marks
     for _ in range(2):
         reader = Marks()

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import helpers
 from deepjax.errors import InputError
 from deepjax.layers import Conv
 from deepjax.trace import find_layers, find_shared, observer
@@ -76,15 +77,15 @@ def test_shared_parameters_are_found(found):
 
 
 def test_values_are_those_that_flax_captures(found):
-    model, x = Net(), jax.random.normal(KEY, (8, 6))
-    variables = jax.jit(model.init)(KEY, x)
+    model, (x,) = Net(), helpers.random_arrays(0, (8, 6))
+    variables = helpers.draw_variables(model, x)
     observe = observer(
         model, found, lambda layer, y, *_: {"mean": y.mean()}, {}, shared={("loop", "dense"), ("one_lane",)}
     )
     notes = {"/".join(path): note["mean"] for path, note in observe(variables, KEY, x).items()}
     assert set(notes) == set(NAMES)
-    captured = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True)[1])(variables, x)["intermediates"]
-
+    capture = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True)[1])
+    captured = jax.device_get(capture(variables, x))["intermediates"]
     for name, axes in {"twice": (), "sqrt/unit/dense": (1, 2), "nested/unit/unit/dense": (2, 3)}.items():
         values = captured
         for part in name.split("/"):

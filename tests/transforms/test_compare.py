@@ -127,8 +127,7 @@ def test_other_networks_variables(variables, x):
 
 def test_torchvisions_network_agrees():
     """One with dropout, and with a Dense that reads a flattened map."""
-    module = helpers.import_torchvision().models.get_model("alexnet", weights=None)
-    helpers.randomize_torch(module)
+    module = helpers.import_torchvision().models.get_model("alexnet", weights=None)  # PyTorch draws all of its weights
     variables = weights.from_torch("alexnet", module.state_dict())
     images = np.random.default_rng(2).normal(size=(1, 64, 96, 3))
     module.train()
@@ -266,7 +265,7 @@ def test_layers_inside_remat_are_seen(x):
             )
 
     network = Net(num_classes=4)
-    values = jax.device_get(network.init(jax.random.key(0), x, train=False))
+    values = helpers.draw_variables(network, x)
     assert [layer.path for layer in transforms.compare(network, values, values, x).layers] == [
         "unit_a/dense",
         "head",
