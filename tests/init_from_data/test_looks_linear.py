@@ -36,7 +36,7 @@ def test_a_network_of_crelus_is_linear():
     assert scale > 0.1
     combined, *parts = (np.asarray(f(variables, x)) for x in (2 * a - 3 * b, a, b))
     assert_allclose(combined, 2 * parts[0] - 3 * parts[1], atol=1e-4 * scale)
-    # It can fail: the same network with its own initializers is far from linear.
+    # It can fail: the same network with other random kernels is far from linear.
     drawn = helpers.draw_variables(model, a)
     assert np.abs(np.asarray(f(drawn, -a)) + np.asarray(f(drawn, a))).max() > 0.01
 

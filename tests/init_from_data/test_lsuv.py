@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from flax.linen.recurrent import DenseParams
 from flax.traverse_util import flatten_dict
 from numpy.testing import assert_allclose
 
@@ -98,13 +99,25 @@ def test_a_layer_whose_bias_varies():
         lsuv(nn.Dense(50, bias_init=nn.initializers.normal(2.0)), KEY, x)
 
 
+class Cell(nn.Module):
+    """A recurrent step of `DenseParams`, as the cells below have them."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        from_x, bias = DenseParams(3, name="x")(x)
+        from_h, _ = DenseParams(3, use_bias=False, name="h")(h)
+        h = nn.tanh(x @ from_x + h @ from_h + bias[None])
+        return h, h
+
+
 class Cells(nn.Module):
     """A cell that multiplies by several kernels at once: its DenseParams return kernels, not products."""
 
     @nn.compact
     def __call__(self, x):
         once = nn.OptimizedLSTMCell(4)((x[:, :4], x[:, 4:8]), x)[1]
-        return once, nn.RNN(nn.OptimizedLSTMCell(3))(x.reshape(len(x), 3, -1))
+        loop = nn.scan(Cell, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
+        return once, loop(name="loop")(x[:, :3], x.reshape(len(x), 3, -1))[1]
 
 
 @pytest.mark.parametrize("model", [Recurrent(), Lanes(shared=True), Lanes(shared=False), Cells()])

@@ -10,9 +10,9 @@ from deepjax.summary import summarize
 
 
 @functools.cache
-def summary_of(name, **options):
-    """The rows of a network of the zoo on its usual images; `count` and `level` as in `summarize`."""
-    return summarize(zoo.create(name), zoo.usual_input(name), **options)
+def summary_of(name, pixels=None, **options):
+    """The rows of a network of the zoo, on its usual images or on squares of so many pixels; options of `summarize`."""
+    return summarize(zoo.create(name), (pixels, pixels, 3) if pixels else zoo.usual_input(name), **options)
 
 
 def rows(model, shape, **call):

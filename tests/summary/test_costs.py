@@ -63,9 +63,16 @@ FAST = "alexnet efficientnet_b0 googlenet resnet18 resnext50_32x4d vgg11_bn"
 )
 def test_torchvisions_networks_cost_what_it_says(name):
     pixels, billions = TORCHVISION[name]
-    assert zoo.usual_input(name) == (pixels, pixels, 3)
-    layers = summary_of(name)
+    layers = summary_of(name, pixels)
     assert round(sum(layer.macs for layer in layers) / 1e9, 3) == billions
+
+
+def test_imagenet_resolutions():
+    layers = {layer.path: layer for layer in summary_of("resnext50_32x4d", 224)}
+    outputs = [
+        layers[path].output for path in ("stem_conv", "stage1_first/branch/conv3", "stage4_rest/unit/branch/conv3")
+    ]
+    assert outputs == [(112, 112, 64), (56, 56, 256), (7, 7, 2048)]
 
 
 class Attention(nn.Module):
