@@ -17,7 +17,7 @@ def with_speed(name):
     return pytest.param(name, marks=pytest.mark.slow) if name.startswith("deepjax.init_from_data.") else name
 
 
-@pytest.mark.parametrize("name", map(with_speed, WITH_EXAMPLES))
+@pytest.mark.parametrize("name", [with_speed(name) for name in WITH_EXAMPLES])
 def test_examples(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.attempted > 0

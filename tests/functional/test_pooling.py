@@ -70,7 +70,7 @@ WINDOWS = [
 
 def windows():
     rng = np.random.default_rng(0)
-    return [*WINDOWS, *(random_windows(rng) for _ in range(10))]
+    return [*WINDOWS, *(random_windows(rng) for _ in range(6))]
 
 
 def test_max_pool_is_torchs():
