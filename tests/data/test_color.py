@@ -322,12 +322,12 @@ def test_randaugment_draws_operations_and_directions_evenly():
     @jax.jit
     def drawn(key):
         images = jnp.broadcast_to(image, (count, *image.shape))
-        out = data.change_colors(key, images, Augment(randaugment=1, magnitude=20))
+        out = data.change_colors(key, images, Augment(randaugment=1, magnitude=19))
         return out.reshape(count, -1) @ prints
 
     @jax.jit
     def table():
-        operations = randaugment.operations(20, HEIGHT, WIDTH).values()
+        operations = randaugment.operations(19, HEIGHT, WIDTH).values()  # at 20, shears end on half pixels
         return jnp.stack([f(image, sign) for f in operations for sign in (1.0, -1.0)]).reshape(28, -1) @ prints
 
     found, known = np.asarray(drawn(jax.random.key(4))), np.asarray(table())

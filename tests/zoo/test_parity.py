@@ -1,28 +1,12 @@
 """torchvision's networks with random weights against ours. `python tests/parity --all` compares all, at any size."""
 
-import importlib.util
-
-import jax
-import numpy as np
 import pytest
 
 import helpers
-from deepjax import weights, zoo
+from deepjax import zoo
 
-# Networks of torchvision by name, in evaluation and training.
+# Networks of torchvision by name, in evaluation and training. `test_parity_in_evaluation.py` has more of them.
 TRAINED = ("alexnet", "googlenet", "mobilenet_v3_small", "efficientnet_b0")
-# In evaluation, at a size that leaves odd maps.
-EVALUATED = ("inception_v3", "resnet34", "mobilenet_v2")
-
-
-@pytest.fixture(scope="module")
-def parity():
-    """tests/parity/__main__.py, as a module."""
-    helpers.import_torchvision()
-    spec = importlib.util.spec_from_file_location("parity", helpers.ROOT / "tests" / "parity" / "__main__.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def assert_holds(result):
@@ -54,18 +38,3 @@ def test_one_unit_a_stage(parity, form):
 @pytest.mark.parametrize("name", TRAINED)
 def test_evaluation_and_training(parity, name):
     assert_holds(parity.compare(name, size=64, batch=2))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EVALUATED)
-def test_evaluation(parity, name):
-    import torch
-
-    module = parity.torch_network(name, 5).eval()
-    x = np.random.default_rng(6).normal(size=(3, 81, 99, 3)).astype(np.float32)
-    with torch.no_grad():
-        theirs = module(torch.tensor(np.moveaxis(x, -1, 1))).numpy()
-    network = zoo.create(name)
-    variables = weights.from_torch(network, module.state_dict())
-    ours = jax.jit(lambda variables, x: network.apply(variables, x, train=False))(variables, x)
-    assert parity.difference(ours, theirs) < 1e-4
