@@ -44,7 +44,7 @@ def residual_net(units, width, classes, checkpoint):
     return Net()
 
 
-class Program:
+class TorchProgram:
     """A cell's program in PyTorch, like `programs.Program`, on a GPU if there is one, else on all cores."""
 
     def __init__(self, cell):

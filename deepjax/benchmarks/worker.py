@@ -30,11 +30,11 @@ def main():
 
 
 def load(cell):
-    """Return the cell's program: a `programs.Program` or a `torch_net.Program`."""
+    """Return the cell's program: a `programs.Program` or a `torch_net.TorchProgram`."""
     if cell.variant in TORCH:
         from deepjax.benchmarks import torch_net
 
-        return torch_net.Program(cell)
+        return torch_net.TorchProgram(cell)
     from deepjax.benchmarks import programs
 
     return programs.Program(cell)

@@ -15,8 +15,8 @@ from deepjax.fields import option
 
 
 @dataclass(frozen=True)
-class Options:
-    """A config, and what to plan it for."""
+class PlanOptions:
+    """Options of `deepjax plan`: a config, and what to plan it for."""
 
     config: Annotated[Config, tyro.conf.arg(name="")] = option(inline=True)
     input: str = ""
@@ -37,8 +37,8 @@ def plan(arguments):
     """Estimate memory, FLOPs and compile time of a config without running it; exit code 1 if no remat fits."""
     if (path := chosen("plan", arguments)) is None:
         return without_config(arguments)
-    default = Options(load(path))
-    options = parse(Options, arguments[1:], f"deepjax plan {arguments[0]}", docstring(path), default=default)
+    default = PlanOptions(load(path))
+    options = parse(PlanOptions, arguments[1:], f"deepjax plan {arguments[0]}", docstring(path), default=default)
     config = with_file_options(options.config, default.config)
     if not re.fullmatch(r"(\d+(,\d+)*)?", options.input):
         raise InputError(f"--input {options.input!r} must be numbers separated by commas, such as 32,32,3")

@@ -17,7 +17,7 @@ NUMBERS = ("momentum", "second_moment", "epsilon", "momentum_decay", "history")
 """Fields of config.Optimizer that only some optimizers take."""
 
 
-class Entry(NamedTuple):
+class OptimizerEntry(NamedTuple):
     """What distinguishes one optimizer from the others."""
 
     direction: Callable[[config.Optimizer], optax.GradientTransformation]
@@ -50,34 +50,34 @@ def _nadam(o):
 ADAM = {"momentum": 0.9, "second_moment": 0.999, "epsilon": 1e-8}
 
 OPTIMIZERS = {
-    "sgd": Entry(lambda o: optax.identity()),
+    "sgd": OptimizerEntry(lambda o: optax.identity()),
     # buffer = gradient + momentum * buffer (dampening 0). In Sutskever et al. 2013 the buffer includes the learning
     # rate, which differs if the learning rate changes.
-    "momentum": Entry(lambda o: optax.trace(o.momentum), {"momentum": 0.9}),
+    "momentum": OptimizerEntry(lambda o: optax.trace(o.momentum), {"momentum": 0.9}),
     # Steps by gradient + momentum * buffer, with the new buffer.
-    "nesterov": Entry(lambda o: optax.trace(o.momentum, nesterov=True), {"momentum": 0.9}),
+    "nesterov": OptimizerEntry(lambda o: optax.trace(o.momentum, nesterov=True), {"momentum": 0.9}),
     # The sum starts at 0 (Optax: 0.1), and epsilon is outside the root (Optax: inside).
-    "adagrad": Entry(lambda o: transforms.scale_by_adagrad(o.epsilon), {"epsilon": 1e-10}),
+    "adagrad": OptimizerEntry(lambda o: transforms.scale_by_adagrad(o.epsilon), {"epsilon": 1e-10}),
     # Epsilon is outside the root, without bias correction; momentum is applied before the learning rate.
-    "rmsprop": Entry(_rmsprop, {"momentum": 0.0, "second_moment": 0.99, "epsilon": 1e-8}),
+    "rmsprop": OptimizerEntry(_rmsprop, {"momentum": 0.0, "second_moment": 0.99, "epsilon": 1e-8}),
     # Epsilon is inside both roots.
-    "adadelta": Entry(
+    "adadelta": OptimizerEntry(
         lambda o: optax.scale_by_adadelta(o.second_moment, o.epsilon), {"second_moment": 0.9, "epsilon": 1e-6}
     ),
-    "adam": Entry(_adam, ADAM),
-    "adamw": Entry(_adam, ADAM, decoupled=True),
+    "adam": OptimizerEntry(_adam, ADAM),
+    "adamw": OptimizerEntry(_adam, ADAM, decoupled=True),
     # Epsilon is added to |gradient| inside the maximum.
-    "adamax": Entry(lambda o: optax.scale_by_adamax(b1=o.momentum, b2=o.second_moment, eps=o.epsilon), ADAM),
+    "adamax": OptimizerEntry(lambda o: optax.scale_by_adamax(b1=o.momentum, b2=o.second_moment, eps=o.epsilon), ADAM),
     # Momentum follows Dozat's schedule, with PyTorch's decay (Optax: constant).
-    "nadam": Entry(_nadam, ADAM | {"momentum_decay": 0.004}),
+    "nadam": OptimizerEntry(_nadam, ADAM | {"momentum_decay": 0.004}),
     # Factors 0.5 and 1.2, steps from 1e-6 to 50.
-    "rprop": Entry(lambda o: transforms.scale_by_rprop(o.learning_rate), finds_step_sizes=True),
+    "rprop": OptimizerEntry(lambda o: transforms.scale_by_rprop(o.learning_rate), finds_step_sizes=True),
     # One iteration per update (PyTorch: max_iter=1, history_size=history) of length learning_rate, the first one
     # shortened by 1 / |gradient|_1. All parameters form one vector. With line_search, Optax's zoom line search takes
     # the place of PyTorch's strong_wolfe.
-    "lbfgs": Entry(lambda o: transforms.scale_by_lbfgs(o.history), {"history": 10}),
+    "lbfgs": OptimizerEntry(lambda o: transforms.scale_by_lbfgs(o.history), {"history": 10}),
     # Chen et al. 2023, algorithm 2.
-    "lion": Entry(
+    "lion": OptimizerEntry(
         lambda o: optax.scale_by_lion(o.momentum, o.second_moment),
         {"momentum": 0.9, "second_moment": 0.99},
         decoupled=True,

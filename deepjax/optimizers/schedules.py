@@ -40,7 +40,7 @@ class Horizon(NamedTuple):
         return max(self.total - self.updates(warmup), 1)
 
 
-class Entry(NamedTuple):
+class ScheduleEntry(NamedTuple):
     """What distinguishes one schedule from the others."""
 
     make: Callable[[config.Schedule, Horizon], optax.Schedule]
@@ -116,24 +116,24 @@ def _half_cosines(schedule, epochs, total, first, middle, last):
 
 # The learning rates are those of PyTorch's schedulers, with n updates in the run after the warm-up.
 SCHEDULES = {
-    "constant": Entry(_constant),
+    "constant": ScheduleEntry(_constant),
     # ExponentialLR with gamma = factor ** (1 / updates per epoch), stepped at every update.
-    "exponential": Entry(_exponential, ("factor",)),
+    "exponential": ScheduleEntry(_exponential, ("factor",)),
     # MultiStepLR, or StepLR if there is a period.
-    "step": Entry(_step, ("factor", "milestones", "period")),
+    "step": ScheduleEntry(_step, ("factor", "milestones", "period")),
     # LinearLR from 1 to final over n updates.
-    "linear": Entry(_linear, ("final",)),
+    "linear": ScheduleEntry(_linear, ("final",)),
     # PolynomialLR over n updates, to final instead of 0.
-    "polynomial": Entry(_polynomial, ("final", "power")),
+    "polynomial": ScheduleEntry(_polynomial, ("final", "power")),
     # CosineAnnealingLR over n updates.
-    "cosine": Entry(_cosine, ("final",)),
+    "cosine": ScheduleEntry(_cosine, ("final",)),
     # CosineAnnealingWarmRestarts (Loshchilov & Hutter 2017, eq. 5).
-    "warm_restarts": Entry(_warm_restarts, ("final", "period", "multiplier")),
+    "warm_restarts": ScheduleEntry(_warm_restarts, ("final", "period", "multiplier")),
     # OneCycleLR of n steps (Smith & Topin 2017 in the form of fastai: two half cosines, from peak / 25, to
     # peak / 250,000). The peak is at update pct_start * n - 1, the lowest rate at update n - 1.
-    "one_cycle": Entry(_one_cycle, ("momentum",), warms_up=True),
+    "one_cycle": ScheduleEntry(_one_cycle, ("momentum",), warms_up=True),
     # ReduceLROnPlateau: constant here; `observe` reduces the factor in the optimizer's state.
-    "plateau": Entry(_constant, ("factor", "final", "patience", "threshold", "cooldown")),
+    "plateau": ScheduleEntry(_constant, ("factor", "final", "patience", "threshold", "cooldown")),
 }
 
 

@@ -22,7 +22,7 @@ from deepjax.training.state import parameter_count
 REMATS = ("none", "unit", "sqrt", "reversible")  # from the fewest FLOPs to the least memory
 
 
-class Choice(NamedTuple):
+class RematChoice(NamedTuple):
     """What a training step needs with one value of the network's option `remat`. Bytes are those of one device.
 
     Only `flops` is set if nothing was compiled (`quick`) or compilation was stopped.
@@ -54,11 +54,11 @@ class Plan(NamedTuple):
     macs: int  # of one example's forward pass
     memory: int  # of the device
     memory_source: str  # source of `memory`
-    choices: tuple[Choice, ...]  # those that the network has, from the fewest FLOPs to the least memory
+    choices: tuple[RematChoice, ...]  # those that the network has, from the fewest FLOPs to the least memory
 
     @property
     def best(self):
-        """Choice with the fewest FLOPs among those that fit, or None."""
+        """RematChoice with the fewest FLOPs among those that fit, or None."""
         return next((choice for choice in self.choices if choice.fits), None)
 
 
@@ -105,7 +105,7 @@ def plan(
     report(planned)
     for remat in steps:
         recomputed = (macs[remat] - stored) * planned.devices
-        choice = Choice(remat, 2 * (3 * planned.macs * planned.batch_size + recomputed))
+        choice = RematChoice(remat, 2 * (3 * planned.macs * planned.batch_size + recomputed))
         if not quick:
             result = measure(config, found, remat if models else None, seconds)
             choice = _measured(choice, result, found.resident, planned.memory)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from deepjax.errors import InputError
 from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.cards import Card, Preprocessing
-from deepjax.zoo.inverted import InvertedNetwork, Row, block_names, check, conv_names, round_to_eights
+from deepjax.zoo.inverted import InvertedNetwork, UnitRow, block_names, check, conv_names, round_to_eights
 from deepjax.zoo.network import check_option
 
 # Table 1: factor of the features inside a unit, window, stride, features, units
@@ -42,7 +42,7 @@ class EfficientNet(InvertedNetwork):
         return names | conv_names("final", f"{last}.0", f"{last}.1")
 
 
-class Variant(NamedTuple):
+class Scaling(NamedTuple):
     """The numbers in which the variants differ."""
 
     width: float  # of table 1's features
@@ -56,14 +56,14 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "b0": Variant(1.0, 1.0, 224, 0.2, 256),
-    "b1": Variant(1.0, 1.1, 240, 0.2, 256),
-    "b2": Variant(1.1, 1.2, 260, 0.3, 288, 288),
-    "b3": Variant(1.2, 1.4, 300, 0.3, 320),
-    "b4": Variant(1.4, 1.8, 380, 0.4, 384),
-    "b5": Variant(1.6, 2.2, 456, 0.4, 456, epsilon=1e-3, momentum=0.99),
-    "b6": Variant(1.8, 2.6, 528, 0.5, 528, epsilon=1e-3, momentum=0.99),
-    "b7": Variant(2.0, 3.1, 600, 0.5, 600, epsilon=1e-3, momentum=0.99),
+    "b0": Scaling(1.0, 1.0, 224, 0.2, 256),
+    "b1": Scaling(1.0, 1.1, 240, 0.2, 256),
+    "b2": Scaling(1.1, 1.2, 260, 0.3, 288, 288),
+    "b3": Scaling(1.2, 1.4, 300, 0.3, 320),
+    "b4": Scaling(1.4, 1.8, 380, 0.4, 384),
+    "b5": Scaling(1.6, 2.2, 456, 0.4, 456, epsilon=1e-3, momentum=0.99),
+    "b6": Scaling(1.8, 2.6, 528, 0.5, 528, epsilon=1e-3, momentum=0.99),
+    "b7": Scaling(2.0, 3.1, 600, 0.5, 600, epsilon=1e-3, momentum=0.99),
 }
 
 
@@ -135,7 +135,7 @@ def _stem_and_stages(form, width, depth):
         rows = []
         for i in range(math.ceil(units * form.depth * depth)):
             hidden, squeeze = round_to_eights(factor * features_in), max(1, features_in // 4)
-            rows.append(Row(window, hidden, scaled(features), 1 if i else stride, "silu", squeeze))
+            rows.append(UnitRow(window, hidden, scaled(features), 1 if i else stride, "silu", squeeze))
             features_in = rows[-1].features
         stages.append(tuple(rows))
     return stem, tuple(stages)

@@ -16,7 +16,7 @@ from deepjax.layers import Dropout
 from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.cards import HALF, Card, Preprocessing
 from deepjax.zoo.network import INITS
-from deepjax.zoo.steps import Auxiliary, Convolve, Depthwise, LocalNorm, Options, Parallel, Pool, make
+from deepjax.zoo.steps import Auxiliary, Convolve, Depthwise, LocalNorm, NetworkOptions, Parallel, Pool, make
 from deepjax.zoo.table import TableNetwork, check_table
 
 HALVE = Pool("max", 3, 2, ceil=True)
@@ -109,7 +109,7 @@ class GoogLeNetHead(nn.Module):
     num_classes: int
     pool: Callable
     dropout: float
-    options: Options
+    options: NetworkOptions
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):

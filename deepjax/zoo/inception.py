@@ -13,7 +13,7 @@ from deepjax import functional, initializers
 from deepjax.layers import Dropout
 from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.cards import HALF, Preprocessing, timm
-from deepjax.zoo.steps import Auxiliary, Convolve, Fork, Options, Parallel, Pool, make
+from deepjax.zoo.steps import Auxiliary, Convolve, Fork, NetworkOptions, Parallel, Pool, make
 from deepjax.zoo.table import TableNetwork, check_table
 
 HALVE = Pool("max", 3, 2)
@@ -71,7 +71,7 @@ class InceptionHead(nn.Module):
 
     num_classes: int
     dropout: float
-    options: Options
+    options: NetworkOptions
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):

@@ -27,7 +27,7 @@ def relu6(x):
 ACTIVATIONS = {"relu": functional.relu, "relu6": relu6, "hard_swish": jax.nn.hard_swish, "silu": jax.nn.silu}
 
 
-class Row(NamedTuple):
+class UnitRow(NamedTuple):
     """A unit, as a row of a paper's table describes it."""
 
     window: int  # of the depthwise convolution
@@ -45,7 +45,7 @@ class InvertedResidual(nn.Module):
     squeeze-and-excitation, if the row has it; a 1x1 convolution to `features`, without activation if `linear`.
     """
 
-    row: Row
+    row: UnitRow
     conv: Callable  # `ConvNorm` with the network's options
     gate: Callable = functional.sigmoid  # of the squeeze-and-excitation
     linear: bool = True
@@ -76,7 +76,7 @@ class InvertedNetwork(Network):
     """
 
     stem: int  # features of the first convolution
-    stages: tuple[tuple[Row, ...], ...]
+    stages: tuple[tuple[UnitRow, ...], ...]
     final: int = 0  # features of the last convolution; 0: there is none
     hidden: int = 0  # features of a dense layer before the logits; 0: there is none
     activation: str = "relu6"  # of the first and last convolution and the dense layer
@@ -139,7 +139,7 @@ class InvertedNetwork(Network):
         unit = Unit(branch, join, parent=None)
         return stack(unit, len(rows), scan=self.scan, per_unit=per_unit, remat=self.remat, name=name)
 
-    def unit_paths(self) -> list[tuple[str, int, Row]]:
+    def unit_paths(self) -> list[tuple[str, int, UnitRow]]:
         """Return [(path, with scanned units as unit1, unit2, ...; features_in; row)] of all units, in order."""
         units, features_in = [], self.stem
         for _, name, rows in self.runs():

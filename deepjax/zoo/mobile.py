@@ -10,7 +10,7 @@ import jax
 
 from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.cards import Card
-from deepjax.zoo.inverted import InvertedNetwork, Row, block_names, check, conv_names, round_to_eights
+from deepjax.zoo.inverted import InvertedNetwork, UnitRow, block_names, check, conv_names, round_to_eights
 from deepjax.zoo.network import check_option
 
 
@@ -77,7 +77,7 @@ def mobilenet_v1(num_classes=1000, *, width=1.0, norm="batch", dropout=0.0, scan
     for stage in V1:
         rows = []
         for features, stride in stage:
-            rows.append(Row(3, features_in, max(1, int(features * width)), stride, "relu"))
+            rows.append(UnitRow(3, features_in, max(1, int(features * width)), stride, "relu"))
             features_in = rows[-1].features
         stages.append(tuple(rows))
     return InvertedNetwork(
@@ -118,7 +118,7 @@ def mobilenet_v2(num_classes=1000, *, width=1.0, norm="batch", dropout=0.2, surv
     for factor, features, depth, stride in V2:  # table 2's t, c, n, s
         rows = []
         for i in range(depth):
-            rows.append(Row(3, factor * features_in, round_to_eights(features * width), 1 if i else stride))
+            rows.append(UnitRow(3, factor * features_in, round_to_eights(features * width), 1 if i else stride))
             features_in = rows[-1].features
         stages.append(tuple(rows))
     return MobileNetV2(
@@ -190,7 +190,7 @@ def mobilenet_v3(size, num_classes=1000, *, width=1.0, norm="batch", dropout=0.2
     def to_row(window, hidden, features, squeeze, activation, stride):
         hidden = round_to_eights(hidden * width)
         inside = round_to_eights(hidden // 4) if squeeze else 0
-        return Row(window, hidden, round_to_eights(features * width), stride, activation, inside)
+        return UnitRow(window, hidden, round_to_eights(features * width), stride, activation, inside)
 
     stages = tuple(tuple(to_row(*row) for row in stage) for stage in table)
     return MobileNetV3(

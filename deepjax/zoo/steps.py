@@ -110,7 +110,7 @@ class Auxiliary(NamedTuple):
 Step = Convolve | Depthwise | Fork | Pool | LocalNorm | RandomDrop | Parallel | Residual | Repeat | Auxiliary
 
 
-class Options(NamedTuple):
+class NetworkOptions(NamedTuple):
     """The options of a network that all of its steps share."""
 
     norm: Norm | None
@@ -130,7 +130,7 @@ class Branches(nn.Module):
     >>> from deepjax.zoo.network import INITS
     >>> fork = Fork((Convolve(1, (1, 3)), Convolve(1, (3, 1))))
     >>> branches = ((Convolve(4),), (Pool("max", 3, 1, 1), Convolve(2), fork))
-    >>> module = Branches(branches, Options(NORMS["batch"], INITS["he"]))
+    >>> module = Branches(branches, NetworkOptions(NORMS["batch"], INITS["he"]))
     >>> y, variables = jax.eval_shape(
     ...     lambda: module.init_with_output(jax.random.key(0), jnp.ones((1, 5, 5, 3)), train=True)
     ... )
@@ -139,7 +139,7 @@ class Branches(nn.Module):
     """
 
     branches: Sequence[Sequence[Any]]
-    options: Options
+    options: NetworkOptions
     expand: bool = False  # end with a linear 1x1 convolution to the number of features of the input
 
     @nn.compact
@@ -173,7 +173,7 @@ def run(steps, x, options, *, train, mask, prefix="", numbers=None):
     Args:
       steps: the steps, one after the other.
       x: [batch, H, W, features].
-      options: `Options`.
+      options: `NetworkOptions`.
       train, mask: as for any module.
       prefix: prefix of the names of convolutions without a `name`.
       numbers: iterator of the numbers of these convolutions. None: 1, 2, ...

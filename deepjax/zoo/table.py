@@ -11,7 +11,7 @@ from deepjax.errors import InputError
 from deepjax.layers import Conv, Dropout
 from deepjax.units import norm_factory
 from deepjax.zoo.network import Network, check_at_least_one, check_option, check_rate
-from deepjax.zoo.steps import Auxiliary, Options, Step, constant, run
+from deepjax.zoo.steps import Auxiliary, NetworkOptions, Step, constant, run
 
 ORDERS = ("post", "last")
 
@@ -62,7 +62,7 @@ class TableNetwork(Network):
 
     def _options(self):
         use_bias = True if self.order == "last" else self.use_bias
-        return Options(
+        return NetworkOptions(
             self.norm,
             self.kernel_init,
             self.dtype,

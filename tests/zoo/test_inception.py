@@ -20,7 +20,7 @@ from deepjax.zoo.steps import (
     Convolve,
     Depthwise,
     LocalNorm,
-    Options,
+    NetworkOptions,
     Parallel,
     Pool,
     Repeat,
@@ -139,7 +139,7 @@ def test_small_images_are_evaluated_but_do_not_train_the_head():
     chex.assert_shape(abstract("inception_v3", size=75, train=True, num_classes=7, auxiliary=False)[1], (2, 7))
 
 
-OPTIONS = Options(norm_factory("batch", epsilon=1e-3), zoo.network.INITS["he"])
+OPTIONS = NetworkOptions(norm_factory("batch", epsilon=1e-3), zoo.network.INITS["he"])
 
 
 @pytest.mark.parametrize("head", [inception.InceptionHead, googlenet.TORCH_HEAD])
