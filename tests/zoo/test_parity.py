@@ -38,3 +38,8 @@ def test_one_unit_a_stage(parity, form):
 @pytest.mark.parametrize("name", TRAINED)
 def test_evaluation_and_training(parity, name):
     assert_holds(parity.compare(name, size=64, batch=2))
+
+
+@pytest.mark.slow
+def test_inception_in_training(parity):
+    assert_holds(parity.compare("inception_v3", batch=2))  # at 299 pixels, which its auxiliary head needs
