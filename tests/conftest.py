@@ -32,12 +32,14 @@ def compiled_once(program_folder):
     """For rooms whose tests train the same few programs again and again: each is compiled once, then loaded."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    settings = {"enable_compilation_cache": True, "compilation_cache_dir": str(program_folder)}
-    settings |= {"persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, f"jax_{name}") for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(f"jax_{name}", value)
+    def use(settings):
+        for name, value in settings.items():
+            jax.config.update(name, value)
         compilation_cache.reset_cache()
-        if values is settings:
-            yield
+
+    settings = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": str(program_folder)}
+    settings |= {"jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    use(settings)
+    yield
+    use(before)

@@ -124,6 +124,47 @@ def randomize_torch(module, seed=0):
                     uniform(part.bias, -0.2, 0.2)
 
 
+def check_scanned_is_unrolled(model, variables, x):
+    """Compare a training step of scanned units with the unrolled network's forward pass and moments.
+
+    Each parameter gets a gradient, and a masked row changes nothing.
+    """
+    import flax
+    import jax
+    from numpy.testing import assert_allclose
+
+    from deepjax import functional
+    from deepjax.units import unstack_units
+
+    labels, mask = np.arange(4) % 3, np.array([True, True, True, False])
+
+    def assert_close(a, b):
+        assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(abs(b).max() + 1e-3))
+
+    def forward(network, variables, x):
+        logits, new = network.apply(variables, x, train=True, mask=mask, mutable="batch_stats")
+        return {"logits": logits[:3], "moments": new["batch_stats"]}
+
+    @jax.jit
+    def step(x):
+        def loss(params):
+            seen = forward(model, variables | {"params": params}, x)
+            return functional.cross_entropy(seen["logits"], labels[:3]).sum(), seen
+
+        gradients, seen = jax.grad(loss, has_aux=True)(variables["params"])
+        return {"gradients": gradients, **seen}
+
+    ours = jax.device_get(step(x))
+    unrolled = jax.jit(forward, static_argnums=0)(model.clone(scan=False), unstack_units(variables), x)
+    seen = {name: ours[name] for name in ("logits", "moments")}
+    jax.tree.map(assert_close, unstack_units(seen), jax.device_get(unrolled))
+    other = x.copy()
+    other[3] = 100  # the masked row
+    jax.tree.map(assert_close, jax.device_get(step(other)), ours)
+    silent = [path for path, g in flax.traverse_util.flatten_dict(ours["gradients"]).items() if not np.any(g)]
+    assert not silent
+
+
 # Runs in a folder
 
 

@@ -13,8 +13,7 @@ from deepjax.errors import InputError
 from deepjax.parallel import make_mesh
 from deepjax.runs.workdir import Statistics
 from deepjax.summary.costs import multiply_adds
-from deepjax.training import freezing, setup
-from deepjax.training.step import loss_function
+from deepjax.training import setup
 
 
 class AbstractStep(NamedTuple):
@@ -36,12 +35,9 @@ class AbstractStep(NamedTuple):
 
     def macs(self):
         """Return the multiply-adds of the gradient of the loss. A line search, which computes it again, is left out."""
-        exp = self.experiment
-        frozen = freezing.keep_moments(freezing.frozen_moments(exp.config, exp.loader.steps), 0)
 
         def gradient(state, batch, key):
-            loss = loss_function(state, batch, key, exp.model, exp.task, None, frozen)
-            return jax.grad(loss, has_aux=True)(state.params)
+            return jax.grad(self.experiment.first_loss(state, batch, key), has_aux=True)(state.params)
 
         return multiply_adds(jax.make_jaxpr(gradient)(self.state, self.batch, _abstract_key()).jaxpr)
 

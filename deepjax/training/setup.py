@@ -132,6 +132,11 @@ class Experiment:
 
         return self.mesh.step(step)
 
+    def first_loss(self, state, batch, key):
+        """Return the function params -> (loss, other results) of the first training step."""
+        frozen = freezing.keep_moments(freezing.frozen_moments(self.config, self.loader.steps), 0)
+        return loss_function(state, batch, key, self.model, self.task, None, frozen)
+
     def evaluator(self, split):
         """Return the function variables -> evaluation on one of the data set's splits, compiled at its first call."""
         return make_evaluator(self.config, self.model, self.task, split, self.mesh)
@@ -185,14 +190,13 @@ def _trace_loss(experiment):
 
     Raise InputError for a model that cannot be called in training, or whose outputs in training do not fit the task.
     """
-    config, task, model = experiment.config, experiment.task, experiment.model
-    frozen = freezing.keep_moments(freezing.frozen_moments(config, experiment.loader.steps), 0)
+    batch_size = experiment.config.batch_size
 
     def loss(state, batch, key):
-        return loss_function(state, batch, key, model, task, None, frozen)(state.params)
+        return experiment.first_loss(state, batch, key)(state.params)
 
-    batch = task.abstract_batch(experiment.dataset, config.batch_size)
-    with input_errors((config.batch_size, *experiment.dataset.shape)):
+    batch = experiment.task.abstract_batch(experiment.dataset, batch_size)
+    with input_errors((batch_size, *experiment.dataset.shape)):
         jax.eval_shape(loss, experiment.abstract_state, batch, jax.eval_shape(lambda: jax.random.key(0)))
 
 

@@ -1,4 +1,4 @@
-"""What needs a process of its own: signals, a reader that goes away, imports, programs that are kept."""
+"""What needs a separate process: signals, a closed output pipe, imports, stored programs."""
 
 import json
 import os
@@ -20,7 +20,7 @@ XOR = ["--data.name", "xor", "--data.augment.translate", "0", "--data.augment.sc
 
 
 def start(*arguments, folder, **environment):
-    """Start a command as a process of its own."""
+    """Start a command in a separate process."""
     environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"} | environment
     return subprocess.Popen(
         [*DEEPJAX, *map(str, arguments)],
@@ -33,7 +33,7 @@ def start(*arguments, folder, **environment):
 
 
 def run(*arguments, folder, **environment):
-    """Run a command as a process of its own: (exit code, output, error)."""
+    """Run a command in a separate process: (exit code, output, error)."""
     process = start(*arguments, folder=folder, **environment)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
@@ -57,7 +57,7 @@ SIX_EPOCHS = ["train", "digits", "--epochs", 6, "--log-every", 1, "--checkpoint-
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """A run of its own process that nothing stopped."""
+    """A run in a separate process that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
     assert run(*SIX_EPOCHS, "--workdir", "run", folder=folder)[0] == 0
     return folder / "run"

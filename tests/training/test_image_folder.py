@@ -1,4 +1,4 @@
-"""ImageNet's config on a small folder of images, in a process of its own: to the end, and to predictions."""
+"""ImageNet's config on a small folder of images, in a separate process: training to the end, and predictions."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def test_imagenets_settings_learn_a_small_folder(tmp_path, workers, capfd):
     done = subprocess.run([sys.executable, "-m", "deepjax", *command.split()], cwd=tmp_path, text=True)
     assert done.returncode == 0
     out, err = capfd.readouterr()
-    # Grain's worker processes may leave shared memory to Python's resource tracker, which says so at the end.
+    # Grain's worker processes may leave shared memory to Python's resource tracker, which warns at exit.
     assert [line for line in err.splitlines() if "resource_tracker" not in line] == []
     assert "48 training, 12 validation, 18 test examples of 32x32x3, 3 classes" in out
     code = cli.main(["predict", str(tmp_path / "run"), str(tmp_path / "set" / "val" / "red")])

@@ -61,7 +61,7 @@ def test_scanned_equals_unrolled(order, depth, unroll, options):
     chex.assert_trees_all_equal_shapes_and_dtypes(stacked, shapes)
 
     @jax.jit
-    def answers():
+    def results():
         def one(net, variables):
             def loss(params):
                 given = {**variables, "params": params}
@@ -73,7 +73,7 @@ def test_scanned_equals_unrolled(order, depth, unroll, options):
 
         return one(scanned, stacked), one(unrolled, variables)
 
-    (ys, trees), (others, apart) = answers()
+    (ys, trees), (others, apart) = results()
     chex.assert_trees_all_close(ys, others, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(trees, restack(apart, depth), rtol=1e-3, atol=1e-3)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from deepjax import functional, summary, zoo
+import helpers
+from deepjax import summary, zoo
 from deepjax.errors import InputError
 from deepjax.trace import around_calls
 from deepjax.units import Drop, unstack_units
@@ -189,38 +190,11 @@ def test_xception_is_the_papers_chain():
     assert_allclose(logits, expected, rtol=1e-3, atol=1e-4 * abs(expected).max())
 
 
-def assert_close(a, b):
-    assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(abs(b).max() + 1e-3))
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_scanned_units_are_the_unrolled_ones(name):
     model, variables = short(name)
     x = np.random.default_rng(1).standard_normal((4, 39, 39, 3)).astype(np.float32)
-    labels, mask = np.arange(4) % 3, np.array([True, True, True, False])
-
-    def forward(network, variables, x):
-        logits, new = network.apply(variables, x, train=True, mask=mask, mutable="batch_stats")
-        return {"logits": logits[:3], "moments": new["batch_stats"]}
-
-    @jax.jit
-    def step(x):
-        def loss(params):
-            seen = forward(model, variables | {"params": params}, x)
-            return functional.cross_entropy(seen["logits"], labels[:3]).sum(), seen
-
-        gradients, seen = jax.grad(loss, has_aux=True)(variables["params"])
-        return {"gradients": gradients, **seen}
-
-    ours = jax.device_get(step(x))
-    unrolled = jax.jit(forward, static_argnums=0)(model.clone(scan=False), unstack_units(variables), x)
-    seen = {name: ours[name] for name in ("logits", "moments")}
-    jax.tree.map(assert_close, unstack_units(seen), jax.device_get(unrolled))
-    silent = [path for path, g in flax.traverse_util.flatten_dict(ours["gradients"]).items() if not np.any(g)]
-    assert not silent
-    other = x.copy()
-    other[3] = 100  # the masked row
-    jax.tree.map(assert_close, jax.device_get(step(other)), ours)
+    helpers.check_scanned_is_unrolled(model, variables, x)
 
 
 @pytest.mark.parametrize("remat", ["none", "unit"])

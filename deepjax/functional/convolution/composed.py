@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax  # noqa: F401  the examples use it
 import jax.numpy as jnp  # noqa: F401  the examples use it
 
 from deepjax.errors import InputError
@@ -35,6 +34,7 @@ def depthwise_conv(
     Raises:
       InputError: a kernel of another shape, or arguments that `conv` refuses.
 
+    >>> import jax
     >>> x, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 2))
     >>> jax.eval_shape(lambda: depthwise_conv(x, kernel, padding="VALID")).shape
     (1, 3, 3, 2)
@@ -80,6 +80,7 @@ def separable_conv(
     Raises:
       InputError: kernels that do not match, or arguments that `conv` refuses.
 
+    >>> import jax
     >>> x = jnp.ones((1, 8, 8, 2))
     >>> kernel, pointwise = jnp.ones((3, 3, 1, 2)), jnp.ones((1, 1, 2, 5))
     >>> jax.eval_shape(lambda: separable_conv(x, kernel, pointwise, stride=2)).shape
