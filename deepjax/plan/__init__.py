@@ -91,9 +91,9 @@ def plan(
         raise InputError(f"memory {limit / 2**30:g} GiB must be above 0")
     if not 0 < seconds < math.inf:
         raise InputError(f"seconds {seconds:g} must be a number above 0")
-    step.check(config)
+    network = step.check(config)
     found = inputs.find(config, shape, classes)
-    configured = make_model(config, found.classes)  # raises InputError for invalid options in the config
+    configured = network.clone(num_classes=found.classes)
     models = {remat: model for remat in REMATS if (model := _with_remat(config, found.classes, remat)) is not None}
     steps = {remat: step.make(config, found, model) for remat, model in (models or {"none": configured}).items()}
     plain = next(iter(steps.values()))

@@ -43,9 +43,9 @@ class AbstractStep(NamedTuple):
 
 
 def check(config):
-    """Raise InputError for values that training would refuse."""
-    setup.check(config)
+    """Return the network of a config. Raise InputError for values that training would refuse."""
     make_mesh(config.devices.count, config.devices.strategy, config.batch_size)
+    return setup.check(config)
 
 
 def with_remat(config, remat):

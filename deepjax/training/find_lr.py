@@ -66,7 +66,7 @@ def range_test(
     display = log if isinstance(log, Display) else Display(log)
     _check(config, min_rate, max_rate, steps, smoothing)
     config = setup.with_absolute_paths(config)
-    setup.check(config)
+    network = setup.check(config)
     folder = workdir.check_workdir(config, name)
     resumed = setup.has_checkpoint(folder)
     if not resumed:  # a new state does not need the state of a schedule, and momentum must not change
@@ -76,7 +76,7 @@ def range_test(
     def rates(count):
         return min_rate * (max_rate / min_rate) ** ((count - start) / (steps - 1))
 
-    exp = setup.setup(config, folder, schedule=rates)
+    exp = setup.setup(config, network, folder, schedule=rates)
     with workdir.locked(folder):
         state = (resumed and _newest(exp, folder, display)) or exp.initial_state(display)
         start_step = int(state.step)

@@ -53,12 +53,12 @@ def train(
     display = log if isinstance(log, Display) else Display(log)
     dataset = as_dataset(data)
     config = with_given(setup.with_absolute_paths(config), model, dataset)
-    setup.check(config, model)
+    network = setup.check(config, model)
     folder = workdir.check_workdir(config, name)
     if summary := workdir.finished(folder, config):
         display(f"{folder}: finished, {summary['result']}")
         return summary
-    experiment = setup.setup(config, folder, model=model, dataset=dataset)
+    experiment = setup.setup(config, network, folder, dataset=dataset)
     # Everything fits. Nothing was written before this line.
     with workdir.locked(folder):
         workdir.write_config(folder, config, name, experiment.mesh.devices)

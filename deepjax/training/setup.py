@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from deepjax import data, init_from_data, tasks
+from deepjax import data, init_from_data, tasks, zoo
 from deepjax.config import Augment, Config
 from deepjax.config import check as check_fields
 from deepjax.errors import InputError
@@ -26,15 +26,17 @@ PARAMETERS, MOMENTS = 2**31, 2**31 + 1  # folded into the run's key; the steps' 
 
 
 def check(config, model=None):
-    """Raise InputError for fields that are wrong or contradict each other, before anything is loaded.
+    """Return the Linen module of a config, before its number of outputs is known.
+
+    Raise InputError for fields that are wrong or contradict each other. Nothing is loaded.
 
     Args:
       config: the experiment.
-      model: a Linen module in place of the zoo's.
+      model: a Linen module in place of the zoo's, which is returned as it is.
     """
     check_fields(config)
     tasks.find(config.task)
-    make_model(config, None, model)  # so that a wrong option of the model is found before data are read
+    network = make_model(config, None, model)
     averaging.check(config)
     freezing.check(config)
     check_schedule(config.optimizer, config.schedule, config.epochs)
@@ -43,6 +45,7 @@ def check(config, model=None):
         raise InputError(
             f"init {config.init} and pretrained {config.pretrained} both set the initial parameters; leave one out"
         )
+    return network
 
 
 def with_absolute_paths(config):
@@ -147,13 +150,13 @@ class Experiment:
         return make_moment_estimator(self.config, self.model, self.task, self.dataset.train, self.mesh, loader)
 
 
-def setup(config, folder, *, model=None, dataset=None, schedule=None) -> Experiment:
+def setup(config, network, folder, *, dataset=None, schedule=None) -> Experiment:
     """Return the Experiment of a config whose run is in `folder`. Reads data and pretrained weights, writes nothing.
 
     Args:
       config: has passed `check`.
+      network: result of `check`. A network of the zoo gets as many outputs as the data set needs.
       folder: folder of the run. A run with a checkpoint uses the recorded statistics and reads no pretrained weights.
-      model: a Linen module in place of the zoo's.
       dataset: a `data.Dataset` in place of the one that the config names.
       schedule: updates -> learning rate, in place of the config's.
 
@@ -163,7 +166,9 @@ def setup(config, folder, *, model=None, dataset=None, schedule=None) -> Experim
     mesh = make_mesh(config.devices.count, config.devices.strategy, config.batch_size)
     dataset = data.load(config.data, config.data_dir, config.seed, given=dataset)
     task = tasks.find(config.task)
-    network = make_model(config, task.outputs(dataset.classes, dataset.shape), model)
+    is_given = config.model not in zoo.MODELS
+    if not is_given:
+        network = network.clone(num_classes=task.outputs(dataset.classes, dataset.shape))
     source = variables = None
     if config.pretrained and not has_checkpoint(folder):
         source = fine_tuning.read(config.pretrained, config.model)
@@ -171,7 +176,7 @@ def setup(config, folder, *, model=None, dataset=None, schedule=None) -> Experim
         variables = fine_tuning.initial_variables(source, network, config.model, dataset.shape, key, reset_head=reset)
     statistics = read_statistics(folder) or task.fit_statistics(config, dataset, source)
     experiment = assemble(config, mesh, dataset, statistics, network, schedule=schedule, variables=variables)
-    if model is not None:
+    if is_given:
         experiment.task.check_outputs(_outputs(experiment))
         _trace_loss(experiment)
     return experiment

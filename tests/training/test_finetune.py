@@ -152,7 +152,8 @@ def test_pytorchs_files_are_read_and_standardize_as_imagenets(home):
     save_state_dict(path, weights.to_torch(network, variables))
     data = Data("folder", image_size=32, validation=0.25)
     given = {"model": "resnet18", "model_options": {"width": 4}, "pretrained": str(path)}
-    exp = setup.setup(Config(data, data_dir=str(home[0] / "set"), batch_size=8, **given), home[0] / "none")
+    config = Config(data, data_dir=str(home[0] / "set"), batch_size=8, **given)
+    exp = setup.setup(config, setup.check(config), home[0] / "none")
     start, head = dict(exp.variables["params"]), exp.variables["params"]["head"]
     assert head["kernel"].shape == (32, 3)
     chex.assert_trees_all_equal(start | {"head": variables["params"]["head"]}, dict(variables["params"]))
@@ -225,7 +226,7 @@ def test_a_runs_folder_is_a_source_with_its_head_or_without(home, thawed):
     config = dataclasses.replace(run.config, pretrained=str(thawed), **plain)
     for keeps in (True, False):
         again = dataclasses.replace(config, reset_head=not keeps, workdir=str(folder / f"again{keeps}"))
-        exp = setup.setup(again, folder / f"again{keeps}")
+        exp = setup.setup(again, setup.check(again), folder / f"again{keeps}")
         state = exp.initial_state(print)
         same = jax.tree.map(lambda a, b: bool((a == b).all()), dict(state.params), dict(run.variables["params"]))
         assert same.pop("head") == {"kernel": keeps, "bias": keeps}
@@ -233,7 +234,7 @@ def test_a_runs_folder_is_a_source_with_its_head_or_without(home, thawed):
         np.testing.assert_array_equal(exp.statistics.standardizer.shift, run.standardizer.shift)
     other = dataclasses.replace(config, data=Data(name="digits"), data_dir="", reset_head=True)
     with pytest.raises(InputError, match="first"):
-        setup.setup(other, folder / "other")
+        setup.setup(other, setup.check(other), folder / "other")
 
 
 @pytest.mark.parametrize(
@@ -275,12 +276,12 @@ def test_runs_on_other_inputs_than_the_networks_usual_one_are_sources_too(tmp_pa
     )
     training.train(config)
     config = dataclasses.replace(config, pretrained=str(tmp_path / "digits"), freeze=("first*",))
-    exp = setup.setup(config, tmp_path / "again")
+    exp = setup.setup(config, setup.check(config), tmp_path / "again")
     stem = inference.load_run(tmp_path / "digits").variables["params"]["first"]["kernel"]
     np.testing.assert_array_equal(exp.initial_state(print).params["first"]["kernel"], stem)
     (tmp_path / "lost" / "checkpoints" / "3").mkdir(parents=True)  # Orbax takes it for none
     with pytest.raises(InputError, match="was not read, because the run has checkpoints"):
-        setup.setup(config, tmp_path / "lost").initial_state(print)
+        setup.setup(config, setup.check(config), tmp_path / "lost").initial_state(print)
     whole = dataclasses.replace(config, data=Data(name="digits", standardize="zca", epsilon=0.1))
     with pytest.raises(InputError, match=r"set data\.standardize channel"):
-        setup.setup(whole, tmp_path / "again")
+        setup.setup(whole, setup.check(whole), tmp_path / "again")
