@@ -70,11 +70,16 @@ class Data:
     """The images: which, how they are split, and where they are stored during training."""
 
     name: str = "digits"
-    """digits, spirals, disc, xor, a TFDS name (mnist, cifar10, imagenet2012, ...), a folder with
-    train/CLASS/*.png|jpg and val/ or test/, `folder` if data_dir is such a folder, or an .npz file."""
+    """digits, spirals, disc, xor, a TFDS name (mnist, cifar10, imagenet2012, ...), a folder with CLASS/*.jpg or
+    train/CLASS/*.jpg, `folder` if data_dir is such a folder, or an .npz file."""
     validation: float | None = option(None, at_least=0, below=1)
     """Fraction of the training set to use for validation, stratified by class. Unset: the data set's own validation
     split, or 0.1."""
+    test: float | None = option(None, above=0, below=1)
+    """Folder of images without test/ and val/: fraction of the images to draw for testing, stratified by class.
+    Unset: 0.2."""
+    skip_broken: bool = False
+    """Folder of images: leave out images that cannot be decoded, and name them. False: stop at the first one."""
     image_size: int = option(0, at_least=0)
     """Height and width in pixels to which images are resized when they are read. 0: as stored."""
     standardize: Literal["channel", "mean_image", "mean_color", "min_max", "z_score", "pca", "zca"] = "channel"
@@ -267,5 +272,5 @@ class Config:
     workdir: str = option("", free=True)
     """Folder of the run. Empty: runs/NAME."""
     data_dir: str = option("", free=True)
-    """Folder of the images: a TFDS folder, the original files of the data set, or, for data.name folder,
-    train/CLASS/*.png|jpg and val/ or test/. Empty: TFDS's own folder."""
+    """Folder of the images: a TFDS folder, the original files of the data set, or, for data.name folder, CLASS/*.jpg or
+    train/CLASS/*.jpg. Empty: TFDS's own folder."""

@@ -6,6 +6,7 @@ from deepjax.data.color import lighting_components
 from deepjax.data.crops import check_crops, photograph_crops, read_crops, resizing
 from deepjax.data.images import SUFFIXES as IMAGE_SUFFIXES
 from deepjax.data.images import read_image
+from deepjax.data.listing import find_images
 from deepjax.data.loaders import DeviceLoader, HostLoader, epoch_order, make_loader
 from deepjax.data.loading import About, about, check_fields, load
 from deepjax.data.mixing import mix
@@ -34,6 +35,7 @@ __all__ = [
     "check_crops",
     "check_fields",
     "epoch_order",
+    "find_images",
     "from_arrays",
     "lighting_components",
     "load",

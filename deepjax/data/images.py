@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Formats are listed because Pillow otherwise loads and tries some forty plugins.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 ASPECT = (3 / 4, 4 / 3)  # of random-area crops, width over height (Szegedy et al. 2015)
 SHORTER = 256 / 224  # shorter side before the center crop, as a multiple of the crop (Krizhevsky et al. 2012)
 ORIENTATION = 0x0112  # EXIF tag: how a stored image is turned to be shown

@@ -10,6 +10,7 @@ from deepjax import config
 from deepjax.data import sources
 from deepjax.data.augment import check as check_augment
 from deepjax.data.records import MEMORY_LIMIT, Arrays, Dataset, Records, Split
+from deepjax.data.splits import stratified
 from deepjax.data.standardize import check as check_standardize
 from deepjax.errors import InputError
 
@@ -31,14 +32,34 @@ def load(data: config.Data, data_dir: str, seed: int, *, given: Dataset | None =
       InputError: the data set cannot be found or read, or other fields of `data` do not fit it.
     """
     check_fields(data, seed)
-    wanted = sources.Wanted(data.name, data_dir, data.image_size)
-    found = given or sources.find(wanted).load(wanted)
+    if given:
+        _check_options(data, ())
+    found = given or _load(data, data_dir, seed)
     if isinstance(found.train, Records):
         found = replace(found, fit=found.train.fit)
     found = _place(_resize(found, data.image_size), data)
     check_augment(data.augment, found.shape)
     check_standardize(data, found.shape)
     return _split(found, data.validation, seed)
+
+
+def _load(data: config.Data, data_dir: str, seed: int) -> Dataset:
+    wanted = as_wanted(data, data_dir, seed)
+    source = sources.find(wanted)
+    _check_options(data, source.options)
+    return source.load(wanted)
+
+
+def as_wanted(data: config.Data, data_dir: str, seed: int) -> sources.Wanted:
+    """Return what a source must know of a config."""
+    return sources.Wanted(data.name, data_dir, data.image_size, data.test, data.skip_broken, seed)
+
+
+def _check_options(data: config.Data, options: tuple[str, ...]) -> None:
+    """Raise InputError for a field that only folders of images use, if it is set for another data set."""
+    for name in ("test", "skip_broken"):
+        if getattr(data, name) and name not in options:
+            raise InputError(f"data.{name} {getattr(data, name)}: is for folders of images; leave it out")
 
 
 def check_fields(data: config.Data, seed: int) -> None:
@@ -66,14 +87,15 @@ def about(data: config.Data, data_dir: str, seed: int) -> About:
     Raise InputError as `load` does; but the files of a well-known data set (mnist, cifar10, ...) need not exist.
     """
     check_fields(data, seed)
-    facts = sources.facts(sources.Wanted(data.name, data_dir, data.image_size))
+    facts = sources.facts(as_wanted(data, data_dir, seed))
     if facts is None:
         found = load(replace(data, placement="host"), data_dir, seed)
         sizes = [len(split) for split in (found.train, found.validation, found.test)]
         return About(found.shape, len(found.classes), sizes[0], sum(sizes))
     train = facts.examples.get("train", 0)
     if "validation" not in facts.examples or "test" not in facts.examples:
-        train -= math.ceil(train * (VALIDATION if data.validation is None else data.validation))
+        fraction = VALIDATION if data.validation is None else data.validation
+        train -= max(math.ceil(train * fraction), facts.classes) if fraction else 0
     return About(facts.shape, facts.classes, train, sum(facts.examples.values()))
 
 
@@ -108,8 +130,6 @@ def _map(found: Dataset, change) -> dict[str, Split]:
 
 def _split(found: Dataset, fraction: float | None, seed: int) -> Dataset:
     """Take a stratified validation split from the training set if there is none."""
-    from sklearn.model_selection import train_test_split
-
     if len(found.validation):
         if fraction is not None:
             raise InputError(f"data.validation {fraction}: {found.name} has its own validation split; leave it unset")
@@ -118,11 +138,5 @@ def _split(found: Dataset, fraction: float | None, seed: int) -> Dataset:
     if fraction == 0:
         return found
     train: Split = found.train
-    try:
-        remaining, taken = train_test_split(
-            np.arange(len(train)), test_size=fraction, stratify=train.labels, random_state=seed
-        )
-    except ValueError as error:  # fewer than two images of a class, or fewer images to take than classes
-        reason = f"{len(train)} training images of {len(found.classes)} classes cannot be split stratified"
-        raise InputError(f"data.validation {fraction}: {reason}; give 0 or another fraction") from error
-    return replace(found, train=train.take(np.sort(remaining)), validation=train.take(np.sort(taken)))
+    remaining, taken = stratified(train.labels, fraction, seed, found.classes, "data.validation")
+    return replace(found, train=train.take(remaining), validation=train.take(taken))

@@ -160,6 +160,8 @@ class Dataset:
     test: Split
     fit: Fit = "whole"
     """How an image file is brought to `shape` for prediction; see Records.fit."""
+    notes: tuple[str, ...] = ()
+    """Lines that a user should read: what was left out, what was drawn at random."""
 
     def __post_init__(self):
         if not self.classes:

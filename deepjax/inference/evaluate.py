@@ -6,6 +6,7 @@ import numpy as np
 
 from deepjax import data
 from deepjax.data import sources
+from deepjax.data.loading import as_wanted
 from deepjax.errors import InputError, choices
 from deepjax.inference.run import Run
 from deepjax.parallel import make_mesh
@@ -74,7 +75,7 @@ def _dataset(run, data_dir, given):
     wanted, folder, dataset = run.config.data, data_dir or run.config.data_dir, data.as_dataset(given)
     if dataset is None:
         try:
-            sources.find(sources.Wanted(wanted.name, folder, wanted.image_size))
+            sources.find(as_wanted(wanted, folder, run.config.seed))
         except InputError as error:
             raise InputError(f"{error}; for a run of train(..., data=...), pass evaluate_run(..., data=...)") from None
     dataset = data.load(wanted, folder, run.config.seed, given=dataset)

@@ -13,8 +13,6 @@ from deepjax.errors import InputError, choices
 from deepjax.tasks import classification
 from deepjax.training.step import apply_model
 
-SUFFIXES = data.IMAGE_SUFFIXES
-
 
 class Classifier(NamedTuple):
     """A network with pretrained weights. `predict` and `export` accept it like a Run."""
@@ -75,7 +73,7 @@ def class_names(count) -> tuple[str, ...]:
 
 
 def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
-    """Return the task's predictions for image files and for the images in folders (not in their subfolders), in order.
+    """Return the task's predictions for image files and for the images in folders and their subfolders, in order.
 
     In classification these are `Prediction`s. For an image that cannot be read, the prediction has `problem`. The other
     images are still predicted.
@@ -125,8 +123,8 @@ def outputs(run, variables, images):
 
 def _image_files(path):
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        files, _ = data.find_images(path)
         if not files:
-            raise InputError(f"folder {path} has no images ({', '.join(SUFFIXES)})")
+            raise InputError(f"folder {path} has no images ({', '.join(data.IMAGE_SUFFIXES)}); check the path")
         return files
     return [path]

@@ -243,7 +243,7 @@ def write_data(workdir, dataset, statistics):
     standardizer, lighting = statistics
     if standardizer.kind == "channel":
         record |= {"mean": standardizer.shift.tolist(), "std": standardizer.scale.tolist()}
-    record["fit"] = dataset.fit
+    record |= {"fit": dataset.fit, "notes": list(dataset.notes)}
     if lighting is not None:
         record["lighting"] = lighting.tolist()
     path = workdir / "data.json"

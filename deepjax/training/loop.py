@@ -144,6 +144,8 @@ class Trainer:
     def _introduce(self):
         devices = self.exp.mesh.devices
         self.display(self.task.describe(self.exp.dataset))
+        for note in self.exp.dataset.notes:
+            self.display(note)
         self.display(f"{self.config.model}: {self.parameters:,} parameters")
         self.display(
             f"{len(devices)} x {devices[0].device_kind}, {self.config.devices.strategy}; writing to {self.folder}"

@@ -11,6 +11,7 @@ import jax
 from deepjax import data, init_from_data, tasks, zoo
 from deepjax.config import Augment, Config
 from deepjax.config import check as check_fields
+from deepjax.data.sources.folder import is_folder
 from deepjax.errors import InputError
 from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, make_schedule
 from deepjax.parallel import Mesh, make_mesh
@@ -51,7 +52,7 @@ def check(config, model=None):
 def with_absolute_paths(config):
     """Return the config with absolute paths, so that `deepjax eval` finds the data from any folder."""
     path, data_dir = Path(config.data.name).expanduser(), config.data_dir
-    if (path / "train").is_dir() or (path.suffix == ".npz" and path.exists()):
+    if is_folder(config.data.name) or (path.suffix == ".npz" and path.exists()):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=str(path.absolute())))
     if config.pretrained and (source := Path(config.pretrained).expanduser()).exists():
         config = dataclasses.replace(config, pretrained=str(source.absolute()))

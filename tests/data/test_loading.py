@@ -50,6 +50,7 @@ def test_validation_is_stratified_and_seeded():
     again, other = configure(dataset, validation=0.2), configure(dataset, seed=1, validation=0.2)
     np.testing.assert_array_equal(again.validation.images, found.validation.images)
     assert (other.validation.images != found.validation.images).any()
+    assert np.bincount(configure(dataset, validation=0.01).validation.labels).tolist() == [1] * 10
     everything = configure(dataset, validation=0.0)
     assert len(everything.validation) == 0
     assert len(everything.train) == 200
@@ -68,7 +69,9 @@ def test_own_validation_split():
         ({"validation": -0.1}, r"data.validation -0.1 must be in"),
         ({"validation": 1.0}, r"data.validation 1.0 must be in"),
         ({"validation": float("nan")}, r"data.validation nan must be finite"),
-        ({"validation": 0.01}, "data.validation 0.01: .*stratified"),
+        ({"validation": 0.99}, "data.validation 0.99: 200 images of 10 classes cannot be split"),
+        ({"test": 0.1}, "data.test 0.1: is for folders of images"),
+        ({"skip_broken": True}, "data.skip_broken True: is for folders of images"),
         ({"image_size": -1}, "image_size -1"),
         ({"seed": -1}, "seed -1"),
     ],

@@ -1,6 +1,7 @@
-"""Folders of images: train/CLASS/*.png, and val/ or test/ in the same folder."""
+"""Folders of images: CLASS/*.jpg, or train/CLASS/*.jpg with val/ or test/ in the same folder."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,10 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from deepjax.data.images import SUFFIXES, read_size
+from deepjax.data.images import SUFFIXES, decode, read_bytes, read_size
+from deepjax.data.listing import describe_skipped, find_images, is_hidden
 from deepjax.data.records import Dataset, Fit, Records
 from deepjax.data.sources.source import DataSource, Wanted
+from deepjax.data.splits import stratified
 from deepjax.errors import InputError
+
+TEST = 0.2  # fraction of the images, for folders without a test split
+SPLITS = ("train", "val", "validation", "test")
+NAMED = 10  # broken images that are named one by one
 
 
 @dataclass(frozen=True)
@@ -22,67 +29,140 @@ class FolderFiles:
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """Return the contents of these files. Raise InputError naming a file that cannot be read."""
-        try:
-            return [self.paths[index].read_bytes() for index in indices]
-        except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check the file") from error
+        return [read_bytes(self.paths[index]) for index in indices]
 
     def where(self, index: int) -> str:
         """Return the path of a file."""
         return str(self.paths[index])
 
 
-def folder(path: str, image_size: int) -> Dataset:
-    """Load a folder with train/CLASS/IMAGE, optionally val/ or validation/, optionally test/, as Records in RGB.
+class Listing:
+    """The images of a folder in splits: {split: (paths, labels)}, and notes on what a user should know of them."""
 
-    The test split is test/. If there is none, the validation folder is the test split; one of them must exist.
+    def __init__(self, root: Path):
+        self.root, self.skipped, self.notes = root, Counter(), []
+        self.divided = bool(_subfolders(root / "train"))
+        top = root / "train" if self.divided else root
+        self.classes = tuple(entry.name for entry in _subfolders(top))
+        if set(self.classes) <= set(SPLITS):  # also for train/*.jpg, without classes
+            raise InputError(f"data.name {root}: has no classes; put images into CLASS/*.jpg or train/CLASS/*.jpg")
+        held_out = [root / name for name in ("val", "validation") if self.divided and (root / name).is_dir()]
+        tests = [root / "test"] if self.divided and (root / "test").is_dir() else held_out[:1]
+        self.splits = {"train": self._listed(top)}
+        if tests:
+            self.splits["test"] = self._listed(tests[0])
+        if held_out and tests != held_out[:1]:
+            self.splits["validation"] = self._listed(held_out[0])
+        self._note_beside()
+
+    def _listed(self, split: Path) -> tuple[list[Path], list[int]]:
+        """Return sorted paths and labels of one split. Raise InputError for an unknown class or one without images."""
+        paths, labels = [], []
+        for folder in _subfolders(split):
+            if folder.name not in self.classes:
+                raise InputError(f"{folder}: class {folder.name!r} is not in train/; add it there or remove it here")
+            found, skipped = find_images(folder)
+            if not found:
+                raise InputError(f"{folder}: has no {', '.join(SUFFIXES)} files; add images or remove the folder")
+            self.skipped += skipped
+            paths += found
+            labels += [self.classes.index(folder.name)] * len(found)
+        present = set(labels)
+        if missing := [name for i, name in enumerate(self.classes) if i not in present]:
+            self.notes.append(f"{split} has no images of {_few(missing)}")
+        return paths, labels
+
+    def _note_beside(self):
+        """Note images and folders that are in no class."""
+        used = SPLITS if self.divided else self.classes
+        beside = [
+            entry for entry in sorted(self.root.iterdir()) if entry.name not in used and not is_hidden(entry.name)
+        ]
+        ignored = [entry.name for entry in beside if entry.is_dir() or entry.suffix.lower() in SUFFIXES]
+        if ignored:
+            self.notes.append(f"not read, because they are in no class: {_few(ignored)} of {self.root}")
+
+    def drop_broken(self):
+        """Leave out images that cannot be decoded, and note them."""
+        broken = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for split, (paths, labels) in self.splits.items():
+                problems = list(pool.map(_problem, paths))
+                kept = [i for i, problem in enumerate(problems) if not problem]
+                self.splits[split] = [paths[i] for i in kept], [labels[i] for i in kept]
+                broken += [problem for problem in problems if problem]
+        self.notes += [f"left out: {problem}" for problem in broken[:NAMED]]
+        if len(broken) > NAMED:
+            self.notes.append(f"left out: {len(broken) - NAMED:,} more images that cannot be read")
+
+    def draw_test(self, fraction: float | None, seed: int):
+        """Take the test images from the training images, if the folder has no test split."""
+        if "test" in self.splits:
+            if fraction is not None:
+                raise InputError(f"data.test {fraction}: {self.root} has its own test split; leave it unset")
+            return
+        fraction = TEST if fraction is None else fraction
+        paths, labels = self.splits["train"]
+        parts = stratified(np.array(labels, np.int32), fraction, seed, self.classes, "data.test")
+        for split, indices in zip(("train", "test"), parts):
+            self.splits[split] = [paths[i] for i in indices], [labels[i] for i in indices]
+        self.notes.append(f"{len(parts[1]):,} of {len(labels):,} images were drawn for testing, with seed {seed}")
+
+
+def folder(path: str, wanted: Wanted) -> Dataset:
+    """Load a folder of images as Records in RGB. Images may be in subfolders of their class's folder.
+
+    With train/CLASS/IMAGE, the test split is test/, or if there is none, val/ or validation/. With CLASS/IMAGE, or
+    without a folder for testing, the fraction `wanted.test` of each class is drawn for testing.
 
     Args:
       path: path of the folder.
-      image_size: height and width. Images of another size are resized and cropped (`Records.fit` "photograph").
-        0: all images must have one size.
+      wanted: with image_size, images of another size are resized and cropped (`Records.fit` "photograph"). With 0, all
+        images must have one size. With skip_broken, images that cannot be decoded are left out.
 
-    Raise InputError if a split or a class is missing or empty, and if sizes differ without image_size.
+    Raise InputError if there are no classes, a class is empty, or sizes differ without image_size.
     """
     root = Path(path)
-    held_out = [root / name for name in ("val", "validation") if (root / name).is_dir()]
-    tests = [root / "test"] if (root / "test").is_dir() else held_out[:1]
-    if not (root / "train").is_dir() or not tests:
-        missing = "test/ and no val/" if (root / "train").is_dir() else "train/"
-        raise InputError(f"data.name {path}: has no {missing}; put images into train/CLASS and test/CLASS or val/CLASS")
-    classes = tuple(entry.name for entry in _subfolders(root / "train"))
-    listed = {"train": _listed(root / "train", classes), "test": _listed(tests[0], classes)}
-    if held_out and tests != held_out[:1]:
-        listed["validation"] = _listed(held_out[0], classes)
-    paths = [path for split_paths, _ in listed.values() for path in split_paths]
-    height, width = (image_size, image_size) if image_size else _common_size(paths)
-    fit: Fit = "photograph" if image_size else "stored"
+    listing = Listing(root)
+    if wanted.skip_broken:
+        listing.drop_broken()
+    listing.draw_test(wanted.test, wanted.seed)
+    if skipped := describe_skipped(listing.skipped):
+        listing.notes.append(skipped)
+    size = wanted.image_size
+    paths = [path for split_paths, _ in listing.splits.values() for path in split_paths]
+    height, width = (size, size) if size else _common_size(paths)
+    fit: Fit = "photograph" if size else "stored"
 
     def records(split_paths: list[Path], labels: list[int]) -> Records:
         numbers = np.array(labels, np.int32)
         return Records(FolderFiles(tuple(split_paths)), np.arange(len(labels)), numbers, (height, width, 3), fit)
 
-    splits = {split: records(*parts) for split, parts in listed.items()}
+    splits = {split: records(*parts) for split, parts in listing.splits.items()}
     validation = splits.get("validation") or splits["train"].take(np.arange(0))
-    return Dataset(root.name, classes, (height, width, 3), splits["train"], validation, splits["test"])
+    shape, notes = (height, width, 3), tuple(listing.notes)
+    return Dataset(root.name, listing.classes, shape, splits["train"], validation, splits["test"], notes=notes)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """Return the sorted folders in a folder; [] if it does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
-def _listed(split: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """Return sorted paths and labels of one split. Raise InputError for an unknown or an empty class."""
-    paths, labels = [], []
-    for folder in _subfolders(split):
-        if folder.name not in classes:
-            raise InputError(f"{folder}: class {folder.name!r} is not in train/; add it there or remove it here")
-        found = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != ".")
-        if not found:
-            raise InputError(f"{folder}: has no {', '.join(SUFFIXES)} files; add images or remove the folder")
-        paths += found
-        labels += [classes.index(folder.name)] * len(found)
-    return paths, labels
+def _problem(path: Path) -> str:
+    """Return why an image cannot be read, or ""."""
+    try:
+        decode(read_bytes(path), str(path), 3)
+    except InputError as error:
+        return str(error).rpartition("; ")[0]
+    return ""
 
 
 def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
@@ -96,26 +176,31 @@ def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
     return sizes[0] if sizes else (0, 0)
 
 
-def _owns(wanted: Wanted) -> bool:
-    """Return whether the name is "folder", or the path of a folder of images.
+def is_folder(name: str) -> bool:
+    """Return whether a name is the path of an existing folder of images.
 
-    A name without a slash is a folder of images only if it contains train/, because ./mnist may be TFDS's folder.
+    A name without a slash is one only if the folder contains train/, because ./mnist may be TFDS's folder.
     """
+    path = Path(name).expanduser()
+    return (path / "train").is_dir() or ("/" in name and path.is_dir())
+
+
+def _owns(wanted: Wanted) -> bool:
     path = Path(wanted.name).expanduser()
-    if wanted.name == "folder" or (path / "train").is_dir() or ("/" in wanted.name and path.is_dir()):
-        return True
-    return path.is_absolute() and path.suffix != ".npz"
+    return wanted.name == "folder" or is_folder(wanted.name) or (path.is_absolute() and path.suffix != ".npz")
 
 
 def _load(wanted: Wanted) -> Dataset:
     if wanted.name == "folder":
         if not wanted.data_dir:
-            raise InputError("data.name folder: needs --data-dir, a folder with train/CLASS/*.jpg and val/ or test/")
-        return folder(wanted.data_dir, wanted.image_size)
+            raise InputError("data.name folder: needs --data-dir, a folder with CLASS/*.jpg or train/CLASS/*.jpg")
+        if not Path(wanted.data_dir).is_dir():
+            raise InputError(f"data_dir {wanted.data_dir}: no such folder; check the path")
+        return folder(wanted.data_dir, wanted)
     path = Path(wanted.name).expanduser()
     if not path.is_dir():
         raise InputError(f"data.name {wanted.name}: no such file or folder; check the path")
-    return folder(str(path), wanted.image_size)
+    return folder(str(path), wanted)
 
 
-SOURCE = DataSource(_owns, _load)
+SOURCE = DataSource(_owns, _load, options=("test", "skip_broken"))

@@ -16,6 +16,12 @@ class Wanted(NamedTuple):
     """config.Config.data_dir: folder with data sets. Empty: the source's default folder, if it has one."""
     image_size: int
     """config.Data.image_size: height and width in pixels. 0: as stored."""
+    test: float | None = None
+    """config.Data.test: fraction of the images to draw for testing. None: the source's own default."""
+    skip_broken: bool = False
+    """config.Data.skip_broken: leave out images that cannot be decoded."""
+    seed: int = 0
+    """config.Config.seed: of the draw of test images."""
 
 
 class Facts(NamedTuple):
@@ -58,3 +64,5 @@ class DataSource:
     """Return the rows of `deepjax datasets` for a data_dir."""
     facts: Callable[[Wanted], Facts | None] = _nothing
     """Return the facts that are known without reading images, or None if the data set must be loaded."""
+    options: tuple[str, ...] = ()
+    """Which of the fields test and skip_broken of config.Data the source uses. For other sources they are refused."""

@@ -37,13 +37,82 @@ def test_folder_validation_serves_as_test_where_there_is_none(tmp_path, held_out
 
 
 def test_folder_that_is_wrong(tmp_path):
-    fails("has no train/", f"{tmp_path}/")
+    fails("has no classes; put images into", f"{tmp_path}/")
+    (tmp_path / "train").mkdir()
+    fails("has no classes; put images into", tmp_path)
+    write_images(tmp_path, {"train": 3})  # images without classes
+    fails("has no classes; put images into", tmp_path)
     write_images(tmp_path / "train", {"a": 3})
-    fails("has no test/ and no val/", tmp_path)
     write_images(tmp_path / "test", {"a": 3, "zebra": 1})
     fails("zebra: class 'zebra' is not in train/", tmp_path)
     (tmp_path / "train" / "zebra").mkdir()
     fails("train/zebra: has no .png", tmp_path)
+    fails("data_dir .*nowhere: no such folder", "folder", tmp_path / "nowhere")
+
+
+def test_folder_of_classes_is_split_by_seed(tmp_path):
+    write_images(tmp_path, {"ant": 10, "bee": 20, "cat": 30})
+    found, again = (load(f"{tmp_path}/", test=0.2, validation=0.0) for _ in range(2))
+    assert found.classes == ("ant", "bee", "cat")
+    assert np.bincount(found.test.labels).tolist() == [2, 4, 6]
+    assert "12 of 60 images were drawn for testing, with seed 0" in found.notes
+    np.testing.assert_array_equal(found.test.images, again.test.images)
+    other = load(f"{tmp_path}/", seed=1, test=0.2, validation=0.0)
+    assert (other.test.images != found.test.images).any()
+    both = [{image.tobytes() for image in part.images} for part in (found.train, found.test)]
+    assert not both[0] & both[1]
+    tiny = load(f"{tmp_path}/", test=0.01)
+    assert np.bincount(tiny.test.labels).tolist() == [1, 1, 1]
+    write_images(tmp_path, {"dog": 1})
+    fails("data.test 0.2: only one training image of 'dog'", f"{tmp_path}/")
+
+
+def test_test_images_are_drawn_from_train_where_nothing_is_held_out(tmp_path):
+    write_images(tmp_path / "train", {"a": 10, "b": 10})
+    found = load(tmp_path, validation=0.25)
+    assert [len(found.train), len(found.validation), len(found.test)] == [12, 4, 4]
+    write_images(tmp_path / "test", {"a": 1, "b": 1})
+    fails("data.test 0.5: .* has its own test split", tmp_path, test=0.5)
+
+
+def test_what_is_not_read_is_said(tmp_path):
+    write_images(tmp_path / "train", {"a": 4, "b": 4})
+    write_images(tmp_path / "train" / "a", {"deeper": 3})
+    write_images(tmp_path / "val", {"a": 2})
+    (tmp_path / "train" / "a" / "one.HEIC").write_bytes(b"")
+    (tmp_path / "train" / "b" / "notes.txt").write_text("no image")
+    for hidden in (".thumbnails", "__MACOSX"):
+        write_images(tmp_path / "train" / "a", {hidden: 1})
+        write_images(tmp_path / "train", {hidden: 1})
+    write_images(tmp_path, {"others": 2})
+    found = load(tmp_path, validation=0.0)
+    assert np.bincount(found.train.labels).tolist() == [7, 4]
+    assert found.notes == (
+        f"{tmp_path / 'val'} has no images of b",
+        f"not read, because they are in no class: others of {tmp_path}",
+        "2 files were not read (no images of a known kind): 1 .heic, 1 .txt; convert .heic to .jpg",
+    )
+
+
+def test_links_are_followed_once(tmp_path):
+    write_images(tmp_path / "set", {"a": 4, "b": 4})
+    (tmp_path / "set" / "a" / "again").symlink_to(tmp_path / "set" / "a")
+    (tmp_path / "linked").symlink_to(tmp_path / "set")
+    assert len(load(f"{tmp_path}/linked", validation=0.0, test=0.5).train) == 4
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_broken_images_are_left_out_and_named(tmp_path, placement):
+    write_images(tmp_path, {"a": 20, "b": 20})
+    for name in ("003.png", "007.png"):
+        (tmp_path / "a" / name).write_bytes((tmp_path / "a" / name).read_bytes()[:60])
+    fails("003.png: cannot be read as an image", f"{tmp_path}/", test=0.5, placement="device")
+    options = {"test": 0.5, "validation": 0.0, "placement": placement, "skip_broken": True}
+    found = load(f"{tmp_path}/", **options)
+    assert len(found.train) + len(found.test) == 38
+    assert [note.partition(" cannot")[0] for note in found.notes[:2]] == [
+        f"left out: {tmp_path}/a/{name}:" for name in ("003.png", "007.png")
+    ]
 
 
 def test_folder_of_differing_sizes_needs_image_size(tmp_path):
@@ -86,4 +155,4 @@ def test_every_kind_of_image_that_can_be_read_is_found(tmp_path):
             write_images(tmp_path / split, {"a": number + 1}, suffix=suffix)
     found = load(tmp_path, validation=0.0)
     assert len(found.train) == sum(range(1, len(data.IMAGE_SUFFIXES) + 1))
-    assert len(data.IMAGE_SUFFIXES) == 6
+    assert len(data.IMAGE_SUFFIXES) == 8
