@@ -270,7 +270,7 @@ class Config:
     keep: int = option(2, at_least=1, free=True)
     """Number of the newest checkpoints to keep. The best by validation is always kept too."""
     workdir: str = option("", free=True)
-    """Folder of the run. Empty: runs/NAME."""
+    """Folder of the run. Empty: runs/NAME; or runs/NAME-2, ... if that holds a run of another config."""
     data_dir: str = option("", free=True)
     """Folder of the images: a TFDS folder, the original files of the data set, or, for data.name folder, CLASS/*.jpg or
     train/CLASS/*.jpg. Empty: TFDS's own folder."""

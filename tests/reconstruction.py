@@ -42,6 +42,8 @@ class Restored(NamedTuple):
     def record(self):
         return {"image": self.path, **({"error": self.problem} if self.problem else {"brightness": self.brightness})}
 
+    row = record
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -86,7 +88,7 @@ class Reconstruction:
         return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
     @staticmethod
-    def figures(evaluation, title):
+    def figures(evaluation, title, split):
         return {}
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
@@ -28,10 +29,20 @@ class Prepare:
     """Folder in which to prepare it. Empty: TFDS's own."""
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Options of `deepjax datasets sample`."""
+
+    folder: tyro.conf.Positional[Path]
+    """New folder, in which to write flower/*.jpg and temple/*.jpg."""
+
+
 def datasets(arguments):
-    """List the data sets; `deepjax datasets prepare NAME` downloads and prepares one from TFDS."""
+    """List the data sets; `datasets prepare NAME` prepares one of TFDS, `datasets sample FOLDER` writes a small one."""
     if arguments[:1] == ["prepare"]:
         return _prepare(arguments[1:])
+    if arguments[:1] == ["sample"]:
+        return _sample(arguments[1:])
     options = parse(Datasets, arguments, "deepjax datasets", datasets.__doc__)
     from deepjax import data
 
@@ -53,4 +64,14 @@ def _prepare(arguments):
 
     data.prepare(options.name, options.data_dir)
     print(f"{options.name} is ready")
+    return 0
+
+
+def _sample(arguments):
+    """Write a small folder of photographs: tiles of two pictures that come with scikit-learn, in two classes."""
+    options = parse(Sample, arguments, "deepjax datasets sample", _sample.__doc__)
+    from deepjax import data
+
+    folder = options.folder.expanduser()
+    print(f"{data.write_sample(folder)} images in {folder}")
     return 0

@@ -1,7 +1,9 @@
 """`deepjax eval`."""
 
 import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -20,17 +22,23 @@ class Eval:
     """How several runs or snapshots are averaged. predictions: the mean of their softmax probabilities. weights: the
     mean of their parameters, with the moments of batch norms estimated on the training set."""
     split: Literal["test", "validation", "train"] = "test"
+    views: Literal[1, 2, 5, 10] = 1
+    """Views of each image whose predictions are averaged. 2: the image and its mirror image. 5: corners and center,
+    enlarged. 10: these and their mirror images."""
     data_dir: str = ""
     """Folder of the images. Empty: the folder that the run has recorded."""
+    pictures: str = ""
+    """Folder for pictures of the confusion matrix and of the images with the largest losses. Empty: none."""
     json: bool = False
     """Print JSON."""
 
 
 def evaluate(arguments):
-    """Print the test error of a run by class; of several runs, of each and of their average.
+    """Print how good a run is: precision, recall and F1 of each class, test error, calibration.
 
-    With more than five classes, the top-5 error is printed too. A run of snapshots is treated like several runs.
-    Of another task than classification, its metrics are printed.
+    Of several runs, the errors of each and of their average are printed. With more than five classes, the top-5 error
+    is printed too. A run of snapshots is treated like several runs. Of another task than classification, its metrics
+    are printed.
     """
     options = parse(Eval, arguments, "deepjax eval", evaluate.__doc__)
     if not options.workdir:
@@ -38,60 +46,86 @@ def evaluate(arguments):
     from deepjax import inference
 
     runs = [inference.load_run(folder, warn=warn) for folder in options.workdir]
-    found = inference.evaluate_runs(runs, average=options.average, split=options.split, data_dir=options.data_dir)
+    choice = {"average": options.average, "split": options.split, "views": options.views}
+    found = inference.evaluate_runs(runs, **choice, data_dir=options.data_dir)
     parts = _parts(options, runs, found.alone)
-    record = _record(options.split, runs, found.together)
+    record = _record(options, runs, found.together)
     if parts:
         record |= {"average": options.average, "runs" if len(runs) > 1 else "snapshots": parts}
     if options.json:
         print(json.dumps(record, indent=2))
-        return 0
-    what = f"{options.average} of {len(parts)} averaged" if parts else f"checkpoint of step {record['step']}"
-    if isinstance(found.together, inference.Evaluation):
-        _print(options, record, parts, found.together.confusion(len(runs[0].classes)).sum(1), what)
-        return 0
-    for part, one in zip(parts, found.alone):  # alone has one more if there are no parts
-        print(f"{part['workdir']} step {part['step']}: {runs[0].task.text(one.metrics)}")
-    print(f"{options.split} {runs[0].task.text(found.together.metrics)}, {what}")
+    else:
+        _print(options, runs, found, record, parts)
+    if options.pictures:
+        _draw(options, runs, found.together)
     return 0
 
 
-def _print(options, record, parts, counts, what):
-    """Print an Evaluation of classification; `counts`: examples of each class."""
+def _print(options, runs, found, record, parts):
+    from deepjax import inference
+
+    what = f"{options.average} of {len(parts)} averaged" if parts else f"checkpoint of step {record['step']}"
+    if isinstance(found.together, inference.Evaluation):
+        _print_classes(options, record, parts, what)
+        return
+    for part, one in zip(parts, found.alone):  # alone has one more if there are no parts
+        print(f"{part['workdir']} step {part['step']}: {runs[0].task.text(one.metrics)}")
+    print(f"{options.split} {runs[0].task.text(found.together.metrics)}, {what}")
+
+
+def _print_classes(options, record, parts, what):
+    """Print an Evaluation of classification."""
+
+    def percent(value):
+        return "-" if value is None else f"{100 * value:.2f}"
+
     rows = [
-        (name, str(count), "-" if error is None else f"{100 * error:.2f}")
-        for (name, error), count in zip(record["class_errors"].items(), counts, strict=True)
+        (name, row["examples"], *(percent(row[score]) for score in ("error", "precision", "recall", "f1")))
+        for name, row in record["classes"].items()
     ]
-    table(("class", "examples", "error %"), rows)
+    table(("class", "examples", "error %", "precision %", "recall %", "F1 %"), rows)
     if parts:
         print()
-        rows = [(part["workdir"], part["step"], f"{100 * part['error']:.2f}", f"{part['loss']:.4f}") for part in parts]
-        together = f"{options.average} averaged", "", f"{100 * record['error']:.2f}", f"{record['loss']:.4f}"
+        rows = [(part["workdir"], part["step"], percent(part["error"]), f"{part['loss']:.4f}") for part in parts]
+        together = f"{options.average} averaged", "", percent(record["error"]), f"{record['loss']:.4f}"
         table(("run", "step", "error %", "loss"), [*rows, together])
-    top5 = f", top-5 error {100 * record['top5_error']:.2f} %" if "top5_error" in record else ""
+    top5 = f", top-5 error {percent(record['top5_error'])} %" if "top5_error" in record else ""
+    views = f", {options.views} views of each" if options.views > 1 else ""
     print(
-        f"{options.split} error {100 * record['error']:.2f} %{top5}, loss {record['loss']:.4f}, "
-        f"{record['examples']} examples, {what}"
+        f"{options.split} error {percent(record['error'])} %{top5}, loss {record['loss']:.4f}, mean F1 "
+        f"{percent(record['mean_f1'])} %, calibration error {percent(record['calibration_error'])} %, "
+        f"{record['examples']} examples{views}, {what}"
     )
 
 
-def _record(split, runs, result) -> dict:
+def _record(options, runs, result) -> dict:
     """Return what is printed of an evaluation."""
     from deepjax import inference
 
     classes, where = runs[0].classes, {"step": runs[0].step} if len(runs) == 1 else {}
     if not isinstance(result, inference.Evaluation):
-        return {"split": split, **where, **result.metrics}
-    errors = [None if error != error else error for error in result.class_errors(len(classes)).tolist()]
+        return {"split": options.split, **where, **result.metrics}
+    scores = result.scores(len(classes))
+    columns = {name: [_number(value) for value in values.tolist()] for name, values in scores._asdict().items()}
+    columns["error"] = [None if recall is None else 1 - recall for recall in columns["recall"]]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    known = [row["f1"] for row in rows if row["examples"]]
     return {
-        "split": split,
+        "split": options.split,
         **where,
         "examples": len(result.labels),
         "error": result.error,
         "loss": result.loss,
         **({"top5_error": result.top5_error} if len(classes) > 5 else {}),
-        "class_errors": dict(zip(classes, errors, strict=True)),
+        "mean_f1": sum(known) / len(known),
+        "calibration_error": result.calibration_error,
+        "classes": dict(zip(classes, rows, strict=True)),
     }
+
+
+def _number(value):
+    """Return a number as JSON holds it: NaN, which is that of a class without examples, as None."""
+    return None if math.isnan(value) else value
 
 
 def _parts(options, runs, alone):
@@ -104,3 +138,17 @@ def _parts(options, runs, alone):
     return [
         {"workdir": workdir, "step": step, **one.metrics} for (workdir, step), one in zip(places, alone, strict=True)
     ]
+
+
+def _draw(options, runs, result):
+    """Write the task's pictures into options.pictures."""
+    from deepjax import inference
+    from deepjax.runs import plots
+
+    folder = Path(options.pictures).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = getattr(inference.load_dataset(runs[0], options.data_dir), options.split)
+    title = f"{options.split}: {runs[0].task.text(result.metrics)}"
+    for name, figure in runs[0].task.figures(result, title, rows).items():
+        plots.save(figure, folder / name)
+        print(f"wrote {folder / name}")

@@ -3,31 +3,85 @@
 import inspect
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import tyro
 
 from deepjax.cli.terminal import parse, table
+from deepjax.errors import InputError, choices
 
 
 @dataclass(frozen=True)
 class Models:
     """Options of `deepjax models`."""
 
+    patterns: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names to list, such as 'resnet*'. Without any: all."""
+    options: str = ""
+    """Name of a network whose options to list instead."""
     json: bool = False
     """Print JSON."""
 
 
 def models(arguments):
-    """List the networks and their options."""
+    """List the networks: parameters, usual input, whether trained weights exist; or the options of one."""
     options = parse(Models, arguments, "deepjax models", models.__doc__)
     from deepjax import zoo
 
-    known = {name: {k: v for k, v in zoo.options_of(name).items() if k != "dtype"} for name in zoo.MODELS}
+    if options.options:
+        return _list_options(options)
+    chosen = [name for name in zoo.MODELS if _matches(name, options.patterns)]
+    if not chosen:
+        raise InputError(f"models {' '.join(options.patterns)}: no such network; {_nearest(options.patterns[0])}")
+    rows = [_row(name) for name in chosen]
+    if options.json:
+        print(json.dumps({row.pop("model"): row for row in rows}, indent=2))
+        return 0
+    shown = [(r["model"], f"{r['parameters']:,}", "x".join(map(str, r["input"])), r["weights"] or "-") for r in rows]
+    table(("model", "parameters", "input", "trained weights"), shown)
+    print("`deepjax models --options NAME` lists the options of a network")
+    return 0
+
+
+def _matches(name, patterns):
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _nearest(pattern):
+    from deepjax import zoo
+
+    return choices(pattern.strip("*"), zoo.MODELS)
+
+
+def _row(name):
+    """Return what is listed of a network. Parameters are those of the usual input and number of classes."""
+    from deepjax import zoo
+
+    card = zoo.CARDS.get(name)
+    weights = "" if card is None else "hub" if card.hub else "file"
+    return {
+        "model": name,
+        "parameters": zoo.parameter_count(name),
+        "input": list(zoo.usual_input(name)),
+        "weights": weights,
+    }
+
+
+def _list_options(options):
+    from deepjax import zoo
+
+    if options.patterns:
+        raise InputError(f"models {' '.join(options.patterns)} --options {options.options}: give one of the two")
+    if options.options not in zoo.MODELS:
+        raise InputError(f"--options {options.options}: no such network; {_nearest(options.options)}")
+    known = {name: value for name, value in zoo.options_of(options.options).items() if name != "dtype"}
     if options.json:
         print(json.dumps(known, indent=2))
-    else:
-        rows = [(name, " ".join(f"{k}={_plain(v)}" for k, v in found.items())) for name, found in known.items()]
-        table(("model", "options and their defaults"), rows)
+        return 0
+    table(("option", "default"), [(name, _plain(value)) for name, value in known.items()])
+    print(f"set them by --model-options NAME=VALUE ..., or zoo.create({options.options!r}, NAME=VALUE)")
     return 0
 
 
 def _plain(value):
-    return "" if value is inspect.Parameter.empty else value
+    return "" if value is inspect.Parameter.empty else json.dumps(value)

@@ -1,6 +1,8 @@
 """`deepjax predict`."""
 
+import csv
 import json
+import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,6 +32,10 @@ class Predict:
     images."""
     json: bool = False
     """Print JSON."""
+    csv: bool = False
+    """Print comma-separated values: one row for each image, with its classes and their probabilities."""
+    show: str = ""
+    """PNG file to write: a sheet of the first 64 images with the most probable class of each. Empty: none."""
 
 
 def predict(arguments):
@@ -37,6 +43,8 @@ def predict(arguments):
     options = parse(Predict, arguments, "deepjax predict", predict.__doc__)
     if not options.images:
         raise InputError("predict needs images: deepjax predict WORKDIR-or-NAME IMAGE...")
+    if options.json and options.csv:
+        raise InputError("--json and --csv exclude each other; leave one out")
     from deepjax import inference
 
     run = classifier(options.source, options.weights)
@@ -44,13 +52,40 @@ def predict(arguments):
     problems = [p for p in predictions if p.problem]
     if options.json:
         print(json.dumps([p.record for p in predictions], indent=2))
+    elif options.csv:
+        _print_csv(predictions)
     else:
         shown = [(p.path, *p.texts) for p in predictions if not p.problem]
         if shown:
             table(("image", *(f"{i + 1}." for i in range(len(shown[0]) - 1))), shown)
     for prediction in problems:
         complain(prediction.problem, 1)
+    if options.show:
+        _draw(run, predictions, Path(options.show).expanduser())
     return 1 if problems else 0
+
+
+def _print_csv(predictions):
+    rows = [p.row for p in predictions]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(sys.stdout, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _draw(run, predictions, path):
+    """Write a sheet of the images as the network sees them, with the most probable class of each."""
+    from deepjax.runs import gallery, plots
+
+    shown = [p for p in predictions if not p.problem][: gallery.MOST]
+    if not shown:
+        return
+    images = [run.read(Path(p.path))[0] for p in shown]
+    more = len(predictions) - len(shown)
+    title = f"the first {len(shown)} of {len(predictions)} images" if more else ""
+    captions = [f"{Path(p.path).name}\n{p.texts[0]}" for p in shown]
+    plots.save(gallery.gallery(images, captions, title), path)
+    complain(f"wrote {path}", 0)
 
 
 def classifier(source, weights):

@@ -12,6 +12,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from deepjax import config
+from deepjax.cli.hints import suggest
 from deepjax.errors import InputError
 
 REGISTRY = ConstructorRegistry()
@@ -37,7 +38,8 @@ def parse(kind, arguments, prog, description=None, **keywords):
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(f"{_one_line(complaint.getvalue())} (options: {prog} --help)") from None
+        problem = suggest(kind, arguments) or _one_line(complaint.getvalue())
+        raise InputError(f"{problem} (options: {prog} --help)") from None
     config.check(parsed)
     return parsed
 

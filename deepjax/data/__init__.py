@@ -12,9 +12,11 @@ from deepjax.data.loading import About, about, check_fields, load
 from deepjax.data.mixing import mix
 from deepjax.data.prepare import prepare
 from deepjax.data.records import Arrays, Dataset, Records
+from deepjax.data.sample import write_sample
 from deepjax.data.sources import available
 from deepjax.data.sources.arrays import as_dataset, from_arrays
 from deepjax.data.standardize import Standardizer, channel_statistics, standardize
+from deepjax.data.views import view
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -47,4 +49,6 @@ __all__ = [
     "read_image",
     "resizing",
     "standardize",
+    "view",
+    "write_sample",
 ]

@@ -25,7 +25,10 @@ def prepare(name: str, data_dir: str) -> None:
     must be downloaded by hand.
     """
     if importlib.util.find_spec("tensorflow") is None:
-        raise InputError(f"datasets prepare {name}: needs TensorFlow to prepare; pip install 'deepjax[prepare]'")
+        raise InputError(
+            f"datasets prepare {name}: needs TensorFlow; install deepjax's extra `prepare`, in its folder: "
+            f"pip install '.[prepare]'"
+        )
     command = [sys.executable, "-c", CHILD, name, data_dir]
     # TensorFlow must not allocate the GPU's memory.
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,6 +1,6 @@
 """Use of a trained network: load a run or pretrained weights, evaluate, predict, export."""
 
-from deepjax.inference.evaluate import Evaluated, average_weights, evaluate_run, evaluate_runs
+from deepjax.inference.evaluate import Evaluated, average_weights, evaluate_run, evaluate_runs, load_dataset
 from deepjax.inference.export import export
 from deepjax.inference.predict import Classifier, load_classifier, predict
 from deepjax.inference.run import Run, load_run
@@ -17,6 +17,7 @@ __all__ = [
     "evaluate_runs",
     "export",
     "load_classifier",
+    "load_dataset",
     "load_run",
     "predict",
 ]

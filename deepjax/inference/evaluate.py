@@ -7,6 +7,7 @@ import numpy as np
 from deepjax import data
 from deepjax.data import sources
 from deepjax.data.loading import as_wanted
+from deepjax.data.views import COUNTS as VIEWS
 from deepjax.errors import InputError, choices
 from deepjax.inference.run import Run
 from deepjax.parallel import make_mesh
@@ -24,17 +25,17 @@ class Evaluated(NamedTuple):
     alone: list  # of each run; if there is only one run, of each of its members
 
 
-def evaluate_run(run, *, split="test", data_dir="", data=None) -> Any:
+def evaluate_run(run, *, split="test", views=1, data_dir="", data=None) -> Any:
     """Return a Run's evaluation on a split of its data set, read from `data_dir` or from the recorded folder.
 
-    `data`: the data set, if `train` was called with `data=`.
+    `views`: as in `evaluate_runs`. `data`: the data set, if `train` was called with `data=`.
 
     Raise InputError if the data set is missing, or its classes or shape have changed since.
     """
-    return evaluate_runs([run], split=split, data_dir=data_dir, data=data).together
+    return evaluate_runs([run], split=split, views=views, data_dir=data_dir, data=data).together
 
 
-def evaluate_runs(runs, *, average="predictions", split="test", data_dir="", data=None) -> Evaluated:
+def evaluate_runs(runs, *, average="predictions", split="test", views=1, data_dir="", data=None) -> Evaluated:
     """Return Evaluations of runs on one split of their data set, each alone and all together.
 
     Args:
@@ -42,6 +43,8 @@ def evaluate_runs(runs, *, average="predictions", split="test", data_dir="", dat
       average: "predictions": the mean of softmax probabilities; each run standardizes images in its own way.
         "weights": the mean of parameters, with batch norms' moments estimated again (see `average_weights`).
       split: "test", "validation" or "train".
+      views: views of each image whose predictions are averaged: 1, 2 (the image and its mirror image), 5 (corners and
+        center, enlarged) or 10 (these and their mirror images).
       data_dir: folder of the data set, if other than the folder that the first run has recorded.
       data: the data set, if `train` was called with `data=`.
 
@@ -52,26 +55,30 @@ def evaluate_runs(runs, *, average="predictions", split="test", data_dir="", dat
     for name, value, valid in (("average", average, AVERAGES), ("split", split, SPLITS)):
         if value not in valid:
             raise InputError(f"{name} {value!r} is unknown; {choices(str(value), valid)}")
-    first, dataset = runs[0], _dataset(runs[0], data_dir, data)
+    if views not in VIEWS:
+        raise InputError(f"views {views} is unknown; choose from {', '.join(map(str, VIEWS))}")
+    if views > 1 and len(runs[0].shape) != 3:
+        raise InputError(f"views {views}: the run was trained on features of shape {runs[0].shape}; leave it 1")
+    first, dataset = runs[0], load_dataset(runs[0], data_dir, data)
     rows = getattr(dataset, split)
     if not len(rows):
         raise InputError(f"split {split}: {dataset.name} has none in this run")
     for other in runs[1:]:
         _check_alike(first, other)
-        if split != "test" and not _same(rows, getattr(_dataset(other, data_dir, data), split)):
+        if split != "test" and not _same(rows, getattr(load_dataset(other, data_dir, data), split)):
             raise InputError(
                 f"split {split} of {first.config.workdir} differs from that of {other.config.workdir}, as their seeds "
                 f"or data.validation do; --split test is the same for both"
             )
     merged = average_weights(runs, dataset.train) if average == "weights" else None
-    task, found = first.task, [_rows(run, rows) for run in runs]
+    task, found = first.task, [_rows(run, rows, views) for run in runs]
     parts = found[0] if len(runs) == 1 else [task.average(members) for members in found]
-    together = task.average(_rows(merged, rows) if merged else parts)
+    together = task.average(_rows(merged, rows, views) if merged else parts)
     return Evaluated(task.evaluate(together), [task.evaluate(part) for part in parts])
 
 
-def _dataset(run, data_dir, given):
-    """Return the data set that a Run was trained on."""
+def load_dataset(run, data_dir="", given=None) -> data.Dataset:
+    """Return the data set that a Run was trained on; the arguments are those of `evaluate_runs`."""
     wanted, folder, dataset = run.config.data, data_dir or run.config.data_dir, data.as_dataset(given)
     if dataset is None:
         try:
@@ -107,10 +114,10 @@ def _same(rows, others):
     return np.array_equal(getattr(rows, which), getattr(others, which))
 
 
-def _rows(run, split):
+def _rows(run, split, views):
     """Return the rows of each member that averaging needs."""
     mesh = make_mesh(1)
-    evaluator = setup.make_evaluator(run.config, run.model, run.task, split, mesh)
+    evaluator = setup.make_evaluator(run.config, run.model, run.task, split, mesh, views)
     return [evaluator.rows(mesh.replicate(member), run.task.averaged) for member in run.members]
 
 

@@ -27,8 +27,8 @@ def save(figure, path):
             figure.savefig(partial, format="png", dpi=150)
 
 
-def _figure(width, height):
-    """Return an empty figure, in inches."""
+def new_figure(width, height):
+    """Return an empty figure of this size in inches. Matplotlib is imported at the first call."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -45,7 +45,7 @@ def curves(lines, known: Mapping[str, Curve]):
       A matplotlib Figure.
     """
     names = [*known, *sorted({name for line in lines for name in line} - {*known, *NOT_METRICS})]
-    figure = _figure(5 * len(names), 4)
+    figure = new_figure(5 * len(names), 4)
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
         curve = known.get(name, Curve(name))
         _draw(axes, name, [line for line in lines if name in line], curve.factor)
@@ -80,7 +80,7 @@ def learning_rates(points, tenth, steepest, loss, title):
     Returns:
       A matplotlib Figure.
     """
-    figure = _figure(7, 4.5)
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     rates = [point.rate for point in points]
     axes.plot(rates, [point.loss for point in points], color="0.8", linewidth=1, label="batches")
@@ -107,7 +107,7 @@ def confusion(counts, classes, title):
     """
     n = len(classes)
     size = min(4 + 0.35 * n, 16)
-    figure = _figure(size, size)
+    figure = new_figure(size, size)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

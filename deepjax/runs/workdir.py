@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import platform
 import shutil
@@ -26,16 +27,45 @@ INPUTS = "inputs.npz"
 EXTENDABLE = ("constant", "exponential", "step", "warm_restarts", "plateau")
 
 
-def check_workdir(config, name):
-    """Return the Path of config.workdir (default runs/NAME): a new or empty folder, or one with a run to resume.
+class Taken(InputError):
+    """A folder that holds something else than a run of this config."""
 
-    Raise InputError for a folder that holds something else, or a run of another config.
+
+def find_workdir(config, name):
+    """Return the Path of a run's folder, and a line that says why it is not the usual one, or "".
+
+    The folder is config.workdir. If that is empty, it is the one of runs/NAME, runs/NAME-2, ... that holds a run of
+    this config, else the first one that is new or empty.
+
+    Raise InputError if config.workdir holds something else, or a run of another config.
     """
-    workdir = Path(config.workdir or Path("runs") / name).expanduser()
+    if config.workdir:
+        return check_workdir(config, Path(config.workdir).expanduser()), ""
+    parent, free, reason = Path("runs"), [], ""
+    endings = (path.name.removeprefix(f"{name}-") for path in parent.glob(f"{glob.escape(name)}-*"))
+    last = max((int(ending) for ending in endings if ending.isdecimal()), default=1)
+    for number in range(1, last + 2):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            check_workdir(config, folder)
+        except Taken as error:
+            reason = reason or str(error).partition("; choose")[0]
+            continue
+        if (folder / "config.json").exists():
+            return folder, "" if number == 1 else f"{folder} holds a run of this config"
+        free.append((folder, f"writing to {folder}, because {reason}" if reason else ""))
+    return free[0]
+
+
+def check_workdir(config, workdir):
+    """Return the Path of a folder if it is new or empty, or holds a run of this config.
+
+    Raise Taken, an InputError, for a folder that holds something else, or a run of another config.
+    """
     if (workdir / "config.json").exists():
         _changes(config, workdir)
     elif workdir.exists() and (not workdir.is_dir() or any(_is_foreign(path) for path in workdir.iterdir())):
-        raise InputError(f"workdir {workdir} exists and holds no deepjax run; choose another with --workdir")
+        raise Taken(f"workdir {workdir} exists and holds no deepjax run; choose another with --workdir")
     return workdir
 
 
@@ -152,7 +182,7 @@ def _changes(config, workdir):
         if not _may_change(field, config, before, now)
     ]
     if refused:
-        raise InputError(
+        raise Taken(
             f"workdir {workdir} holds a run of another config ({'; '.join(refused)}); choose another with --workdir"
         )
     return changes

@@ -16,12 +16,13 @@ Those that follow receive rows of a whole data set as NumPy arrays:
   abstract_batch(dataset, size) -> shapes and dtypes of a batch.
   check_outputs(outputs): raise InputError if the outputs of a user's model, as shapes, do not fit.
   describe(dataset), text(metrics) -> a line for the log.
-  figures(evaluation, title) -> {file name: matplotlib figure}.
+  figures(evaluation, title, split) -> {file name: matplotlib figure}; `split` holds the examples.
 
 Image files are predicted, and runs are drawn, by
 
   predicted(outputs) -> what is averaged over networks and crops; pure.
-  predictions(paths, values, top, problems) -> for each path a prediction with `problem`, `path`, `texts` and `record`.
+  predictions(paths, values, top, problems) -> for each path a prediction with `problem`, `path`, `texts`, `record` and
+    `row`.
   curves: {metric: plots.Curve}: how metrics are drawn over epochs. "loss" must be among them.
 
 A task is a module with

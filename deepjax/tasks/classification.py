@@ -1,5 +1,6 @@
 """Classification: assign each image, or vector of features, to one of several classes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -12,8 +13,10 @@ from deepjax import data, functional
 from deepjax.errors import InputError
 from deepjax.runs.plots import Curve
 from deepjax.runs.workdir import Statistics
+from deepjax.tasks.scores import calibration_error, class_scores
 
 TOP = 5  # classes that evaluation keeps for each example
+WORST = 16  # examples of the picture of the largest losses
 
 
 class Evaluation(NamedTuple):
@@ -22,6 +25,7 @@ class Evaluation(NamedTuple):
     labels: np.ndarray  # i64[examples]
     losses: np.ndarray  # f32[examples], nats
     classes: np.ndarray  # i32[examples, k]: the k = min(5, classes) most probable, best first
+    confidences: np.ndarray | None = None  # f32[examples]: probability of the most probable class, if it is known
 
     @property
     def error(self):
@@ -42,6 +46,17 @@ class Evaluation(NamedTuple):
     def rank(self):
         """Of two evaluations, the one with the lower rank is better."""
         return self.error, self.loss
+
+    @property
+    def calibration_error(self):
+        """Expected calibration error (`scores.calibration_error`); NaN if the confidences are not known."""
+        if self.confidences is None:
+            return math.nan
+        return calibration_error(self.confidences, self.classes[:, 0] == self.labels)
+
+    def scores(self, num_classes):
+        """`scores.ClassScores` of the predictions."""
+        return class_scores(self.labels, self.classes[:, 0], num_classes)
 
     @property
     def top5_error(self):
@@ -82,6 +97,14 @@ class Prediction(NamedTuple):
         likely = zip(self.classes, self.probabilities, strict=True)
         return {"image": self.path, "classes": [{"class": name, "probability": p} for name, p in likely]}
 
+    @property
+    def row(self):
+        """One row of a table, as {column: value}."""
+        row: dict = {"image": self.path}
+        for i, (name, p) in enumerate(zip(self.classes, self.probabilities, strict=True), 1):
+            row |= {f"class_{i}": name, f"probability_{i}": p}
+        return row | {"error": self.problem}
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -99,7 +122,7 @@ class Classification:
     auxiliary_weight: float = 0.0
     """Weight of the losses of auxiliary heads."""
 
-    evaluated = ("label", "loss", "classes")
+    evaluated = ("label", "loss", "classes", "confidence")
     averaged = ("label", "log_probabilities")
     curves: ClassVar = {"loss": Curve("cross entropy (nats)", log=True), "error": Curve("error (%)", 100)}
 
@@ -150,6 +173,10 @@ class Classification:
             "count": mask.sum().astype(jnp.float32),
         }
 
+    def average_views(self, outputs):
+        """Return logits of the mean probability of views: [views, batch, classes] -> [batch, classes]."""
+        return jax.nn.logsumexp(jax.nn.log_softmax(outputs.astype(jnp.float32)), 0) - jnp.log(len(outputs))
+
     def rows(self, outputs, batch):
         """Return what evaluation uses of each example. Rows of padding hold arbitrary values."""
         logits = outputs.astype(jnp.float32)
@@ -157,6 +184,7 @@ class Classification:
             "label": batch["label"],
             "loss": functional.cross_entropy(logits, batch["label"]),
             "classes": jax.lax.top_k(logits, min(TOP, logits.shape[-1]))[1],
+            "confidence": jax.nn.softmax(logits).max(-1),
             "log_probabilities": jax.nn.log_softmax(logits),
         }
 
@@ -172,10 +200,11 @@ class Classification:
         """
         labels = rows["label"]
         if "loss" in rows:
-            return Evaluation(labels, rows["loss"], rows["classes"])
+            return Evaluation(labels, rows["loss"], rows["classes"], rows["confidence"])
         logs = rows["log_probabilities"]
         likeliest = np.argsort(-logs, axis=-1, kind="stable")[:, :TOP]
-        return Evaluation(labels, -logs[np.arange(len(labels)), labels], likeliest.astype(np.int32))
+        losses, confidences = -logs[np.arange(len(labels)), labels], np.exp(logs.max(-1))
+        return Evaluation(labels, losses, likeliest.astype(np.int32), confidences)
 
     @staticmethod
     def average(members: Sequence[dict]) -> dict:
@@ -213,12 +242,26 @@ class Classification:
         """
         return f"error {100 * metrics['error']:.2f} %, loss {metrics['loss']:.4f}"
 
-    def figures(self, evaluation, title):
-        """Return {file name: figure}: the confusion matrix."""
+    def figures(self, evaluation, title, split):
+        """Return {file name: figure}: the confusion matrix, and the images of `split` that were classified worst."""
         from deepjax.runs import plots
 
         counts = evaluation.confusion(len(self.classes))
-        return {"confusion.png": plots.confusion(counts, self.classes, title)}
+        drawn = {"confusion.png": plots.confusion(counts, self.classes, title)}
+        return drawn | ({"worst.png": self._worst(evaluation, title, split)} if _has_images(split) else {})
+
+    def _worst(self, evaluation, title, split):
+        """Draw the images with the largest losses."""
+        from deepjax.runs.gallery import gallery
+
+        worst = np.argsort(-evaluation.losses, kind="stable")[:WORST]
+        images = split.images[worst] if isinstance(split, data.Arrays) else split.read(worst)
+        captions = [
+            f"{self.classes[evaluation.labels[i]]}\npredicted: {self.classes[evaluation.classes[i, 0]]}"
+            + ("" if evaluation.confidences is None else f" {100 * evaluation.confidences[i]:.0f} %")
+            for i in worst
+        ]
+        return gallery(list(images), captions, f"{title}\nthe {len(worst)} examples with the largest loss")
 
     @staticmethod
     def predicted(logits):
@@ -236,6 +279,12 @@ class Classification:
             likely = Prediction(str(path), tuple(self.classes[c] for c in best), tuple(row[best].tolist()))
             found.append(Prediction(str(path), problem=problems[i]) if i in problems else likely)
         return found
+
+
+def _has_images(split) -> bool:
+    """Return whether the examples of a split are gray or color images, which can be drawn."""
+    shape = split.shape if isinstance(split, data.Records) else split.images.shape[1:]
+    return len(shape) == 3 and shape[-1] in (1, 3)
 
 
 def outputs(classes, shape) -> int:

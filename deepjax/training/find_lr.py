@@ -39,15 +39,15 @@ def range_test(
 
     The test trains with the config, but ignores its schedule: the learning rate grows by a constant factor from update
     to update. The test ends when the smoothed loss exceeds four times its lowest value or is not finite. Groups of
-    parameters keep the ratios of their learning rates. If the workdir holds a run, the test starts from its newest
-    state, else from a new one. It changes that state in memory only: nothing that `train` reads is written.
+    parameters keep the ratios of their learning rates. If the workdir holds an unfinished run, the test starts from its
+    newest state, else from a new one. It changes that state in memory only: nothing that `train` reads is written.
 
     The suggestion for optimizer.learning_rate is a tenth of the rate at which the smoothed loss is lowest. The rate at
     which it falls most steeply is reported too. Both are rules of thumb; look at the curve.
 
     Args:
       config: the experiment.
-      name: name of the run; config.workdir defaults to runs/NAME.
+      name: name of the run, as of `train`.
       min_rate, max_rate: the first and the last rate.
       steps: updates, at least 10; each takes optimizer.accumulate batches.
       smoothing: decay of the average of losses, in [0, 1), corrected for its start at 0; 0 means no smoothing.
@@ -67,8 +67,10 @@ def range_test(
     _check(config, min_rate, max_rate, steps, smoothing)
     config = setup.with_absolute_paths(config)
     network = setup.check(config)
-    folder = workdir.check_workdir(config, name)
-    resumed = setup.has_checkpoint(folder)
+    folder, note = workdir.find_workdir(config, name)
+    if note:
+        display(note)
+    resumed = setup.has_checkpoint(folder) and not workdir.finished(folder, config)
     if not resumed:  # a new state does not need the state of a schedule, and momentum must not change
         config = replace(config, schedule=Schedule())
     start = 0  # updates done before; set before `rates` is traced
@@ -76,10 +78,12 @@ def range_test(
     def rates(count):
         return min_rate * (max_rate / min_rate) ** ((count - start) / (steps - 1))
 
-    exp = setup.setup(config, network, folder, schedule=rates)
+    exp = setup.setup(config, network, folder if resumed else None, schedule=rates)
     with workdir.locked(folder):
         state = (resumed and _newest(exp, folder, display)) or exp.initial_state(display)
         start_step = int(state.step)
+        if start_step:
+            display(f"testing from step {start_step} of the unfinished run in {folder}")
         start = start_step // config.optimizer.accumulate
         points, stopped = _sweep(exp, state, start_step, steps, smoothing)
         tenth, steepest = suggest(points, smoothing)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deepjax import data, optimizers
+from deepjax import data, optimizers, zoo
 from deepjax.config import Config
 from deepjax.data import as_dataset
 from deepjax.errors import InputError, Stopped, TrainingFailed
@@ -35,7 +35,8 @@ def train(
 
     Args:
       config: the experiment.
-      name: name of the run; config.workdir defaults to runs/NAME.
+      name: name of the run. Without config.workdir, its folder is the one of runs/NAME, runs/NAME-2, ... that holds a
+        run of this config, else the first one that is free.
       model: a Linen module of your own instead of the zoo's `config.model`. It is called with those of `train` and
         `mask` (bool [batch], the real examples) that it takes, and returns logits [batch, classes].
       data: a data set of your own instead of `config.data.name`: a `data.Dataset`, or the arguments of
@@ -54,7 +55,9 @@ def train(
     dataset = as_dataset(data)
     config = with_given(setup.with_absolute_paths(config), model, dataset)
     network = setup.check(config, model)
-    folder = workdir.check_workdir(config, name)
+    folder, note = workdir.find_workdir(config, name)
+    if note:
+        display(note)
     if summary := workdir.finished(folder, config):
         display(f"{folder}: finished, {summary['result']}")
         return summary
@@ -146,7 +149,10 @@ class Trainer:
         self.display(self.task.describe(self.exp.dataset))
         for note in self.exp.dataset.notes:
             self.display(note)
-        self.display(f"{self.config.model}: {self.parameters:,} parameters")
+        config, start = self.config, "initialized at random"
+        if config.pretrained or config.init != "model":
+            start = f"pretrained: {config.pretrained}" if config.pretrained else f"initialized by {config.init}"
+        self.display(f"{config.model}: {self.parameters:,} parameters, {start}")
         self.display(
             f"{len(devices)} x {devices[0].device_kind}, {self.config.devices.strategy}; writing to {self.folder}"
         )
@@ -169,7 +175,7 @@ class Trainer:
         pending = None
         for rows in map(self.exp.mesh.to_devices, loader.epoch(p.epochs, first)):
             if self.step.seconds == 0:
-                self.display(f"compiled in {self.step.compile(self.state, loader.data, rows, self.key):.1f} s")
+                self._compile(rows)
             self.state, metrics = self.step(self.state, loader.data, rows, self.key)
             if pending is not None:  # fetched one step late, so that the device does not wait for the host
                 self._account(self.done, pending)
@@ -183,6 +189,13 @@ class Trainer:
                     self._stop(signals.received)
         if pending is not None:
             self._account(self.done, pending)
+
+    def _compile(self, rows):
+        def announce(seconds):
+            self.display(f"compiling the training step: about {max(seconds, 1):.0f} s, less if it was compiled before")
+
+        seconds = self.step.compile(self.state, self.exp.loader.data, rows, self.key, announce=announce)
+        self.display(f"compiled in {seconds:.1f} s")
 
     def _checkpoint_is_due(self):
         return self.config.checkpoint_every and self.done % self.config.checkpoint_every == 0
@@ -310,11 +323,17 @@ class Trainer:
         }
         self._draw_curves()
         title = f"{self.config.model} on {dataset.name}: test {self.task.text(test.metrics)}"
-        for name, figure in self.task.figures(test, title).items():
+        for name, figure in self.task.figures(test, title, dataset.test).items():
             plots.save(figure, self.folder / name)
         workdir.write_record(self.folder, "summary.json", summary)
-        self.display(f"{result} after {duration(p.seconds)}; see {self.folder}")
+        self.display(f"{result} after {duration(p.seconds)}; see {self.folder}{self._next_command()}")
         return summary
+
+    def _next_command(self):
+        """Return the command to try next: prediction for image files, else evaluation."""
+        if len(self.exp.dataset.shape) == 3 and self.config.model in zoo.MODELS:
+            return f"; next: deepjax predict {self.folder} IMAGE-or-FOLDER"
+        return f"; next: deepjax eval {self.folder}" if self.config.model in zoo.MODELS else ""
 
     def _tested(self, epoch, count):
         """Return in words what was tested."""

@@ -158,6 +158,7 @@ def setup(config, network, folder, *, dataset=None, schedule=None) -> Experiment
       config: has passed `check`.
       network: result of `check`. A network of the zoo gets as many outputs as the data set needs.
       folder: folder of the run. A run with a checkpoint uses the recorded statistics and reads no pretrained weights.
+        None: a new run, which has no folder yet.
       dataset: a `data.Dataset` in place of the one that the config names.
       schedule: updates -> learning rate, in place of the config's.
 
@@ -171,11 +172,11 @@ def setup(config, network, folder, *, dataset=None, schedule=None) -> Experiment
     if not is_given:
         network = network.clone(num_classes=task.outputs(dataset.classes, dataset.shape))
     source = variables = None
-    if config.pretrained and not has_checkpoint(folder):
+    if config.pretrained and not (folder and has_checkpoint(folder)):
         source = fine_tuning.read(config.pretrained, config.model)
         key, reset = jax.random.fold_in(key_of(config), PARAMETERS), config.reset_head
         variables = fine_tuning.initial_variables(source, network, config.model, dataset.shape, key, reset_head=reset)
-    statistics = read_statistics(folder) or task.fit_statistics(config, dataset, source)
+    statistics = (folder and read_statistics(folder)) or task.fit_statistics(config, dataset, source)
     experiment = assemble(config, mesh, dataset, statistics, network, schedule=schedule, variables=variables)
     if is_given:
         experiment.task.check_outputs(_outputs(experiment))
@@ -235,14 +236,14 @@ def has_checkpoint(folder):
     return any(path.name.isdigit() for path in (Path(folder) / "checkpoints").glob("*"))
 
 
-def make_evaluator(config, model, task, split, mesh):
-    """Return the Evaluator of a split; the variables must be replicated on the mesh."""
+def make_evaluator(config, model, task, split, mesh, views=1):
+    """Return the Evaluator of a split; the variables must be replicated on the mesh. `views`: as in `eval_step`."""
     # Rounded up to a multiple of the devices. Unlike in training, the result does not depend on it.
     batch_size = -(-(config.eval_batch_size or config.batch_size) // len(mesh)) * len(mesh)
     loader = data.make_loader(split, config.data, batch_size, config.seed, train=False, put=mesh.replicate)
 
     def step(variables, whole, rows):
-        return eval_step(variables, loader.fetch(whole, rows), model=model, task=task)
+        return eval_step(variables, loader.fetch(whole, rows), model=model, task=task, views=views)
 
     return Evaluator(task, mesh.evaluation(step), loader, mesh.split_rows)
 

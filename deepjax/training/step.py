@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from deepjax import optimizers
+from deepjax.data import view
 from deepjax.trace import call_arguments
 from deepjax.training.freezing import keep_moments
 
@@ -119,10 +120,21 @@ def _moving_average(average, params, decay, updated):
     return jax.tree.map(lambda new, old: old + rate * (new - old), params, average)
 
 
-def eval_step(variables, batch, *, model, task):
-    """Return the task's rows for a batch, and its "mask". Rows whose mask is False are padding; ignore their values."""
-    inputs, _ = task.prepare(batch)
-    outputs = apply_model(model, variables, inputs, batch["mask"], train=False)
+def eval_step(variables, batch, *, model, task, views=1):
+    """Return the task's rows for a batch, and its "mask". Rows whose mask is False are padding; ignore their values.
+
+    `views`: above 1, predictions are averaged over so many views of each image (`data.view`).
+    """
+
+    def outputs_of(batch):
+        inputs, _ = task.prepare(batch)
+        return apply_model(model, variables, inputs, batch["mask"], train=False)
+
+    def outputs_of_view(index):
+        return outputs_of(batch | {"image": view(batch["image"], index, views)})
+
+    several = views > 1
+    outputs = task.average_views(jax.lax.map(outputs_of_view, jnp.arange(views))) if several else outputs_of(batch)
     return task.rows(outputs, batch) | {"mask": batch["mask"]}
 
 

@@ -156,3 +156,10 @@ def preprocessing(name) -> Preprocessing:
             f"with --preprocessing"
         )
     return CARDS[name].preprocessing
+
+
+def parameter_count(name: str) -> int:
+    """Return the number of parameters of a network, with its usual input, options and number of classes."""
+    from deepjax.zoo import parameters  # which needs this module
+
+    return parameters.parameter_count(name)

@@ -1,6 +1,7 @@
 """The command line: exit codes and lines, in this process."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepjax import cli
+from deepjax import cli, zoo
 from deepjax.cli.terminal import parse
 from deepjax.config import Config, Optimizer
 
@@ -54,12 +55,26 @@ def test_eval_reports_classes_and_top_5(digits_run, capsys):
     assert (code, err) == (0, "")
     summary = json.loads((folder / "summary.json").read_text())
     assert record["error"] == summary["test_error"]
-    assert len(record["class_errors"]) == 10
+    assert len(record["classes"]) == 10
+    counts = np.array([row["examples"] for row in record["classes"].values()])
+    errors = np.array([row["error"] for row in record["classes"].values()])
+    np.testing.assert_allclose((counts * errors).sum() / counts.sum(), record["error"])
+    assert 0 <= record["calibration_error"] <= 1
     assert record["top5_error"] <= record["error"]
     code, out, _ = here(capsys, "eval", folder, "--split", "validation")
     assert code == 0
     assert "top-5 error" in out
     assert "200 examples" in out
+
+
+def test_eval_averages_views_and_writes_pictures(digits_run, tmp_path, capsys):
+    folder, _ = digits_run
+    code, out, err = here(capsys, "eval", folder, "--views", 2, "--pictures", tmp_path / "new" / "pictures")
+    assert (code, err) == (0, "")
+    assert "300 examples, 2 views of each" in out
+    assert sorted(path.name for path in (tmp_path / "new" / "pictures").iterdir()) == ["confusion.png", "worst.png"]
+    one, two = (json.loads(here(capsys, "eval", folder, "--views", n, "--json")[1])["loss"] for n in (1, 2))
+    assert one != two
 
 
 def test_eval_has_no_top_5_of_two_classes(tmp_path, capsys):
@@ -100,10 +115,58 @@ def test_predict_reads_files_and_folders_and_goes_on_past_broken_ones(digits_run
     assert "zero.png" in out
 
 
-def test_models_datasets_and_summary(capsys, tmp_path):
-    code, out, _ = here(capsys, "models", "--json")
+def test_predict_reads_subfolders_and_writes_csv_and_a_sheet(digits_run, tmp_path, capsys):
+    folder, _ = digits_run
+    for k, place in enumerate(("a", "a/b", ".hidden")):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        write_digit(tmp_path / "images" / place / "digit.png", k)
+    (tmp_path / "images" / "broken.png").write_bytes(b"")
+    code, out, err = here(capsys, "predict", folder, tmp_path / "images", "--csv", "--show", tmp_path / "sheet.png")
+    assert code == 1
+    assert [line.partition(": ")[0] for line in err.splitlines()] == ["deepjax"] * 2
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [Path(row["image"]).relative_to(tmp_path / "images").as_posix() for row in rows] == [
+        "a/b/digit.png",
+        "a/digit.png",
+        "broken.png",
+    ]
+    assert 0 < float(rows[0]["probability_1"]) <= 1
+    assert rows[2]["class_1"] == ""
+    assert "cannot be read" in rows[2]["error"]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert min(sheet.size) > 200
+    code, _, err = here(capsys, "predict", folder, tmp_path / "images", "--csv", "--json")
+    assert (code, err) == (2, "deepjax: --json and --csv exclude each other; leave one out\n")
+
+
+def test_a_sample_folder_trains(tmp_path, capsys):
+    code, out, err = here(capsys, "datasets", "sample", tmp_path / "photos")
+    assert (code, out, err) == (0, f"108 images in {tmp_path / 'photos'}\n", "")
+    code, _, err = here(capsys, "datasets", "sample", tmp_path / "photos")
+    assert (code, err.count("\n")) == (2, 1)
+    options = ["--data.image-size", 16, "--epochs", 1, *DENSE, "--workdir", tmp_path / "run"]
+    code, out, err = here(capsys, "train", "photos", "--data-dir", tmp_path / "photos", *options)
+    assert (code, err) == (0, "")
+    assert "22 of 108 images were drawn for testing, with seed 0" in out
+    assert re.search("compiling the training step: about [0-9]+ s", out)
+    assert out.splitlines()[-1].endswith(f"; next: deepjax predict {tmp_path / 'run'} IMAGE-or-FOLDER")
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["notes"]
+
+
+def test_models(capsys):
+    code, out, _ = here(capsys, "models", "resnet*", "vgg11", "--json")
+    found = json.loads(out)
     assert code == 0
-    assert json.loads(out)["resnet18"]["shortcut"] == "B"
+    assert found["vgg11"] == {"parameters": 132_863_336, "input": [224, 224, 3], "weights": "hub"}
+    assert found["resnet50_paper"]["weights"] == ""
+    code, out, _ = here(capsys, "models")
+    assert max(map(len, out.splitlines())) <= 100
+    assert len(out.splitlines()) == len(zoo.MODELS) + 2
+    code, out, _ = here(capsys, "models", "--options", "resnet18", "--json")
+    assert json.loads(out)["shortcut"] == "B"
+
+
+def test_datasets_and_summary(capsys, tmp_path):
     code, out, _ = here(capsys, "datasets", "--data-dir", tmp_path)
     assert code == 0
     assert "digits" in out
@@ -120,6 +183,14 @@ def test_models_datasets_and_summary(capsys, tmp_path):
     ("command", "message"),
     [
         (["trian"], "did you mean 'train'"),
+        (["digits", "--epochs", "3"], "did you mean `deepjax train digits --epochs 3`?"),
+        (["train", "digits", "--lr", "0.1"], "option --lr is unknown; did you mean --optimizer.learning-rate?"),
+        (["train", "digits", "--learning_rate=0.1"], "did you mean --optimizer.learning-rate?"),
+        (["train", "digits", "--optimizer", "adam"], "did you mean --optimizer.name?"),
+        (["train", "digits", "--dataset", "mnist"], "did you mean --data.name?"),
+        (["train", "digits", "--depth", "20"], "did you mean --model-options depth=?"),
+        (["find-lr", "digits", "--flip", "true"], "did you mean --data.augment.flip?"),
+        (["eval", "nowhere", "--lr", "1"], "--lr"),
         (["train", "digit"], "did you mean 'digits'"),
         (["train", "nothing.py"], "'nothing.py' is unknown and no .py file"),
         (["train", "digits", "--epochs", "-1"], "epochs -1 must be at least 1"),
@@ -163,6 +234,10 @@ def test_models_datasets_and_summary(capsys, tmp_path):
         (["compare", "resnet18", "torchvision", "--options", "revision=3"], "revision is not an option of a network"),
         (["train", "digits", "--model-options", "name=3"], "name is not an option"),
         (["train", "digits", "--model", "cifar_resnet", "--model-options", "depth=deep"], "'deep'; it must be"),
+        (["models", "resnt18"], "did you mean 'resnet18'"),
+        (["models", "--options", "resnt18"], "did you mean 'resnet18'"),
+        (["models", "vgg*", "--options", "resnet18"], "give one of the two"),
+        (["eval", "nowhere", "--views", "3"], "views"),
         (["datasets", "prepare"], "missing argument: TFDS's name"),
     ],
 )

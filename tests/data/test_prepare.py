@@ -11,7 +11,10 @@ from deepjax.errors import InputError
 
 def test_prepare_without_tensorflow(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"mnist: needs TensorFlow to prepare; pip install 'deepjax\[prepare\]'"):
+    with pytest.raises(
+        InputError,
+        match=r"mnist: needs TensorFlow; install deepjax's extra `prepare`, in its folder: pip install '.\[prepare\]'",
+    ):
         data.prepare("mnist", "")
 
 

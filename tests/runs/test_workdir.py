@@ -1,7 +1,9 @@
 """The folder of a run: which configs may resume it, and what is recorded."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +21,7 @@ PERIODIC = Schedule("warm_restarts", period=1)
 
 def recorded(folder, config=BASE):
     """A folder with the record of a finished run."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     workdir.write_config(folder, config, "run", DEVICES)
     (folder / "summary.json").write_text('{"test_error": 0.5}')
     return folder
@@ -27,7 +29,7 @@ def recorded(folder, config=BASE):
 
 def resume(folder, config):
     """What `train` does with a folder: the line that tells what changes."""
-    assert workdir.check_workdir(replace(config, workdir=str(folder)), "run") == folder
+    assert workdir.find_workdir(replace(config, workdir=str(folder)), "run") == (folder, "")
     with workdir.locked(folder):
         workdir.write_config(folder, config, "run", DEVICES)
         return workdir.update_config(folder, config, DEVICES)
@@ -113,7 +115,7 @@ def test_what_affects_the_result_must_not_change(tmp_path, config, changed, mess
     folder = recorded(tmp_path / "run", config)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for attempt in (
-        lambda: workdir.check_workdir(replace(changed, workdir=str(folder)), "run"),
+        lambda: workdir.find_workdir(replace(changed, workdir=str(folder)), "run"),
         lambda: workdir.write_config(folder, changed, "run", DEVICES),  # inside the lock
         lambda: workdir.update_config(folder, changed, DEVICES),
     ):
@@ -162,18 +164,41 @@ def test_epochs_may_be_added_where_the_learning_rates_so_far_do_not_depend_on_th
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="holds no deepjax run"):
-        workdir.check_workdir(Config(workdir=str(tmp_path)), "run")
+        workdir.find_workdir(Config(workdir=str(tmp_path)), "run")
     (tmp_path / "thesis.tex").unlink()
     for name in ("lock", "find_lr.json", ".config.json.12.tmp"):  # of the range test, and of a run that was killed
         (tmp_path / name).touch()
-    assert workdir.check_workdir(Config(workdir=str(tmp_path)), "run") == tmp_path
+    assert workdir.find_workdir(Config(workdir=str(tmp_path)), "run") == (tmp_path, "")
     workdir.remove_partial(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["find_lr.json", "lock"]
 
 
 def test_a_workdir_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert workdir.check_workdir(Config(workdir="~/runs/x"), "run") == tmp_path / "runs" / "x"
+    assert workdir.find_workdir(Config(workdir="~/runs/x"), "run") == (tmp_path / "runs" / "x", "")
+
+
+def test_runs_of_other_configs_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second, third = (replace(BASE, workdir="", batch_size=size) for size in (8, 16, 32))
+    folders = [Path("runs") / name for name in ("photos", "photos-2", "photos-3")]
+    assert workdir.find_workdir(first, "photos") == (folders[0], "")
+    recorded(folders[0], first)
+    folder, note = workdir.find_workdir(second, "photos")
+    assert folder == folders[1]
+    assert note.startswith(
+        f"writing to {folder}, because workdir runs/photos holds a run of another config (batch_size"
+    )
+    recorded(folders[1], second)
+    assert workdir.find_workdir(third, "photos")[0] == folders[2]
+    assert workdir.find_workdir(first, "photos") == (folders[0], "")
+    assert workdir.find_workdir(second, "photos") == (folders[1], "runs/photos-2 holds a run of this config")
+    shutil.rmtree(folders[0])
+    assert workdir.find_workdir(second, "photos")[0] == folders[1]
+    assert workdir.find_workdir(third, "photos") == (folders[0], "")
+    (tmp_path / "runs" / "photos").mkdir()
+    (tmp_path / "runs" / "photos" / "thesis.tex").touch()
+    assert workdir.find_workdir(third, "photos")[0] == folders[2]
 
 
 def test_one_process_at_a_time(tmp_path):

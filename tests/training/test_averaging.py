@@ -378,7 +378,16 @@ def test_weights_need_one_standardization(runs):
 
 def test_a_single_run_is_shown_as_before(runs, capsys):
     code, out, _ = said(capsys, runs / "a", "--json")
-    assert set(json.loads(out)) == {"split", "step", "examples", "error", "loss", "class_errors"}
+    assert set(json.loads(out)) == {
+        "split",
+        "step",
+        "examples",
+        "error",
+        "loss",
+        "mean_f1",
+        "calibration_error",
+        "classes",
+    }
 
 
 def test_a_validation_split_of_the_sets_own_is_one_whatever_the_seed(snapped):

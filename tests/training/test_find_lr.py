@@ -79,6 +79,14 @@ def test_a_run_is_left_as_it_was_and_goes_on_to_the_same_numbers(stopped, finish
     assert result["points"][0]["loss"] == going_on["loss"]
 
 
+def test_of_a_finished_run_a_new_state_is_tested(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    of_finished, of_new = (search(DIGITS, place, min_rate=1e-3, steps=10) for place in (folder, tmp_path / "new"))
+    assert of_finished == of_new
+    assert of_finished["start_step"] == 0
+
+
 def test_it_sweeps_rates_whatever_the_schedule_and_training_after_it_is_as_without(stopped, finished, tmp_path):
     result = search(DIGITS, tmp_path, min_rate=1e-5, max_rate=30.0, steps=40, smoothing=0.8)
     assert result == json.loads((tmp_path / "find_lr.json").read_text())

@@ -249,7 +249,7 @@ def test_a_runs_folder_is_a_source_with_its_head_or_without(home, thawed):
         (["--freeze", "stemm*"], "freeze (optimizer.groups) 'stemm*' matches no parameter"),
         (["--init", "lsuv"], "both set the initial parameters"),
         (["--data-dir", ""], "folder: needs --data-dir"),
-        (["--data-dir", "nowhere"], "has no train/"),
+        (["--data-dir", "nowhere"], "nowhere: no such folder"),
         (["--thaw", "2"], "does nothing without freeze"),
     ],
 )

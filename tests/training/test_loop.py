@@ -71,7 +71,7 @@ def test_what_a_run_leaves(whole):
         "result", "test_error", "test_loss", "train_error", "train_loss", "steps", "epochs", "seconds",
         "compile_seconds", "examples_per_second", "parameters", "best_epoch",
     }  # fmt: skip
-    for picture in ("curves.png", "confusion.png"):
+    for picture in ("curves.png", "confusion.png", "worst.png"):
         assert (whole / picture).read_bytes().startswith(b"\x89PNG")
     (events,) = (whole / "tensorboard").glob("events.out.tfevents.*")
     scalars = [
