@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
@@ -84,10 +83,11 @@ class _Weights(NamedTuple):
 
 def _weights(options, where):
     """Return the _Weights of a file, a run, or a name."""
-    from deepjax.weights import files, load_file, load_pretrained
+    from deepjax.weights import files, kind_of, load_file, load_pretrained
 
     given = {"num_classes": options.num_classes, **network_options(options.options)}
-    if Path(where).is_dir():
+    kind = kind_of(where)
+    if kind == "run":
         from deepjax import inference
 
         if options.num_classes or options.options:
@@ -96,10 +96,7 @@ def _weights(options, where):
             )
         run = inference.load_run(where, warn=warn)
         return _Weights(run.config.model, run.model.clone(usual_input=run.shape, dtype=None), run.variables)
-    suffixes = (".safetensors", *files.TORCH)
-    if "/" in where and Path(where).suffix not in suffixes:
-        raise InputError(f"{where} is neither the folder of a run nor a file that ends in {', '.join(suffixes)}")
-    if Path(where).suffix in suffixes:
+    if kind == "file":
         found = load_file(where, None if files.is_ours(where) else options.model, **given)
     else:
         found = load_pretrained(where, **given)

@@ -16,7 +16,7 @@ class Export:
     """Options of `deepjax export`."""
 
     source: tyro.conf.Positional[str]
-    """Folder of a run; or a network with weights on the hub: resnet18, or a name that `deepjax weights list` shows."""
+    """Folder of a run, a file of weights, or a network, as in `deepjax predict`."""
     format: Literal["stablehlo", "safetensors"]
     """stablehlo: a program that runs without deepjax. safetensors: weights to load again, or in PyTorch."""
     out: Path

@@ -4,7 +4,6 @@ import csv
 import json
 import sys
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,8 @@ class Predict:
     """Options of `deepjax predict`."""
 
     source: tyro.conf.Positional[str]
-    """Folder of a run; or a network with weights on the hub: resnet18, or a name that `deepjax weights list` shows."""
+    """Folder of a run; a file of weights in deepjax's layout; or a network with weights on the hub: resnet18, or a name
+    that `deepjax weights list` shows. A name means the network, ./resnet18 the folder."""
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files, or folders of them."""
     weights: str = ""
@@ -89,13 +89,10 @@ def _draw(run, predictions, path):
 
 
 def classifier(source, weights):
-    """Return the Run in the folder `source`, or the Classifier of the network with that name."""
-    from deepjax import inference, zoo
-    from deepjax.weights.hub import PRETRAINED
+    """Return the Run in the folder `source`, or the Classifier of the network, or file of weights, with that name."""
+    from deepjax import inference
+    from deepjax.weights import kind_of
 
-    is_network = source in zoo.MODELS or source in PRETRAINED
-    if weights or (is_network and not (Path(source) / "config.json").exists()):
+    if weights or kind_of(source) != "run":
         return inference.load_classifier(source, weights)
-    if not Path(source).exists() and "/" not in source and (close := get_close_matches(source, zoo.MODELS, 1, 0.7)):
-        raise InputError(f"{source} is neither the folder of a run nor a network; did you mean {close[0]!r}?")
-    return inference.load_run(source, warn=warn)
+    return inference.load_run(Path(source).expanduser(), warn=warn)

@@ -13,11 +13,9 @@ from deepjax import data, weights, zoo
 from deepjax.errors import InputError
 from deepjax.runs import workdir
 from deepjax.training.model import check_in_zoo, make_model
-from deepjax.weights.files import TORCH, is_ours, read_state_dict
+from deepjax.weights.files import is_ours, read_state_dict
 from deepjax.weights.hub import PRETRAINED, find
 from deepjax.weights.pytorch import LEAVES, fit, to_numpy
-
-SUFFIXES = (".safetensors", *TORCH)
 
 
 class Source(NamedTuple):
@@ -35,16 +33,14 @@ def read(where, model):
 
     Raise InputError for a file, folder or name that is not a valid source.
     """
-    path = Path(where).expanduser()
-    if path.is_dir():
+    path, kind = Path(where).expanduser(), weights.kind_of(where)
+    if kind == "run":
         return _read_run(where, path)
-    if path.suffix in SUFFIXES and not is_ours(path):
+    if kind == "file" and not is_ours(path):
         return Source(where, None, None, read_state_dict(path), _standardizer(zoo.preprocessing(model)))
-    if path.suffix not in SUFFIXES and ("/" in where or path.exists()):
-        raise InputError(f"pretrained {where}: no folder of a run, and no file that ends in {', '.join(SUFFIXES)}")
-    if path.suffix not in SUFFIXES:  # before anything is fetched
+    if kind == "network":  # before anything is fetched
         _check_network(where, PRETRAINED[find(where)][0], model, zoo.create(model).borrowed)
-    found = weights.load_pretrained(path if path.suffix in SUFFIXES else where)
+    found = weights.load_pretrained(path if kind == "file" else where)
     name = found.source["network"]
     preprocessing = found.preprocessing or zoo.preprocessing(name)
     return Source(where, name, found.network, found.variables, _standardizer(preprocessing))

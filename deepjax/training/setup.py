@@ -22,6 +22,7 @@ from deepjax.training.evaluator import Evaluator
 from deepjax.training.model import make_model
 from deepjax.training.state import init_state, state_shapes
 from deepjax.training.step import apply_model, eval_step, loss_function, train_step
+from deepjax.weights import kind_of
 
 PARAMETERS, MOMENTS = 2**31, 2**31 + 1  # folded into the run's key; the steps' keys are folded from step numbers
 
@@ -54,8 +55,8 @@ def with_absolute_paths(config):
     path, data_dir = Path(config.data.name).expanduser(), config.data_dir
     if is_folder(config.data.name) or (path.suffix == ".npz" and path.exists()):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=str(path.absolute())))
-    if config.pretrained and (source := Path(config.pretrained).expanduser()).exists():
-        config = dataclasses.replace(config, pretrained=str(source.absolute()))
+    if config.pretrained and kind_of(config.pretrained) != "network":
+        config = dataclasses.replace(config, pretrained=str(Path(config.pretrained).expanduser().absolute()))
     return dataclasses.replace(config, data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else "")
 
 

@@ -3,6 +3,7 @@
 from deepjax.weights.bundle import Pretrained, load_file, save_pretrained
 from deepjax.weights.files import load_variables, save_variables
 from deepjax.weights.hub import load_pretrained
+from deepjax.weights.naming import kind_of
 from deepjax.weights.pytorch import from_torch, to_torch
 from deepjax.zoo.cards import Preprocessing
 
@@ -10,6 +11,7 @@ __all__ = [
     "Preprocessing",
     "Pretrained",
     "from_torch",
+    "kind_of",
     "load_file",
     "load_pretrained",
     "load_variables",

@@ -214,7 +214,7 @@ def test_datasets_and_summary(capsys, tmp_path):
         (["train", "digits", "--schedule.factor", "0.5"], "belongs to the schedule exponential or step or plateau"),
         (["train", "digits", "--batch-size", "5000"], "batch_size 5000"),
         (["eval", "nowhere"], "nowhere holds no run"),
-        (["predict", "nowhere", "x.png"], "nowhere holds no run"),
+        (["predict", "nowhere", "x.png"], "nowhere is no folder of a run"),
         (["predict", "nowhere"], "predict needs images"),
         (["eval"], "eval needs a run"),
         (["eval", "nowhere", "--average", "votes"], "votes"),

@@ -197,7 +197,7 @@ def test_a_bfloat16_run_is_exported_with_float32_weights_and_logits(digits):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["nowhere", "--format", "stablehlo", "--out", "x"], "nowhere holds no run"),
+        (["nowhere", "--format", "stablehlo", "--out", "x"], "nowhere is no folder of a run"),
         (["resnt18", "--format", "stablehlo", "--out", "x"], "did you mean 'resnet18'"),
         (["run", "--format", "onnx", "--out", "x"], "onnx"),
         (["run", "--format", "stablehlo"], "missing argument: PATH The file to write"),

@@ -187,7 +187,7 @@ def test_the_last_layer_of_every_torchvision_network_is_called_head(torchvision)
         (["cifar_resnet", "--weights", "net.safetensors", "x.png", "--crops", "3"], "3"),
         (["cifar_resnet", "--weights", "net.safetensors", "x.png", "--top", "0"], "top 0"),
         (["cifar_resnet", "x.png"], "there are no pretrained weights for 'cifar_resnet'"),
-        (["nowhere", "x.png"], "nowhere holds no run"),
+        (["nowhere", "x.png"], "nowhere is no folder of a run, no file of weights and no network"),
     ],
 )
 def test_bad_input_is_one_line(pretrained, command, message, capsys, monkeypatch):

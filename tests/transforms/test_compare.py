@@ -219,7 +219,7 @@ def test_command_takes_runs(tmp_path, capsys, monkeypatch):
     for words, message in (
         (["run", "run", "--options", "width=4"], "run is a run"),
         (["run", "."], "no run"),
-        (["runs/none", "run"], "runs/none is neither the folder of a run"),
+        (["runs/none", "run"], "runs/none: no folder of a run"),
         (["run", "torchvision"], "torchvision has no such network"),
     ):
         check_refused(["compare", *words], message, capsys)

@@ -173,7 +173,7 @@ def test_without_weights_nothing_is_frozen_or_written(tmp_path, capsys):
         ((), "would keep random numbers"),
         (("--pretrained", tmp_path / "none.pth"), "does not exist"),
         (("--pretrained", tmp_path), "holds no run"),
-        (("--pretrained", "alexnt"), "there are no pretrained weights for 'alexnt'"),
+        (("--pretrained", "alexnt"), "no network; did you mean 'alexnet'"),
     ):
         assert train(tmp_path, *options) == 2
         err = capsys.readouterr().err
