@@ -1,0 +1,114 @@
+"""Every command of the README and the docs runs, in order, in one folder for each document.
+
+Training is shortened, and images are made small. What would be fetched from the hub is a file with random weights.
+"""
+
+import dataclasses
+import re
+import shlex
+from importlib.util import find_spec
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import helpers
+from deepjax import cli, training, weights, zoo
+from deepjax.config import Config
+from deepjax.data.sources import original
+from deepjax.weights import hub
+from deepjax.weights.files import save_state_dict
+
+# Measurements, which take from minutes to hours
+MEASURED = ("benchmarks.md", "parity.md")
+HAS_TORCH = find_spec("torch") is not None
+train = training.train
+
+
+def commands(document):
+    """The `deepjax` commands of a document's shell blocks, as lists of words."""
+    blocks = re.findall(r"```sh\n(.*?)```", document.read_text(encoding="utf8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [line[1:] for line in words if line[:1] == ["deepjax"]]
+
+
+def shortened(config):
+    """The config with small images, and as few epochs as it allows."""
+    data = dataclasses.replace(config.data, image_size=min(config.data.image_size, 32))
+    if config.model == "monster":
+        data = dataclasses.replace(config.data, image_size=64)
+    epochs = 1 if not config.thaw and not config.thaw_share else 6
+    return dataclasses.replace(config, data=data, batch_size=8, epochs=epochs)
+
+
+def small_train(config, name="run", **keywords):
+    if config.data.name == "digits":  # 1,297 images
+        config = dataclasses.replace(config, model="mlp", model_options={"depth": 2, "width": 4})
+    return train(shortened(config), name, **keywords)
+
+
+def write_weights(name):
+    """A file of random weights of a network, in PyTorch's layout."""
+    network = zoo.create(name)
+    variables = helpers.draw_variables(network, jnp.zeros((1, 64, 64, 3)))
+    state_dict = weights.to_torch(network, variables)
+    save_state_dict(f"{name}.safetensors", state_dict)
+    if HAS_TORCH:
+        save_state_dict(f"{name}.pth", state_dict)
+
+
+def tiny_cifar10(name, folder, classes):
+    images, labels = np.zeros((20, 32, 32, 3), np.uint8), np.arange(20) % 10
+    from deepjax import data
+
+    return data.from_arrays(images, labels, images, labels, classes=classes, name=name)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the files that the documents name."""
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 6), ("val", 2)):
+        helpers.write_images(tmp_path / "FOLDER" / split, {"cat": count, "dog": count}, size=(48, 40), suffix=".jpg")
+    helpers.write_images(tmp_path, {".": 1}, size=(48, 40), suffix=".jpg")
+    (tmp_path / "000.jpg").rename("photo.jpg")
+    (tmp_path / "photo.png").write_bytes((tmp_path / "FOLDER/train/cat/000.jpg").read_bytes())
+    (tmp_path / "FOLDER" / "data_batch_1.bin").touch()
+    monkeypatch.setitem(original.ORIGINAL, "cifar10", original.ORIGINAL["cifar10"]._replace(read=tiny_cifar10))
+    monkeypatch.setattr(hub, "fetch", lambda name, **_: (tmp_path / f"{name.partition('.')[0]}.safetensors", {}))
+    monkeypatch.setattr(training, "train", small_train)
+    return tmp_path
+
+
+DOCUMENTS = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [path for path in DOCUMENTS if path.name not in MEASURED and commands(path)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_every_command_of_a_document_runs(document, folder, capsys):
+    text = document.read_text(encoding="utf8")
+    for name in ("resnet18", "alexnet"):
+        if name in text:
+            write_weights(name)
+    with helpers.empty_figures():
+        for words in commands(document):
+            if not HAS_TORCH and ("torchvision" in words or any(word.endswith(".pth") for word in words)):
+                continue
+            code = cli.main(words)
+            error = capsys.readouterr().err
+            # A comparison of weights that differ ends with 1.
+            assert code == 0 or (code == 1 and words[0] == "compare" and not error), (words, code, error)
+
+
+def test_every_config_names_its_own_command():
+    for name, path in cli.configs.configs().items():
+        text = cli.configs.docstring(path)
+        found = re.findall(r"^    deepjax train (\w+)", text, re.MULTILINE)
+        assert found, name
+        assert set(found) == {name}
+        for line in re.findall(r"^    deepjax (train .*)", text, re.MULTILINE):
+            words = shlex.split(line)
+            config = cli.configs.configured("train", path, words[1:])
+            assert isinstance(config, Config)
