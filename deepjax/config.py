@@ -140,7 +140,8 @@ class Optimizer:
     slow_rate: float = option(0.5, above=0, at_most=1)
     """Lookahead: fraction of the way that the slow weights move towards the weights."""
     accumulate: int = option(1, at_least=1)
-    """Batches whose gradients are averaged for one update."""
+    """Batches whose gradients are averaged for one update, at most those of an epoch. The last update of an epoch takes
+    those that are left."""
     groups: Groups = option({})
     """JSON: settings of parameters whose path matches a pattern; the first pattern that matches counts. For example
     '{"stem_conv/*": {"frozen": true}, "stage1*": {"frozen_until": 3}, "head/*": {"learning_rate": 0.5}}'. Moments of
@@ -158,7 +159,8 @@ class Schedule:
     """One of `deepjax.optimizers.SCHEDULES`: constant, exponential, step, linear, polynomial, cosine, warm_restarts,
     one_cycle or plateau."""
     warmup: float = option(0.0, at_least=0)
-    """Epochs of linear growth from zero at the start. one_cycle: epochs until the peak; 0 means 30 % of the run."""
+    """Epochs of linear growth at the start: update i of n has i / (n + 1) of the learning rate, from i = 1 on.
+    one_cycle: epochs until the peak; 0 means 30 % of the run."""
     milestones: tuple[float, ...] = ()
     """step: epochs at which the learning rate is multiplied by `factor`."""
     period: float = option(0.0, at_least=0)

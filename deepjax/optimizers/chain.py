@@ -10,7 +10,8 @@ from deepjax.errors import InputError, choices
 from deepjax.optimizers import transforms
 from deepjax.optimizers.catalogue import NUMBERS, OPTIMIZERS, with_usual
 from deepjax.optimizers.groups import check_matches, freeze, per_group, read_groups
-from deepjax.optimizers.schedules import make_momentum, scale_by_plateau, update_count
+from deepjax.optimizers.schedules import make_momentum, scale_by_plateau
+from deepjax.optimizers.times import make_times
 
 
 def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epochs=None, steps_per_epoch=None):  # noqa: B008
@@ -31,13 +32,14 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
       schedule: `config.Schedule`. one_cycle also moves momentum (that of rmsprop too, as in PyTorch, although it is
         usually 0); plateau has a state in the chain (see `observe`).
       epochs: length of the run; needed for one_cycle's momentum and for `frozen_until`.
-      steps_per_epoch: batches in an epoch; needed for the same.
+      steps_per_epoch: batches in an epoch; needed for the same. If both are given, the last update of an epoch takes
+        the batches that are left; else every update takes `accumulate`.
 
     With line_search, `update` needs the arguments `value`, `grad` and `value_fn`.
 
     Raises:
-      InputError: a number that is out of range or has no effect, an unknown name; from `init`, a group's pattern that
-        matches no parameter.
+      InputError: a number that is out of range or has no effect, an unknown name; a time that no update follows; from
+        `init`, a group's pattern that matches no parameter.
 
     >>> import jax.numpy as jnp
     >>> transform = make_optimizer(config.Optimizer("sgd", groups={"head/*": {"learning_rate": 0.5}}), 0.1)
@@ -48,7 +50,8 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
     """
     o = optimizer
     groups = check_optimizer(o, schedule, epochs)
-    momentum, thaws = _in_updates(o, groups, schedule, epochs, steps_per_epoch)
+    times = None if None in (epochs, steps_per_epoch) else make_times(o, epochs, steps_per_epoch)
+    momentum, thaws = _in_updates(o, groups, schedule, times)
 
     def first(pattern, group):
         return _until_thawed(optax.chain(*_clip_leaves(group.optimizer)), thaws[pattern])
@@ -70,7 +73,7 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
     ]
     chain = optax.chain(*links)
     if o.accumulate > 1:
-        chain = optax.MultiSteps(chain, o.accumulate).gradient_transformation()
+        chain = optax.MultiSteps(chain, times.batches if times else o.accumulate).gradient_transformation()
     transform = optax.with_extra_args_support(freeze(chain, groups))
 
     def init(params):
@@ -80,16 +83,27 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
     return optax.GradientTransformationExtraArgs(init, transform.update)
 
 
-def _in_updates(o, groups, schedule, epochs, steps_per_epoch):
+def _in_updates(o, groups, schedule, times):
     """Return (one-cycle's momentum or None, {pattern: number of updates until the group thaws})."""
     cycles = schedule.name == "one_cycle" and "momentum" in OPTIMIZERS[o.name].usual
     thawing = any(group.frozen_until for group in groups.values())
-    if (cycles or thawing) and None in (epochs, steps_per_epoch):
-        raise InputError("epochs and steps_per_epoch are needed for schedule.name one_cycle and for frozen_until")
-    momentum = make_momentum(o, schedule, epochs=epochs, steps_per_epoch=steps_per_epoch) if cycles else None
-    if not thawing:
-        return momentum, dict.fromkeys(groups, 0)
-    return momentum, {p: update_count(group.frozen_until, o, steps_per_epoch) for p, group in groups.items()}
+    if times is None:
+        if cycles or thawing:
+            raise InputError("epochs and steps_per_epoch are needed for schedule.name one_cycle and for frozen_until")
+        return None, dict.fromkeys(groups, 0)
+    if o.lookahead > times.total:
+        raise InputError(
+            f"optimizer.lookahead {o.lookahead} is more than the {times.total} updates of the run, so that the slow "
+            f"weights would never move; set optimizer.lookahead {times.total} or less"
+        )
+    for pattern, group in groups.items():
+        if times.updates(group.frozen_until) >= times.total:
+            raise InputError(
+                f"optimizer.groups {pattern!r}: frozen_until {group.frozen_until} is within the last update of the "
+                f"run, of which an epoch has {times.updates_per_epoch}; thaw earlier, or set frozen"
+            )
+    momentum = make_momentum(schedule, times) if cycles else None
+    return momentum, {pattern: times.updates(group.frozen_until) for pattern, group in groups.items()}
 
 
 def _scaled(learning_rate, factor):

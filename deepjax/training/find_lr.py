@@ -49,7 +49,7 @@ def range_test(
       config: the experiment.
       name: name of the run; config.workdir defaults to runs/NAME.
       min_rate, max_rate: the first and the last rate.
-      steps: updates, at least 10; each takes optimizer.accumulate batches.
+      steps: updates, at least 10; each takes optimizer.accumulate batches, the last of an epoch those that are left.
       smoothing: decay of the average of losses, in [0, 1), corrected for its start at 0; 0 means no smoothing.
       log: receives each line of progress, for example `print`. None: nothing is printed.
 
@@ -80,7 +80,7 @@ def range_test(
     with workdir.locked(folder):
         state = (resumed and _newest(exp, folder, display)) or exp.initial_state(display)
         start_step = int(state.step)
-        start = start_step // config.optimizer.accumulate
+        start = exp.times.updates_before(start_step)
         points, stopped = _sweep(exp, state, start_step, steps, smoothing)
         tenth, steepest = suggest(points, smoothing)
         record = {"suggestion": tenth, "tenth_of_minimum": tenth, "steepest_descent": steepest}
@@ -140,10 +140,11 @@ def _verdict(points, tenth, steepest):
 def _sweep(exp, state, start_step, steps, smoothing):
     """Train from a state, which is donated. Return (points, why the test ended)."""
     key, batches = workdir.key_of(exp.config), _batches(exp, start_step)
-    points, average, lowest = [], 0.0, math.inf
+    points, average, lowest, updates_before = [], 0.0, math.inf, exp.times.updates_before
     for i in range(steps):
-        losses = []
-        for _ in range(exp.config.optimizer.accumulate):
+        losses, update = [], updates_before(start_step)
+        while updates_before(start_step) == update:
+            start_step += 1
             state, metrics = exp.step(state, exp.loader.data, next(batches), key)
             losses.append(metrics["loss"])
         loss, rate = float(np.mean(jax.device_get(losses))), float(metrics["learning_rate"])

@@ -210,7 +210,7 @@ class Trainer:
     def _fail(self, problem, step):
         steps = self.checkpoints.steps
         good = f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint"
-        rate = float(self.exp.schedule((step - 1) // self.config.optimizer.accumulate))
+        rate = float(self.exp.schedule(self.exp.times.updates_before(step - 1)))
         rate *= float(optimizers.rate_scale(self.state.opt_state))
         raise TrainingFailed(
             f"at step {step} {problem} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "

@@ -12,7 +12,7 @@ from deepjax import data, init_from_data, tasks, zoo
 from deepjax.config import Augment, Config
 from deepjax.config import check as check_fields
 from deepjax.errors import InputError
-from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, make_schedule
+from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, make_schedule, make_times
 from deepjax.parallel import Mesh, make_mesh
 from deepjax.runs.workdir import Statistics, key_of, read_statistics
 from deepjax.trace import call_arguments, input_errors
@@ -83,6 +83,11 @@ class Experiment:
         place = partial(jax.ShapeDtypeStruct, sharding=self.mesh.replicated)
         return jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), shapes)
 
+    @property
+    def times(self):
+        """The batches and updates of the run: `optimizers.Times`."""
+        return make_times(self.config.optimizer, self.config.epochs, self.loader.steps)
+
     def initial_state(self, log):
         """Return a new TrainState on the devices; `log` receives what `init_from_data.auto` chose.
 
@@ -126,8 +131,8 @@ class Experiment:
             optimizer=self.optimizer,
             schedule=self.schedule,
             ema=config.ema,
-            accumulate=config.optimizer.accumulate,
-            frozen_moments=freezing.frozen_moments(config, loader.steps),
+            updates_before=self.times.updates_before,
+            frozen_moments=freezing.frozen_moments(config, self.times),
         )
 
         def step(state, whole, rows, key, axis_name=None):
@@ -137,7 +142,7 @@ class Experiment:
 
     def first_loss(self, state, batch, key):
         """Return the function params -> (loss, other results) of the first training step."""
-        frozen = freezing.keep_moments(freezing.frozen_moments(self.config, self.loader.steps), 0)
+        frozen = freezing.keep_moments(freezing.frozen_moments(self.config, self.times), 0)
         return loss_function(state, batch, key, self.model, self.task, None, frozen)
 
     def evaluator(self, split):

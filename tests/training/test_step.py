@@ -125,7 +125,10 @@ def test_ema_is_the_average_of_the_parameters():
 def test_ema_stands_still_between_updates():
     model = Perceptron()
     optimizer = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
-    step, state = jitted(model, optimizer, ema=0.5, accumulate=2), fresh(model, optimizer, ema=True)
+    step, state = (
+        jitted(model, optimizer, ema=0.5, updates_before=lambda step: step // 2),
+        fresh(model, optimizer, ema=True),
+    )
     state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.params))
     after_one, _ = step(state, batch_of(8), KEY)
     after_two, _ = step(after_one, batch_of(8), KEY)
