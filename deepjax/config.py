@@ -25,8 +25,8 @@ Groups = dict[str, dict[str, float | bool | None]]
 class Augment:
     """Random changes of training images, drawn again for every image and step.
 
-    They are applied in this order: RandAugment, colors, standardization, flip, crop, shift and zoom, cutout, then
-    mixing of images with each other.
+    They are applied in this order: RandAugment, TrivialAugment, AugMix, colors, standardization, flip, crop, shift and
+    zoom, cutout, erasing, then mixing of images with each other.
     """
 
     flip: bool = False
@@ -56,8 +56,14 @@ class Augment:
     """RandAugment: number of its 14 operations to draw and apply one after the other (usually 2)."""
     magnitude: int = option(9, at_least=0, at_most=30)
     """RandAugment: strength of its operations, 0 to 30."""
+    trivialaugment: bool = False
+    """TrivialAugment: one of the 14 operations, of random strength, with torchvision's wide range."""
+    augmix: int = option(0, at_least=0, at_most=10)
+    """AugMix: severity, 1 to 10 (usually 3). Blend the image with those of three chains of up to three operations."""
     cutout: int = option(0, at_least=0)
     """Set a square with sides of this many pixels to the mean color. It may extend over the border."""
+    erasing: float = option(0.0, at_least=0, at_most=1)
+    """Random erasing: probability (usually 0.25) of setting a rectangle of 2 to 33 % of the image to the mean color."""
     mixup: float = option(0.0, at_least=0)
     """Mixup: blend images and targets of random pairs with a weight drawn from Beta(mixup, mixup). Usually 0.2."""
     cutmix: float = option(0.0, at_least=0)
@@ -75,6 +81,10 @@ class Data:
     validation: float | None = option(None, at_least=0, below=1)
     """Fraction of the training set to use for validation, stratified by class. Unset: the data set's own validation
     split, or 0.1."""
+    balance: Literal["", "loss", "sample"] = ""
+    """For classes with unequal numbers of training images. loss: weights inverse to these numbers, with mean 1. sample:
+    each epoch has equally many images of each class, and as many images as the training set; small classes are
+    repeated. Empty: neither. Evaluation does not change."""
     image_size: int = option(0, at_least=0)
     """Height and width in pixels to which images are resized when they are read. 0: as stored."""
     standardize: Literal["channel", "mean_image", "mean_color", "min_max", "z_score", "pca", "zca"] = "channel"
@@ -110,9 +120,11 @@ class Optimizer:
     """
 
     name: str = "momentum"
-    """One of `deepjax.optimizers.OPTIMIZERS`, such as sgd, momentum, nesterov, rmsprop, adam, adamw, lion or lbfgs."""
+    """One of `deepjax.optimizers.OPTIMIZERS`, such as sgd, momentum, nesterov, rmsprop, adam, adamw, lion, muon,
+    prodigy or lbfgs."""
     learning_rate: float = option(0.1, above=0)
-    """The highest learning rate, which the schedule scales. rprop: the size of the first step, without a schedule."""
+    """The highest learning rate, which the schedule scales. rprop: the size of the first step, without a schedule.
+    prodigy, dadapt_adamw, dog, dowg: a factor of the rate that they estimate, usually 1."""
     momentum: float | None = option(None, at_least=0, below=1)
     """Momentum, or the decay of the first moment. Unset: the default of the optimizer, as for the four below."""
     second_moment: float | None = option(None, at_least=0, below=1)
@@ -126,8 +138,11 @@ class Optimizer:
     line_search: bool = False
     """lbfgs: search along each direction for a step length that meets the strong Wolfe conditions on the batch."""
     weight_decay: float = option(0.0, at_least=0)
-    """Weight decay of kernels. Biases and normalization parameters do not decay. adamw and lion decouple it; the others
-    add it to the gradient."""
+    """Weight decay of kernels. Biases and normalization parameters do not decay. adamw, lion, muon, ademamix and acprop
+    decouple it; the others add it to the gradient."""
+    sam: float = option(0.0, at_least=0)
+    """Sharpness-aware minimization: take the gradient at the highest loss within about this distance (usually 0.05) of
+    the parameters. A step computes two gradients, and takes twice as long. 0: off."""
     clip_adaptive: float | None = option(None, above=0)
     """Scale the gradient of each unit (output feature) down to this fraction of the norm of its weights, such as
     0.01."""
@@ -232,6 +247,14 @@ class Config:
     freeze_moments: bool = False
     """True: frozen batch norms normalize by their running moments and do not update them, as in PyTorch after eval().
     False: they normalize by the batch and update them, as in PyTorch if only requires_grad is off."""
+    teacher: str = ""
+    """Distillation: a trained network, whose answers for the same images are learned beside the labels: the folder of a
+    run, a .safetensors file of `deepjax convert`, or a network with weights on the hub. It must have the same
+    classes. Empty: none."""
+    temperature: float = option(4.0, above=0)
+    """teacher: divisor of both networks' logits. A higher one shows more of what the teacher finds similar."""
+    teacher_share: float = option(0.9, above=0, at_most=1)
+    """teacher: its weight in the loss. The labels have the rest."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     devices: Devices = Devices()

@@ -59,6 +59,7 @@ def train_step(
         value=metrics["loss"],
         grad=gradients,
         value_fn=_whole_loss(loss_of, axis_name),  # for a line search
+        grad_fn=lambda params, _: _gradients(loss_of, params, axis_name)[0],  # for SAM, with the same random numbers
     )
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
