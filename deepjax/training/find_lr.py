@@ -145,7 +145,7 @@ def _sweep(exp, state, start_step, steps, smoothing):
         losses, update = [], updates_before(start_step)
         while updates_before(start_step) == update:
             start_step += 1
-            state, metrics = exp.step(state, exp.loader.data, next(batches), key)
+            state, metrics = exp.step(state, exp.data, next(batches), key)
             losses.append(metrics["loss"])
         loss, rate = float(np.mean(jax.device_get(losses))), float(metrics["learning_rate"])
         if not math.isfinite(loss):

@@ -167,8 +167,8 @@ class Trainer:
         pending = None
         for rows in map(self.exp.mesh.to_devices, loader.epoch(p.epochs, first)):
             if self.step.seconds == 0:
-                self.display(f"compiled in {self.step.compile(self.state, loader.data, rows, self.key):.1f} s")
-            self.state, metrics = self.step(self.state, loader.data, rows, self.key)
+                self.display(f"compiled in {self.step.compile(self.state, self.exp.data, rows, self.key):.1f} s")
+            self.state, metrics = self.step(self.state, self.exp.data, rows, self.key)
             if pending is not None:  # fetched one step late, so that the device does not wait for the host
                 self._account(self.done, pending)
             self.done += 1

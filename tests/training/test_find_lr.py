@@ -220,10 +220,10 @@ def test_a_run_that_starts_with_a_loss_that_is_not_finite(tmp_path, monkeypatch)
 
 def fake_sweep():
     class Exp:
-        config, times = DIGITS, Times(2, 1)
+        config, times, data = DIGITS, Times(2, 1), ()
 
         class loader:  # noqa: N801
-            steps, data = 1, ()
+            steps = 1
             epoch = staticmethod(lambda *_: iter([0]))
 
         class mesh:  # noqa: N801
