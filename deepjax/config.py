@@ -284,7 +284,9 @@ class Config:
     seed: int = option(0, at_least=0, below=2**32)
     """Seed of the initialization, the order of the images, augmentation and dropout."""
     log_every: int = option(10, at_least=1, free=True)
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between two lines of metrics.jsonl and metrics.csv."""
+    wandb: str = option("", free=True)
+    """Project of Weights & Biases to which the metrics are sent, too. Needs the package wandb. Empty: none."""
     checkpoint_every: int = option(0, at_least=0, free=True)
     """Steps between two checkpoints, besides the one at the end of each epoch. 0: only at the end of each epoch."""
     keep: int = option(2, at_least=1, free=True)

@@ -52,6 +52,10 @@ def train(
     """
     display = log if isinstance(log, Display) else Display(log)
     dataset = as_dataset(data)
+    if config.wandb:
+        from deepjax.runs.metrics import import_wandb  # imports TensorBoard
+
+        import_wandb(config.wandb)
     config = with_given(setup.with_absolute_paths(config), model, dataset)
     network = setup.check(config, model)
     folder = workdir.check_workdir(config, name)
@@ -110,7 +114,7 @@ class Trainer:
         self.progress = Progress(**restored[1]) if restored else Progress()
         self.parameters = parameter_count(self.state.params)
         self.done = int(self.state.step)
-        self.metrics = MetricsLog(folder, self.done)
+        self.metrics = MetricsLog(folder, self.done, project=self.config.wandb, config=asdict(self.config))
         self.total = experiment.loader.steps * self.config.epochs
         validation = experiment.dataset.validation
         self.validate = experiment.evaluator(validation) if len(validation) else None
@@ -311,6 +315,7 @@ class Trainer:
         for name, figure in self.task.figures(test, title).items():
             plots.save(figure, self.folder / name)
         workdir.write_record(self.folder, "summary.json", summary)
+        self.metrics.summarize(summary)
         self.display(f"{result} after {duration(p.seconds)}; see {self.folder}")
         return summary
 
