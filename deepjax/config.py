@@ -165,7 +165,9 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate over time, as a factor of optimizer.learning_rate. Times are in epochs.
+    """The learning rate over time, as a factor of optimizer.learning_rate.
+
+    Times are in epochs, rounded up to whole updates.
 
     Setting a field that the schedule does not use is an error.
     """

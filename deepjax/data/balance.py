@@ -1,5 +1,7 @@
 """Classes with unequal numbers of examples: weights of the loss, or an order in which all are equally frequent."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from deepjax import config
@@ -22,12 +24,25 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 
     The mean over all examples is 1, so that the loss keeps its scale. A class without examples has weight 0.
 
-    >>> class_weights(np.array([0, 0, 0, 1]), 3).round(3).tolist()
-    [0.667, 2.0, 0.0]
+    >>> class_weights(np.array([0, 0, 0, 0, 1, 1]), 3).tolist()
+    [0.75, 1.5, 0.0]
     """
     counts = np.bincount(labels, minlength=classes)
     found = counts > 0
     return np.where(found, len(labels) / (found.sum() * np.maximum(counts, 1)), 0).astype(np.float32)
+
+
+def describe_balance(data: config.Data, labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Return in words how often an example counts in an epoch, for the most and the least frequent class.
+
+    >>> describe_balance(config.Data(balance="loss"), np.array([0, 0, 0, 1]), ("cat", "dog"))
+    'data.balance loss: an example of cat counts 0.667 times, one of dog 2 times'
+    """
+    weights = class_weights(labels, len(classes))
+    found = np.flatnonzero(weights)
+    least, most = found[weights[found].argmin()], found[weights[found].argmax()]
+    counts = f"an example of {classes[least]} counts {weights[least]:.3g} times"
+    return f"data.balance {data.balance}: {counts}, one of {classes[most]} {weights[most]:.3g} times"
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

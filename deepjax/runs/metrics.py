@@ -101,11 +101,12 @@ def import_wandb(project):
     """Return the package wandb. Raise InputError if it is not installed."""
     try:
         wandb = importlib.import_module("wandb")
-        if hasattr(wandb, "init"):  # a folder `wandb`, which the package makes, can be imported too
-            return wandb
-    except ImportError:
-        pass
-    raise InputError(f"wandb {project}: the package wandb is not installed; run `pip install wandb`, or leave it out")
+        if not hasattr(wandb, "init"):  # a folder `wandb`, which the package makes, can be imported too
+            raise ImportError("wandb is a folder without the package")
+    except ImportError as error:
+        reason = f"the package wandb is not installed ({first_line(error)})"
+        raise InputError(f"wandb {project}: {reason}; run `pip install wandb`, or leave it out") from None
+    return wandb
 
 
 class _WandB:

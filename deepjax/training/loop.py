@@ -148,6 +148,9 @@ class Trainer:
     def _introduce(self):
         devices = self.exp.mesh.devices
         self.display(self.task.describe(self.exp.dataset))
+        if self.config.data.balance:
+            dataset = self.exp.dataset
+            self.display(data.describe_balance(self.config.data, dataset.train.labels, dataset.classes))
         self.display(f"{self.config.model}: {self.parameters:,} parameters")
         self.display(
             f"{len(devices)} x {devices[0].device_kind}, {self.config.devices.strategy}; writing to {self.folder}"

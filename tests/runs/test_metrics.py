@@ -104,7 +104,7 @@ def test_a_run_in_weights_and_biases_resumes_under_its_id(tmp_path, monkeypatch)
 
 def test_without_the_package_or_its_account_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if not installed
-    with pytest.raises(InputError, match="wandb deep: the package wandb is not installed; run `pip install wandb`"):
+    with pytest.raises(InputError, match="wandb deep: the package wandb is not installed .*; run `pip install"):
         helpers.train(TINY, tmp_path / "run", wandb="deep")
     assert not (tmp_path / "run").exists()
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))  # a folder of that name
