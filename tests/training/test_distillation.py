@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 
 import helpers
 from deepjax import data, zoo
-from deepjax.config import Augment, Config, Data, Devices, Optimizer
+from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
 from deepjax.errors import InputError, Stopped
 from deepjax.runs.workdir import Statistics
 from deepjax.tasks import Classification, classification
@@ -153,3 +153,30 @@ def four_features(count=100):
     y = np.arange(count) % 3
     x = rng.normal(size=(count, 4)).astype(np.float32) + np.eye(3, 4, dtype=np.float32)[y]
     return {"x_train": x, "y_train": y, "x_test": x[:20], "y_test": y[:20]}
+
+
+@pytest.mark.slow
+def test_a_teacher_helps_a_small_student_that_has_few_images(tmp_path):
+    """Digits, 10 images of each class, means over six seeds; the teacher has seen all images.
+
+    With all images, a student of 6 features was no better with this teacher than without one.
+    """
+    digits = data.load(Data(name="digits"), "", 0)
+    common = dataclasses.replace(
+        TINY, optimizer=Optimizer("adamw", learning_rate=0.01, weight_decay=0.01), schedule=Schedule("cosine")
+    )
+    augment = Data(augment=Augment(translate=1.0, scale=0.1))
+    teacher = {"model_options": {"depth": 3, "width": 128, "dropout": 0.3}, "epochs": 10, "data": augment}
+    helpers.train(common, tmp_path / "teacher", arrays=digits, **teacher)
+    errors = {"": [], str(tmp_path / "teacher"): []}
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        few = [rng.permutation(np.flatnonzero(digits.train.labels == label))[:10] for label in range(10)]
+        split = digits.train.take(np.tile(np.concatenate(few), 20))  # an epoch is 20 passes
+        arrays = dataclasses.replace(digits, name="few", train=split)
+        for name, found in errors.items():
+            student = {"model_options": {"depth": 1, "width": 16}, "epochs": 5, "batch_size": 20, "teacher": name}
+            summary = helpers.train(common, tmp_path / f"{seed}{bool(name)}", arrays=arrays, seed=seed, **student)
+            found.append(summary["test_error"])
+    alone, taught = (np.mean(found) for found in errors.values())
+    assert taught < alone - 0.01, errors
