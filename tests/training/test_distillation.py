@@ -128,7 +128,7 @@ TINY = Config(
 )
 
 
-@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+@pytest.mark.parametrize("strategy", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_run_with_a_teacher_resumes_to_the_same_bits(tmp_path, monkeypatch, strategy):
     arrays = four_features()
     teacher = tmp_path / "teacher"
