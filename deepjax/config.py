@@ -25,8 +25,8 @@ Groups = dict[str, dict[str, float | bool | None]]
 class Augment:
     """Random changes of training images, drawn again for every image and step.
 
-    They are applied in this order: RandAugment, colors, standardization, flip, crop, shift and zoom, cutout, then
-    mixing of images with each other.
+    They are applied in this order: RandAugment, TrivialAugment, AugMix, colors, standardization, flip, crop, shift and
+    zoom, cutout, erasing, then mixing of images with each other.
     """
 
     flip: bool = False
@@ -56,8 +56,14 @@ class Augment:
     """RandAugment: number of its 14 operations to draw and apply one after the other (usually 2)."""
     magnitude: int = option(9, at_least=0, at_most=30)
     """RandAugment: strength of its operations, 0 to 30."""
+    trivialaugment: bool = False
+    """TrivialAugment: one of the 14 operations, of random strength, with torchvision's wide range."""
+    augmix: int = option(0, at_least=0, at_most=10)
+    """AugMix: severity, 1 to 10 (usually 3). Blend the image with those of three chains of up to three operations."""
     cutout: int = option(0, at_least=0)
     """Set a square with sides of this many pixels to the mean color. It may extend over the border."""
+    erasing: float = option(0.0, at_least=0, at_most=1)
+    """Random erasing: probability (usually 0.25) of setting a rectangle of 2 to 33 % of the image to the mean color."""
     mixup: float = option(0.0, at_least=0)
     """Mixup: blend images and targets of random pairs with a weight drawn from Beta(mixup, mixup). Usually 0.2."""
     cutmix: float = option(0.0, at_least=0)
@@ -80,6 +86,10 @@ class Data:
     Unset: 0.2."""
     skip_broken: bool = False
     """Folder of images: leave out images that cannot be decoded, and name them. False: stop at the first one."""
+    balance: Literal["", "loss", "sample"] = ""
+    """For classes with unequal numbers of training images. loss: weights inverse to these numbers, with mean 1. sample:
+    each epoch has equally many images of each class, and as many images as the training set; small classes are
+    repeated. Empty: neither. Evaluation does not change."""
     image_size: int = option(0, at_least=0)
     """Height and width in pixels to which images are resized when they are read. 0: as stored."""
     standardize: Literal["channel", "mean_image", "mean_color", "min_max", "z_score", "pca", "zca"] = "channel"
@@ -115,9 +125,11 @@ class Optimizer:
     """
 
     name: str = "momentum"
-    """One of `deepjax.optimizers.OPTIMIZERS`, such as sgd, momentum, nesterov, rmsprop, adam, adamw, lion or lbfgs."""
+    """One of `deepjax.optimizers.OPTIMIZERS`, such as sgd, momentum, nesterov, rmsprop, adam, adamw, lion, muon,
+    prodigy or lbfgs."""
     learning_rate: float = option(0.1, above=0)
-    """The highest learning rate, which the schedule scales. rprop: the size of the first step, without a schedule."""
+    """The highest learning rate, which the schedule scales. rprop: the size of the first step, without a schedule.
+    prodigy, dadapt_adamw, dog, dowg: a factor of the rate that they estimate, usually 1."""
     momentum: float | None = option(None, at_least=0, below=1)
     """Momentum, or the decay of the first moment. Unset: the default of the optimizer, as for the four below."""
     second_moment: float | None = option(None, at_least=0, below=1)
@@ -131,8 +143,11 @@ class Optimizer:
     line_search: bool = False
     """lbfgs: search along each direction for a step length that meets the strong Wolfe conditions on the batch."""
     weight_decay: float = option(0.0, at_least=0)
-    """Weight decay of kernels. Biases and normalization parameters do not decay. adamw and lion decouple it; the others
-    add it to the gradient."""
+    """Weight decay of kernels. Biases and normalization parameters do not decay. adamw, lion, muon, ademamix and acprop
+    decouple it; the others add it to the gradient."""
+    sam: float = option(0.0, at_least=0)
+    """Sharpness-aware minimization: take the gradient at the highest loss within about this distance (usually 0.05) of
+    the parameters. A step computes two gradients, and takes twice as long. 0: off."""
     clip_adaptive: float | None = option(None, above=0)
     """Scale the gradient of each unit (output feature) down to this fraction of the norm of its weights, such as
     0.01."""
@@ -145,7 +160,8 @@ class Optimizer:
     slow_rate: float = option(0.5, above=0, at_most=1)
     """Lookahead: fraction of the way that the slow weights move towards the weights."""
     accumulate: int = option(1, at_least=1)
-    """Batches whose gradients are averaged for one update."""
+    """Batches whose gradients are averaged for one update, at most those of an epoch. The last update of an epoch takes
+    those that are left."""
     groups: Groups = option({})
     """JSON: settings of parameters whose path matches a pattern; the first pattern that matches counts. For example
     '{"stem_conv/*": {"frozen": true}, "stage1*": {"frozen_until": 3}, "head/*": {"learning_rate": 0.5}}'. Moments of
@@ -154,7 +170,9 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate over time, as a factor of optimizer.learning_rate. Times are in epochs.
+    """The learning rate over time, as a factor of optimizer.learning_rate.
+
+    Times are in epochs, rounded up to whole updates.
 
     Setting a field that the schedule does not use is an error.
     """
@@ -163,7 +181,8 @@ class Schedule:
     """One of `deepjax.optimizers.SCHEDULES`: constant, exponential, step, linear, polynomial, cosine, warm_restarts,
     one_cycle or plateau."""
     warmup: float = option(0.0, at_least=0)
-    """Epochs of linear growth from zero at the start. one_cycle: epochs until the peak; 0 means 30 % of the run."""
+    """Epochs of linear growth at the start: update i of n has i / (n + 1) of the learning rate, from i = 1 on.
+    one_cycle: epochs until the peak; 0 means 30 % of the run."""
     milestones: tuple[float, ...] = ()
     """step: epochs at which the learning rate is multiplied by `factor`."""
     period: float = option(0.0, at_least=0)
@@ -235,6 +254,14 @@ class Config:
     freeze_moments: bool = False
     """True: frozen batch norms normalize by their running moments and do not update them, as in PyTorch after eval().
     False: they normalize by the batch and update them, as in PyTorch if only requires_grad is off."""
+    teacher: str = ""
+    """Distillation: a trained network, whose answers for the same images are learned beside the labels: the folder of a
+    run, a .safetensors file of `deepjax convert`, or a network with weights on the hub. It must have the same
+    classes. Empty: none."""
+    temperature: float = option(4.0, above=0)
+    """teacher: divisor of both networks' logits. A higher one shows more of what the teacher finds similar."""
+    teacher_share: float = option(0.9, above=0, at_most=1)
+    """teacher: its weight in the loss. The labels have the rest."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     devices: Devices = Devices()
@@ -264,7 +291,9 @@ class Config:
     seed: int = option(0, at_least=0, below=2**32)
     """Seed of the initialization, the order of the images, augmentation and dropout."""
     log_every: int = option(10, at_least=1, free=True)
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between two lines of metrics.jsonl and metrics.csv."""
+    wandb: str = option("", free=True)
+    """Project of Weights & Biases to which the metrics are sent, too. Needs the package wandb. Empty: none."""
     checkpoint_every: int = option(0, at_least=0, free=True)
     """Steps between two checkpoints, besides the one at the end of each epoch. 0: only at the end of each epoch."""
     keep: int = option(2, at_least=1, free=True)

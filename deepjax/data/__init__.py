@@ -2,6 +2,7 @@
 
 from deepjax.data.augment import augment, change_colors
 from deepjax.data.augment import check as check_augment
+from deepjax.data.balance import check_balance, class_weights, describe_balance
 from deepjax.data.color import lighting_components
 from deepjax.data.crops import check_crops, photograph_crops, read_crops, resizing
 from deepjax.data.images import SUFFIXES as IMAGE_SUFFIXES
@@ -34,8 +35,11 @@ __all__ = [
     "change_colors",
     "channel_statistics",
     "check_augment",
+    "check_balance",
     "check_crops",
     "check_fields",
+    "class_weights",
+    "describe_balance",
     "epoch_order",
     "find_images",
     "from_arrays",

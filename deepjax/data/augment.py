@@ -8,11 +8,12 @@ import numpy as np
 
 from deepjax import config
 from deepjax.data import color
-from deepjax.data.randaugment import randaugment
+from deepjax.data.policies import augmix, randaugment, trivialaugment
 from deepjax.errors import InputError
 
 # The numbers of channels that each color operation supports. brightness supports any.
-CHANNELS = {"contrast": (1, 3), "saturation": (3,), "hue": (3,), "lighting": (3,), "randaugment": (1, 3)}
+CHANNELS = {"contrast": (1, 3), "saturation": (3,), "hue": (3,), "lighting": (3,)}
+CHANNELS |= dict.fromkeys(("randaugment", "trivialaugment", "augmix"), (1, 3))
 
 
 def check(augment: config.Augment, shape: tuple[int, ...]) -> None:
@@ -38,7 +39,7 @@ def check(augment: config.Augment, shape: tuple[int, ...]) -> None:
 
 
 # The PRNG key of a step is folded with a number for each use. The numbers must not change, or resumed runs would
-# differ: `augment` uses 0 to 3, `change_colors` 4 to 6.
+# differ: `augment` uses 0 to 3 and 9, `change_colors` 4 to 8.
 
 
 def change_colors(
@@ -46,17 +47,21 @@ def change_colors(
 ) -> jax.Array:
     """Change the colors of each image of [B, H, W, C] at random, before standardization.
 
-    The order is RandAugment, then brightness, contrast, saturation and hue, then PCA lighting, which needs `components`
-    (of `lighting_components`). uint8 images are first divided by 255; float images must be in [0, 1]. If `augment` has
-    none of these changes, the images are returned unchanged.
+    The order is RandAugment, TrivialAugment, AugMix, then brightness, contrast, saturation and hue, then PCA lighting,
+    which needs `components` (of `lighting_components`). uint8 images are first divided by 255; float images must be in
+    [0, 1]. If `augment` has none of these changes, the images are returned unchanged.
     """
     jittered = any(getattr(augment, name) for name in color.JITTER)
-    if not (jittered or augment.lighting or augment.randaugment):
+    if not (jittered or augment.lighting or augment.randaugment or augment.trivialaugment or augment.augmix):
         return images
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255
     if augment.randaugment:
         images = randaugment(jax.random.fold_in(key, 4), images, augment.randaugment, augment.magnitude)
+    if augment.trivialaugment:
+        images = trivialaugment(jax.random.fold_in(key, 7), images)
+    if augment.augmix:
+        images = augmix(jax.random.fold_in(key, 8), images, augment.augmix)
     if jittered:
         images = color.jitter(jax.random.fold_in(key, 5), images, augment)
     if augment.lighting:
@@ -67,7 +72,7 @@ def change_colors(
 
 
 def augment(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.Array:
-    """Flip, crop, shift, zoom and cut out each image of float [B, H, W, C] at random, after standardization.
+    """Flip, crop, shift, zoom, cut out and erase each image of float [B, H, W, C] at random, after standardization.
 
     Pixels from outside the image are 0: the mean color, except with data.standardize min_max. `augment.area` is not
     applied here, but when images are read.
@@ -80,6 +85,8 @@ def augment(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.A
         images = _move(jax.random.fold_in(key, 2), images, augment.translate, augment.scale)
     if augment.cutout:
         images = cutout(jax.random.fold_in(key, 3), images, augment.cutout)
+    if augment.erasing:
+        images = erase(jax.random.fold_in(key, 9), images, augment.erasing)
     return images
 
 
@@ -105,6 +112,31 @@ def _intervals(key, batch, length, size):
     first = jax.random.randint(key, (batch, 1), 0, size) - length // 2
     positions = jnp.arange(size)[None]
     return (positions >= first) & (positions < first + length)
+
+
+def erase(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+    """Set a random rectangle to 0 in each image [B, H, W, C], with this probability.
+
+    Zhong et al. 2020 with torchvision's usual numbers: the area is 2 to 33 % of the image, the ratio of height to width
+    is 0.3 to 3.3, uniform in its logarithm. Of ten rectangles the first that is smaller than the image is taken, if
+    there is one; its place is uniform.
+    """
+    batch, height, width, _ = images.shape
+    keys = [jax.random.fold_in(key, number) for number in range(4)]
+    area = height * width * jax.random.uniform(keys[0], (batch, 10), minval=0.02, maxval=0.33)
+    ratio = jnp.exp(jax.random.uniform(keys[1], (batch, 10), minval=np.log(0.3), maxval=np.log(3.3)))
+    heights, widths = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
+    fits = (heights < height) & (widths < width)
+    sizes = jnp.take_along_axis(jnp.stack([heights, widths], -1), fits.argmax(1)[:, None, None], 1)[:, 0]
+    corners = jnp.floor(jax.random.uniform(keys[2], (batch, 2)) * (jnp.array([[height, width]]) - sizes + 1))
+
+    def interval(axis, length):
+        position = jnp.arange(length)[None]
+        return (position >= corners[:, axis, None]) & (position < (corners + sizes)[:, axis, None])
+
+    erased = jax.random.bernoulli(keys[3], probability, (batch,)) & fits.any(1)
+    rectangle = interval(0, height)[:, :, None] & interval(1, width)[:, None, :]
+    return jnp.where((erased[:, None, None] & rectangle)[..., None], 0, images)
 
 
 def _flip(key, images):

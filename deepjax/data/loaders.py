@@ -8,7 +8,6 @@ and calls `fetch` on them inside jit, which returns the batch: {"image": [batch,
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,17 +15,24 @@ import numpy as np
 
 from deepjax import config
 from deepjax.data import images
+from deepjax.data.balance import balanced_order, repeats
 from deepjax.data.records import MEMORY_LIMIT, Arrays, Records, Split
 from deepjax.errors import InputError
 
 
-def epoch_order(seed: int, epoch: int, size: int, batch_size: int, *, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
+def epoch_order(
+    seed: int, epoch: int, size: int, batch_size: int, *, shuffle: bool, balance: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of one epoch, int32 [steps, batch_size], and their mask, bool of the same shape.
 
-    Every index below `size` appears once with mask True. The order depends only on seed and epoch. The last batch is
-    padded with index 0 and mask False.
+    Every index below `size` appears once with mask True, or, with the labels `balance` [size], as in `balanced_order`.
+    The order depends only on seed and epoch (and labels). The last batch is padded with index 0 and mask False.
     """
-    order = _rng(seed, 0, epoch).permutation(size) if shuffle else np.arange(size)
+    rng = _rng(seed, 0, epoch)
+    if balance is not None:
+        order = balanced_order(balance, rng)
+    else:
+        order = rng.permutation(size) if shuffle else np.arange(size)
     steps = -(-size // batch_size)
     indices = np.zeros(steps * batch_size, np.int32)
     indices[:size] = order
@@ -50,15 +56,18 @@ class DeviceLoader:
         seed: int,
         *,
         shuffle: bool,
+        balance: bool = False,
         put: Callable[[np.ndarray], Any] = jax.device_put,
     ):
+        self.balance = arrays.labels if balance else None
         self.batch_size, self.seed, self.shuffle, self.size = batch_size, seed, shuffle, len(arrays)
         self.steps = -(-len(arrays) // batch_size)
         self.data = {"images": put(arrays.images), "labels": put(arrays.labels)}
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, Any]]:
         """Yield the rows of the steps `first`, first + 1, ... of this epoch: indices of images, and the mask."""
-        indices, mask = epoch_order(self.seed, epoch, self.size, self.batch_size, shuffle=self.shuffle)
+        order = {"shuffle": self.shuffle, "balance": self.balance}
+        indices, mask = epoch_order(self.seed, epoch, self.size, self.batch_size, **order)
         for step in range(first, self.steps):
             yield {"index": indices[step], "mask": mask[step]}
 
@@ -76,6 +85,8 @@ class _Batches:
 
     source: Split
     indices: np.ndarray
+    repeats: np.ndarray
+    """How often each index occurs earlier in the epoch."""
     mask: np.ndarray
     seed: int
     epoch: int
@@ -86,24 +97,33 @@ class _Batches:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         rows, mask = self.indices[index], self.mask[index]
-        return {"image": self._images(rows, mask), "label": self.source.labels[rows], "mask": mask}
+        return {"image": self._images(rows, self.repeats[index], mask), "label": self.source.labels[rows], "mask": mask}
 
-    def _images(self, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def _images(self, rows: np.ndarray, repeats: np.ndarray, mask: np.ndarray) -> np.ndarray:
         if isinstance(self.source, Arrays):
             return self.source.images[rows]
-        rng = None if self.area is None else partial(_rng, self.seed, 1, self.epoch)
-        images = self.source.read(rows[mask], self.area, rng)
+        images = self._read(rows[mask], repeats[mask])
         if mask.all():
             return images
-        padding = self.source.read(rows[~mask][:1], self.area, rng)  # decoded once, not for every masked row
+        padding = self._read(rows[~mask][:1], repeats[~mask][:1])  # decoded once, not for every masked row
         return np.concatenate([images, np.repeat(padding, (~mask).sum(), 0)])
+
+    def _read(self, rows: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+        assert isinstance(self.source, Records)
+
+        def rng(position: int) -> np.random.Generator:
+            again = repeats[position]
+            return _rng(self.seed, 1, self.epoch, int(rows[position]), *([int(again)] if again else []))
+
+        return self.source.read(rows, self.area, None if self.area is None else rng)
 
 
 class HostLoader:
     """A loader that reads batches on the host, by Grain, while the device computes. A step receives the complete batch.
 
     The order is that of DeviceLoader. With `area`, images are random-area crops that depend only on (seed, epoch,
-    image). `workers` is the number of processes that decode images; they are started and stopped with each epoch.
+    image, how often the image occurred before in the epoch).
+    `workers` is the number of processes that decode images; they are started and stopped with each epoch.
     With 0 workers, and for Arrays, which need no decoding, threads are used.
     """
 
@@ -116,6 +136,7 @@ class HostLoader:
         seed: int,
         *,
         shuffle: bool,
+        balance: bool = False,
         area: tuple[float, float] | None = None,
         workers: int = 0,
     ):
@@ -124,6 +145,7 @@ class HostLoader:
                 f"data.augment.area {area}: needs images that are read one by one; set data.placement to host"
             )
         self.source, self.batch_size, self.seed, self.shuffle = source, batch_size, seed, shuffle
+        self.balance = source.labels if balance else None
         self.area, self.workers = area, 0 if isinstance(source, Arrays) else workers
         self.steps = -(-len(source) // batch_size)
 
@@ -134,8 +156,10 @@ class HostLoader:
         """
         if first >= self.steps:
             return
-        indices, mask = epoch_order(self.seed, epoch, len(self.source), self.batch_size, shuffle=self.shuffle)
-        batches = _Batches(self.source, indices[first:], mask[first:], self.seed, epoch, self.area)
+        order = {"shuffle": self.shuffle, "balance": self.balance}
+        indices, mask = epoch_order(self.seed, epoch, len(self.source), self.batch_size, **order)
+        again = repeats(indices.ravel()).reshape(indices.shape)
+        batches = _Batches(self.source, indices[first:], again[first:], mask[first:], self.seed, epoch, self.area)
         iterator = iter(_prefetched(batches, self.workers))
         try:
             yield from iterator
@@ -179,7 +203,7 @@ def make_loader(
     train: bool,
     put: Callable[[np.ndarray], Any] = jax.device_put,
 ) -> DeviceLoader | HostLoader:
-    """Make the loader that `data` describes. With `train`, it shuffles, and crops by data.augment.area.
+    """Make the loader that `data` describes. With `train`, it shuffles, balances and crops as `data` says.
 
     Arrays are put on the device, unless data.placement is host, or is auto and they exceed 1 GiB.
 
@@ -191,9 +215,10 @@ def make_loader(
       train: whether batches are for training.
       put: function that transfers an array to the devices.
     """
+    balance = train and data.balance == "sample"
     if isinstance(split, Arrays) and (
         data.placement == "device" or (data.placement == "auto" and split.images.nbytes <= MEMORY_LIMIT)
     ):
-        return DeviceLoader(split, batch_size, seed, shuffle=train, put=put)
+        return DeviceLoader(split, batch_size, seed, shuffle=train, balance=balance, put=put)
     area = data.augment.area if train else None
-    return HostLoader(split, batch_size, seed, shuffle=train, area=area, workers=data.workers)
+    return HostLoader(split, batch_size, seed, shuffle=train, balance=balance, area=area, workers=data.workers)

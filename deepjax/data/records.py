@@ -96,14 +96,14 @@ class Records:
         Args:
           indices: indices of the images, [n].
           area: range of the fraction of the image that random-area crops cut out. None: no random crop.
-          rng: with `area`: maps an index to the random generator of its crop.
+          rng: with `area`: maps a position in `indices` to the random generator of its crop.
 
         Raise InputError, naming the file, for an image that cannot be decoded, or has another shape if fit is stored.
         """
         numbers = [int(number) for number in self.indices[indices]]
         out = np.empty((len(numbers), *self.shape), np.uint8)
         for position, encoded in enumerate(self.files.read(numbers)):
-            generator = None if rng is None else rng(int(indices[position]))
+            generator = None if rng is None else rng(position)
             out[position] = self._decode(encoded, self.files.where(numbers[position]), area, generator)
         return out
 

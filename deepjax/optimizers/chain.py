@@ -3,14 +3,17 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from deepjax import config
 from deepjax.errors import InputError, choices
 from deepjax.optimizers import transforms
 from deepjax.optimizers.catalogue import NUMBERS, OPTIMIZERS, with_usual
 from deepjax.optimizers.groups import check_matches, freeze, per_group, read_groups
-from deepjax.optimizers.schedules import make_momentum, scale_by_plateau, update_count
+from deepjax.optimizers.schedules import make_momentum, scale_by_plateau
+from deepjax.optimizers.times import make_times
 
 
 def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epochs=None, steps_per_epoch=None):  # noqa: B008
@@ -21,7 +24,7 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
     ahead. All links work on the mean gradient of `accumulate` batches. Each group of parameters has its own numbers.
     clip_norm applies to the norm of all gradients except frozen ones.
 
-    Weight decay is added to the gradient, before momentum. Decoupled weight decay (adamw, lion) is added to the
+    Weight decay is added to the gradient, before momentum. Decoupled weight decay (that of adamw) is added to the
     direction, and so multiplied by the learning rate.
 
     Args:
@@ -31,13 +34,15 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
       schedule: `config.Schedule`. one_cycle also moves momentum (that of rmsprop too, as in PyTorch, although it is
         usually 0); plateau has a state in the chain (see `observe`).
       epochs: length of the run; needed for one_cycle's momentum and for `frozen_until`.
-      steps_per_epoch: batches in an epoch; needed for the same.
+      steps_per_epoch: batches in an epoch; needed for the same. If both are given, the last update of an epoch takes
+        the batches that are left; else every update takes `accumulate`.
 
-    With line_search, `update` needs the arguments `value`, `grad` and `value_fn`.
+    With line_search, `update` needs the arguments `value`, `grad` and `value_fn`; with sam, `grad_fn` (params, number)
+    -> the gradient of the same batch. Each of `accumulate` batches has its own ascent.
 
     Raises:
-      InputError: a number that is out of range or has no effect, an unknown name; from `init`, a group's pattern that
-        matches no parameter.
+      InputError: a number that is out of range or has no effect, an unknown name; a time that no update follows; from
+        `init`, a group's pattern that matches no parameter.
 
     >>> import jax.numpy as jnp
     >>> transform = make_optimizer(config.Optimizer("sgd", groups={"head/*": {"learning_rate": 0.5}}), 0.1)
@@ -48,7 +53,8 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
     """
     o = optimizer
     groups = check_optimizer(o, schedule, epochs)
-    momentum, thaws = _in_updates(o, groups, schedule, epochs, steps_per_epoch)
+    times = None if None in (epochs, steps_per_epoch) else make_times(o, epochs, steps_per_epoch)
+    momentum, thaws = _in_updates(o, groups, schedule, times)
 
     def first(pattern, group):
         return _until_thawed(optax.chain(*_clip_leaves(group.optimizer)), thaws[pattern])
@@ -56,8 +62,9 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
     def then(pattern, group):
         rate = _scaled(learning_rate, group.optimizer.learning_rate / o.learning_rate)
         # The count of the direction starts when the group thaws; the count of the learning rate starts with the run.
-        direction = _direction(group.optimizer, rate, _from(momentum, thaws[pattern]))
-        return optax.chain(_until_thawed(direction, thaws[pattern]), _by_rate(o, rate))
+        thaw = thaws[pattern]
+        direction = _direction(group.optimizer, _from(rate, thaw), _from(momentum, thaw))
+        return optax.chain(_until_thawed(direction, thaw), _by_rate(o, rate))
 
     trained = {pattern: group for pattern, group in groups.items() if not group.frozen}
     links = [
@@ -70,26 +77,56 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
     ]
     chain = optax.chain(*links)
     if o.accumulate > 1:
-        chain = optax.MultiSteps(chain, o.accumulate).gradient_transformation()
+        chain = optax.MultiSteps(chain, times.batches if times else o.accumulate).gradient_transformation()
     transform = optax.with_extra_args_support(freeze(chain, groups))
+    if o.sam:
+        starts = {pattern: times.first_batch(thaw) if times else 0 for pattern, thaw in thaws.items()}
+        transform = optax.contrib.sam(transform, _ascent(o, groups, starts), reset_state=False, opaque_mode=True)
 
     def init(params):
         check_matches(groups, params)
-        return transform.init(params)
+        # Copies: some states hold the parameters, and the state is donated; one buffer cannot be donated twice.
+        return jax.tree.map(jnp.copy, transform.init(params))
 
-    return optax.GradientTransformationExtraArgs(init, transform.update)
+    def update(updates, state, params=None, *, grad_fn=None, **extra):
+        # SAM and a line search refuse each other's arguments.
+        return transform.update(updates, state, params, **({"grad_fn": grad_fn} if o.sam else extra))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _in_updates(o, groups, schedule, epochs, steps_per_epoch):
+def _ascent(o, groups, starts):
+    """Make SAM's step: minus `sam`, times the unit vector along the gradient of all parameters that are trained.
+
+    `starts`: {pattern: batches before the group thaws}.
+    """
+    trained = {pattern: group for pattern, group in groups.items() if not group.frozen}
+    moving = per_group(trained, lambda pattern, _: _until_thawed(optax.identity(), starts[pattern]))
+    # The number prevents 0 / 0, as in PyTorch implementations of SAM.
+    return freeze(optax.chain(moving, optax.normalize_by_update_norm(-o.sam, 1e-12)), groups)
+
+
+def _in_updates(o, groups, schedule, times):
     """Return (one-cycle's momentum or None, {pattern: number of updates until the group thaws})."""
     cycles = schedule.name == "one_cycle" and "momentum" in OPTIMIZERS[o.name].usual
     thawing = any(group.frozen_until for group in groups.values())
-    if (cycles or thawing) and None in (epochs, steps_per_epoch):
-        raise InputError("epochs and steps_per_epoch are needed for schedule.name one_cycle and for frozen_until")
-    momentum = make_momentum(o, schedule, epochs=epochs, steps_per_epoch=steps_per_epoch) if cycles else None
-    if not thawing:
-        return momentum, dict.fromkeys(groups, 0)
-    return momentum, {p: update_count(group.frozen_until, o, steps_per_epoch) for p, group in groups.items()}
+    if times is None:
+        if cycles or thawing:
+            raise InputError("epochs and steps_per_epoch are needed for schedule.name one_cycle and for frozen_until")
+        return None, dict.fromkeys(groups, 0)
+    if o.lookahead > times.total:
+        raise InputError(
+            f"optimizer.lookahead {o.lookahead} is more than the {times.total} updates of the run, so that the slow "
+            f"weights would never move; set optimizer.lookahead {times.total} or less"
+        )
+    for pattern, group in groups.items():
+        if times.updates(group.frozen_until) >= times.total:
+            raise InputError(
+                f"optimizer.groups {pattern!r}: frozen_until {group.frozen_until} is within the last update of the "
+                f"run, of which an epoch has {times.updates_per_epoch}; thaw earlier, or set frozen"
+            )
+    momentum = make_momentum(schedule, times) if cycles else None
+    return momentum, {pattern: times.updates(group.frozen_until) for pattern, group in groups.items()}
 
 
 def _scaled(learning_rate, factor):
@@ -123,6 +160,8 @@ def _direction(o, rate, moving):
     entry, o = OPTIMIZERS[o.name], with_usual(o)
     if entry.finds_step_sizes:
         o = dataclasses.replace(o, learning_rate=rate(0))
+    if entry.takes_schedule:
+        o = dataclasses.replace(o, learning_rate=rate)
 
     def make(momentum):
         return entry.direction(dataclasses.replace(o, momentum=momentum))
@@ -134,7 +173,9 @@ def _direction(o, rate, moving):
 
 
 def _by_rate(o, rate):
-    return optax.scale(-1.0) if OPTIMIZERS[o.name].finds_step_sizes else optax.scale_by_learning_rate(rate)
+    entry = OPTIMIZERS[o.name]
+    has_rate = entry.finds_step_sizes or entry.takes_schedule
+    return optax.scale(-1.0) if has_rate else optax.scale_by_learning_rate(rate)
 
 
 def kernels(params):
@@ -190,7 +231,7 @@ def _check_together(o, groups, epochs):
 def _check_line_search(o):
     if o.name != "lbfgs":
         raise InputError(f"optimizer.line_search does nothing for {o.name}; leave it out")
-    for field in ("weight_decay", "clip_adaptive", "clip_value", "clip_norm", "groups"):
+    for field in ("weight_decay", "clip_adaptive", "clip_value", "clip_norm", "groups", "sam"):
         if getattr(o, field):
             raise InputError(
                 f"optimizer.line_search needs the unchanged gradient of the loss, which optimizer.{field} "

@@ -13,11 +13,7 @@ from optax.contrib import ReduceLROnPlateauState
 
 from deepjax import config
 from deepjax.errors import InputError, choices
-
-
-def update_count(length_in_epochs, optimizer, steps_per_epoch):
-    """Convert epochs to updates: round(epochs * steps_per_epoch / optimizer.accumulate)."""
-    return round(length_in_epochs * steps_per_epoch / optimizer.accumulate)
+from deepjax.optimizers.times import Times, make_times
 
 
 class Horizon(NamedTuple):
@@ -25,19 +21,11 @@ class Horizon(NamedTuple):
 
     peak: float
     """The highest learning rate."""
-    epochs: float
-    updates: Callable[[float], int]
-    """Convert a time in epochs to a number of updates."""
-    updates_per_epoch: float
-
-    @property
-    def total(self):
-        """Updates in the run, at least 1."""
-        return max(self.updates(self.epochs), 1)
+    times: Times
 
     def after(self, warmup):
         """Return the number of updates after `warmup` epochs, at least 1."""
-        return max(self.total - self.updates(warmup), 1)
+        return max(self.times.total - self.times.updates(warmup), 1)
 
 
 class ScheduleEntry(NamedTuple):
@@ -56,12 +44,22 @@ def _constant(s, horizon):
 
 
 def _exponential(s, horizon):
-    return optax.exponential_decay(horizon.peak, horizon.updates_per_epoch, s.factor)
+    return optax.exponential_decay(horizon.peak, horizon.times.updates_per_epoch, s.factor)
 
 
 def _step(s, horizon):
-    times = [i * s.period for i in range(1, int(horizon.epochs / s.period) + 1)] if s.period else s.milestones
-    boundaries = [horizon.updates(time) - horizon.updates(s.warmup) for time in times]
+    times, milestones = horizon.times, s.milestones
+    if s.period:
+        _check_period(s, horizon)
+        milestones = [i * s.period for i in range(1, int(times.epochs / s.period) + 1)]
+    for milestone in milestones[:1] if s.period else milestones:
+        if milestone < times.epochs and times.updates(milestone) == times.total:
+            field = "period" if s.period else "milestones"
+            raise InputError(
+                f"schedule.{field} {getattr(s, field)}: no update of the run follows epoch {milestone}, an epoch has "
+                f"{times.updates_per_epoch}; set it earlier"
+            )
+    boundaries = [times.updates(milestone) - times.updates(s.warmup) for milestone in milestones]
     # Milestones that are closer than one update have one boundary, at which their factors are multiplied.
     return optax.piecewise_constant_schedule(horizon.peak, {b: s.factor ** boundaries.count(b) for b in boundaries})
 
@@ -79,13 +77,12 @@ def _cosine(s, horizon):
 
 
 def _warm_restarts(s, horizon):
-    times, length = [s.warmup], s.period
-    while times[-1] < horizon.epochs:
-        times.append(times[-1] + length)
+    _check_period(s, horizon)
+    ends, length = [s.warmup], s.period
+    while ends[-1] < horizon.times.epochs:
+        ends.append(ends[-1] + length)
         length *= s.multiplier
-    bounds = [horizon.updates(time) - horizon.updates(s.warmup) for time in times]
-    if len(set(bounds)) < len(bounds):
-        raise InputError(f"schedule.period {s.period} makes a cycle shorter than an update; make it longer")
+    bounds = [horizon.times.updates(end) - horizon.times.updates(s.warmup) for end in ends]
     cosine = optax.cosine_decay_schedule(horizon.peak, 1, alpha=s.final)
 
     def rate(count):
@@ -96,13 +93,24 @@ def _warm_restarts(s, horizon):
     return rate
 
 
+def _check_period(s, horizon):
+    if s.period * horizon.times.updates_per_epoch < 1:
+        raise InputError(
+            f"schedule.period {s.period} is shorter than an update, of which an epoch has "
+            f"{horizon.times.updates_per_epoch}; make it longer"
+        )
+
+
 def _one_cycle(s, horizon):
-    return _half_cosines(s, horizon.epochs, horizon.total, horizon.peak / 25, horizon.peak, horizon.peak / 25e4)
+    return _half_cosines(s, horizon.times, horizon.peak / 25, horizon.peak, horizon.peak / 25e4)
 
 
-def _half_cosines(schedule, epochs, total, first, middle, last):
-    """Join two half cosines, from `first` to `middle`, and from `middle` to `last` at the last of `total` updates."""
-    share = schedule.warmup / epochs if schedule.warmup else 0.3
+def _half_cosines(schedule, times, first, middle, last):
+    """Join two half cosines, from `first` to `middle`, and from `middle` to `last` at the last update."""
+    total = times.total
+    if total < 2:
+        raise InputError("schedule.name one_cycle needs at least 2 updates, the run has 1; use more epochs")
+    share = schedule.warmup / times.epochs if schedule.warmup else 0.3
     top, end = share * total - 1, total - 1  # in PyTorch, the first phase is one update shorter than its share
     half = optax.cosine_decay_schedule(1.0, 1)
 
@@ -148,7 +156,8 @@ def make_schedule(optimizer, schedule, *, epochs, steps_per_epoch):
 
     Raises:
       InputError: a warm-up that does not end within the run, milestones out of order, a number out of range, a field
-        that does not belong to the schedule, a schedule for rprop. Milestones after the run's end are allowed.
+        that does not belong to the schedule, a schedule for rprop; times that are shorter than an update, where that
+        would have no effect. Milestones after the run's end are allowed.
 
     >>> halved = config.Schedule("step", period=2, factor=0.5)
     >>> rate = make_schedule(config.Optimizer(learning_rate=0.8), halved, epochs=6, steps_per_epoch=10)
@@ -156,23 +165,20 @@ def make_schedule(optimizer, schedule, *, epochs, steps_per_epoch):
     [0.8, 0.8, 0.4, 0.2]
     """
     check_schedule(optimizer, schedule, epochs)
-    horizon = Horizon(
-        optimizer.learning_rate,
-        epochs,
-        lambda time: update_count(time, optimizer, steps_per_epoch),
-        steps_per_epoch / optimizer.accumulate,
-    )
-    entry, warmup = SCHEDULES[schedule.name], horizon.updates(schedule.warmup)
+    horizon = Horizon(optimizer.learning_rate, make_times(optimizer, epochs, steps_per_epoch))
+    entry, warmup = SCHEDULES[schedule.name], horizon.times.updates(schedule.warmup)
     rate = entry.make(schedule, horizon)
     if entry.warms_up or not warmup:
         return rate
-    return optax.join_schedules([optax.linear_schedule(0.0, horizon.peak, warmup), rate], [warmup])
+    # From peak / (n + 1), not from 0: an update at rate 0 trains nothing, and a warm-up may be one update.
+    growth = optax.linear_schedule(horizon.peak / (warmup + 1), horizon.peak, warmup)
+    return optax.join_schedules([growth, rate], [warmup])
 
 
-def make_momentum(optimizer, schedule, *, epochs, steps_per_epoch):
+def make_momentum(schedule, times):
     """Make one_cycle's momentum as a function of the number of updates: high, low at the peak of the rate, high."""
     low, high = schedule.momentum
-    return _half_cosines(schedule, epochs, max(update_count(epochs, optimizer, steps_per_epoch), 1), high, low, high)
+    return _half_cosines(schedule, times, high, low, high)
 
 
 def check_schedule(optimizer, schedule, epochs):

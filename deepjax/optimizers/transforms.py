@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from optax.contrib import MuonDimensionNumbers
 
 
 def scale_by_adagrad(epsilon=1e-10):
@@ -146,7 +147,7 @@ def clip_adaptively(clipping, epsilon=1e-3):
     """
 
     def clip(path, g, w):
-        stacked = sum(getattr(entry, "key", None) == "unit" for entry in path)
+        stacked = _stacked(path)
         axes = tuple(range(stacked, w.ndim - 1 if w.ndim - stacked > 1 else w.ndim))
         g_norm, w_norm = (optax.transforms.unitwise_norm(x, axes) for x in (g, w))
         return optax.transforms.unitwise_clip(g_norm, clipping * jnp.maximum(w_norm, epsilon), g)
@@ -155,6 +156,29 @@ def clip_adaptively(clipping, epsilon=1e-3):
         return jax.tree.map_with_path(clip, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def matrices(params):
+    """Return `optax.contrib.MuonDimensionNumbers` for each kernel, and None for all other parameters.
+
+    Rows are window and features in, columns features. In a stack of units (paths with a part `unit`), the leading axis
+    counts matrices.
+
+    >>> matrices({"kernel": jnp.ones((3, 3, 8, 16)), "bias": jnp.ones(16)})
+    {'bias': None, 'kernel': MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))}
+    """
+
+    def one(path, kernel):
+        if getattr(path[-1], "key", None) != "kernel" or kernel.ndim - _stacked(path) < 2:
+            return None
+        return MuonDimensionNumbers(tuple(range(_stacked(path), kernel.ndim - 1)), (kernel.ndim - 1,))
+
+    return jax.tree.map_with_path(one, params)
+
+
+def _stacked(path):
+    """Return how many leading axes of a parameter count the units of stacks."""
+    return sum(getattr(entry, "key", None) == "unit" for entry in path)
 
 
 class LookaheadState(NamedTuple):

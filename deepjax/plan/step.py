@@ -31,19 +31,25 @@ class AbstractStep(NamedTuple):
 
     def trace(self):
         """Return the jax.stages.Traced of the whole step, of (state, data, rows, key)."""
-        return self.experiment.step.trace(self.state, (), self.batch, _abstract_key())
+        return self.experiment.step.trace(self.state, self.experiment.data, self.batch, _abstract_key())
 
     def macs(self):
-        """Return the multiply-adds of the gradient of the loss. A line search, which computes it again, is left out."""
+        """Return the multiply-adds of the gradient of the loss, or of SAM's two.
+
+        A line search, which computes it again, is left out.
+        """
 
         def gradient(state, batch, key):
             return jax.grad(self.experiment.first_loss(state, batch, key), has_aux=True)(state.params)
 
-        return multiply_adds(jax.make_jaxpr(gradient)(self.state, self.batch, _abstract_key()).jaxpr)
+        gradients = 2 if self.experiment.config.optimizer.sam else 1
+        return gradients * multiply_adds(jax.make_jaxpr(gradient)(self.state, self.batch, _abstract_key()).jaxpr)
 
 
 def check(config):
-    """Return the network of a config. Raise InputError for values that training would refuse."""
+    """Return the network of a config. Raise InputError for values that training would refuse, and for a teacher."""
+    if config.teacher:
+        raise InputError(f"teacher {config.teacher}: plan does not measure a teacher; leave it out, and add its memory")
     make_mesh(config.devices.count, config.devices.strategy, config.batch_size)
     return setup.check(config)
 

@@ -1,8 +1,12 @@
-"""The metrics of a run, written as it trains: metrics.jsonl, and the same as TensorBoard events."""
+"""The metrics of a run, written as it trains: metrics.jsonl, and the same in metrics.csv, TensorBoard and W&B."""
 
+import csv
+import importlib
 import json
 import socket
 import time
+import uuid
+from typing import Any
 
 # These modules make their classes at run time, where a type checker cannot find them.
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -10,42 +14,124 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from deepjax import files
+from deepjax.errors import InputError, first_line
 from deepjax.parallel import is_main
 
 NAME = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Append lines to metrics.jsonl and events for TensorBoard. Only the main process writes.
+    """Append lines to metrics.jsonl and metrics.csv, and events for TensorBoard. Only the main process writes.
 
     Args:
       workdir: Path of the run.
       step: step of the state from which training continues. Lines of later steps, which a killed process left, are
         removed; training writes them again.
+      project: project of Weights & Biases to which all is sent, too. Empty: none.
+      config: config of the run, for Weights & Biases: what JSON can hold.
     """
 
-    def __init__(self, workdir, step=0):
-        self.file = self.events = None
+    def __init__(self, workdir, step=0, *, project="", config=None):
+        self.file = self.events = self.table = self.wandb = None
         if not is_main():
             return
+        self.wandb = _WandB(workdir, project, config) if project else None
         kept = [line for line in read(workdir) if line["step"] <= step]
         # Replaced atomically, so that a full disk does not destroy the lines that exist.
         files.write_text(workdir / NAME, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = (workdir / NAME).open("a")
+        self.table = _Table(workdir, kept)
         self.events = _Events(workdir / "tensorboard", step + 1)
 
     def write(self, kind, step, epoch, **values):
         """Write one line: its kind ("train", "train_epoch" or "validation"), step and epoch, and numbers by name."""
-        if self.file and self.events:
-            self.file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **values}) + "\n")
+        if self.file and self.table and self.events:
+            line = {"kind": kind, "step": step, "epoch": epoch, **values}
+            self.file.write(json.dumps(line) + "\n")
             self.file.flush()
-            self.events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+            self.table.write(line)
+            scalars = {f"{kind}/{name}": value for name, value in values.items()}
+            self.events.write(step, scalars)
+            if self.wandb:
+                self.wandb.write({"step": step, "epoch": epoch, **scalars})
+
+    def summarize(self, summary):
+        """Send the contents of summary.json to Weights & Biases, if it is used."""
+        if self.wandb:
+            self.wandb.run.summary.update(summary)
 
     def close(self):
-        """Flush and close both files."""
-        for opened in (self.file, self.events):
+        """Flush and close everything."""
+        for opened in (self.file, self.table, self.events, self.wandb):
             if opened:
                 opened.close()
+
+
+class _Table:
+    """metrics.csv: a row for each line of metrics.jsonl, a column for each name. It is written anew for a new name."""
+
+    def __init__(self, workdir, lines):
+        self.workdir = workdir
+        self.file: Any = None
+        self._restart(lines)
+
+    def write(self, line):
+        if line.keys() <= set(self.columns):
+            self.writer.writerow(line)
+            self.file.flush()
+        else:
+            self._restart(read(self.workdir))
+
+    def _restart(self, lines):
+        self.close()
+        self.columns = list(dict.fromkeys(name for line in lines for name in line))
+        self.file = (self.workdir / "metrics.csv").open("w", newline="", encoding="utf8")
+        self.writer = csv.DictWriter(self.file, self.columns, lineterminator="\n")
+        if self.columns:
+            self.writer.writeheader()
+        self.writer.writerows(lines)
+        self.file.flush()
+
+    def close(self):
+        if self.file:
+            self.file.close()
+
+
+def import_wandb(project):
+    """Return the package wandb. Raise InputError if it is not installed."""
+    try:
+        wandb = importlib.import_module("wandb")
+        if not hasattr(wandb, "init"):  # a folder `wandb`, which the package makes, can be imported too
+            raise ImportError("wandb is a folder without the package")
+    except ImportError as error:
+        reason = f"the package wandb is not installed ({first_line(error)})"
+        raise InputError(f"wandb {project}: {reason}; run `pip install wandb`, or leave it out") from None
+    return wandb
+
+
+class _WandB:
+    """A run of Weights & Biases, resumed by its id in the file `wandb_id`. WANDB_MODE=offline works as usual."""
+
+    def __init__(self, workdir, project, config):
+        wandb, record = import_wandb(project), workdir / "wandb_id"
+        if not record.exists():
+            files.write_text(record, uuid.uuid4().hex)
+        options = {"name": workdir.name, "dir": str(workdir), "config": config, "resume": "allow"}
+        try:
+            self.run = wandb.init(project=project, id=record.read_text().strip(), **options)
+        except Exception as error:  # of a network, an account, a project
+            raise InputError(
+                f"wandb {project}: {first_line(error)}; run `wandb login`, or set WANDB_MODE=offline, or leave it out"
+            ) from error
+        # A resumed run repeats steps. wandb's own step may not go back, but a metric may.
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def write(self, values):
+        self.run.log(values)
+
+    def close(self):
+        self.run.finish()
 
 
 class _Events:

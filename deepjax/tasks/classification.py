@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -106,6 +106,13 @@ class Prediction(NamedTuple):
         return row | {"error": self.problem}
 
 
+class Taught(NamedTuple):
+    """The targets of training with a teacher."""
+
+    hard: Any  # labels [batch], or mixed ones [batch, classes]
+    logits: Any  # of the teacher, f32[batch, classes]
+
+
 @dataclass(frozen=True)
 class Classification:
     """The task of classification. A batch has "image", "label" (int32 [batch]) and "mask" (bool [batch])."""
@@ -121,6 +128,14 @@ class Classification:
     """Label smoothing in training, in [0, 1]."""
     auxiliary_weight: float = 0.0
     """Weight of the losses of auxiliary heads."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in the loss of training; a mixed target has the mean of its classes'. Empty: all are 1."""
+    teach: Callable[[Any, Any], Any] | None = None
+    """(batch, key) -> logits of a teacher for the same changed and mixed images, in training: distillation."""
+    temperature: float = 1.0
+    """Temperature of distillation."""
+    teacher_share: float = 0.0
+    """Weight of the teacher in the loss, in [0, 1]; the labels have the rest."""
 
     evaluated = ("label", "loss", "classes", "confidence")
     averaged = ("label", "log_probabilities")
@@ -135,22 +150,30 @@ class Classification:
         return {"image": image, "label": row, "mask": mask}
 
     def prepare(self, batch, key=None):
-        """Return (inputs, targets): labels, or, if examples are mixed, a distribution over classes for each."""
+        """Return (inputs, targets): labels, or, if examples are mixed, a distribution over classes for each.
+
+        With a teacher, the targets in training are `Taught`.
+        """
         image, label = batch["image"], batch["label"]
         if key is None or self.augment is None:
             image = self.standardize(image)
         else:
             image = self.augment(jax.random.fold_in(key, 0), image)
-        if key is None or self.mix is None:
+        if key is None:
             return image, label
-        return self.mix(jax.random.fold_in(key, 2), image, label, batch["mask"])
+        targets = label
+        if self.mix is not None:
+            image, targets = self.mix(jax.random.fold_in(key, 2), image, label, batch["mask"])
+        return image, targets if self.teach is None else Taught(targets, self.teach(batch, key))
 
     def measure(self, outputs, targets, mask):
         """Return the sums of loss (nats) and of wrong predictions over a batch, and the number of its examples.
 
         A network with auxiliary heads returns (logits, auxiliary logits, ...) in training. The loss is then that of
-        the logits plus `auxiliary_weight` times that of each auxiliary head (Szegedy et al. 2014, section 5). A
-        prediction is correct if it is the label, or the class with the largest share of a mixed target.
+        the logits plus `auxiliary_weight` times that of each auxiliary head (Szegedy et al. 2014, section 5). With a
+        teacher, it is (1 - teacher_share) times that, plus teacher_share T^2 KL(teacher || logits) at the temperature T
+        (Hinton et al. 2015). A prediction is correct if it is the label, or the class with the largest share of a mixed
+        target.
 
         Raise InputError for auxiliary heads without a weight.
         """
@@ -160,11 +183,15 @@ class Classification:
                 f"the model returns {len(heads) - 1} auxiliary outputs in training, but has no auxiliary_weight for "
                 f"their losses; give the module that attribute, such as 0.3"
             )
-        weights = [1.0, *[self.auxiliary_weight] * (len(heads) - 1)]
-        losses = sum(
-            weight * functional.cross_entropy(logits, targets, smoothing=self.smoothing)
-            for logits, weight in zip(heads, weights, strict=True)
-        )
+        hard = targets.hard if isinstance(targets, Taught) else targets
+        losses = self._losses(heads, hard)
+        if isinstance(targets, Taught):
+            soft = functional.kl_distillation(heads[0], targets.logits, temperature=self.temperature)
+            losses = (1 - self.teacher_share) * losses + self.teacher_share * soft
+        targets = hard
+        if self.class_weights:
+            weights = jnp.asarray(self.class_weights, losses.dtype)
+            losses *= weights[targets] if targets.ndim == 1 else targets @ weights
         label = targets if targets.ndim == 1 else targets.argmax(-1)
         wrong = mask & (heads[0].argmax(-1) != label)
         return {
@@ -176,6 +203,16 @@ class Classification:
     def average_views(self, outputs):
         """Return logits of the mean probability of views: [views, batch, classes] -> [batch, classes]."""
         return jax.nn.logsumexp(jax.nn.log_softmax(outputs.astype(jnp.float32)), 0) - jnp.log(len(outputs))
+
+    def _losses(self, heads, targets):
+        """Return the cross entropy of the logits, plus the weighted ones of auxiliary heads, for each example."""
+        weights = [1.0, *[self.auxiliary_weight] * (len(heads) - 1)]
+        losses: Any = [functional.cross_entropy(logits, targets, smoothing=self.smoothing) for logits in heads]
+        return jnp.asarray(sum(weight * loss for weight, loss in zip(weights, losses, strict=True)))
+
+    def with_teacher(self, teach, temperature, share):
+        """Return the task with these fields: `teach`, `temperature`, `teacher_share`."""
+        return replace(self, teach=teach, temperature=temperature, teacher_share=share)
 
     def rows(self, outputs, batch):
         """Return what evaluation uses of each example. Rows of padding hold arbitrary values."""
@@ -293,7 +330,7 @@ def outputs(classes, shape) -> int:
 
 
 def of_config(config, dataset, statistics, model) -> Classification:
-    """Return the task of a config: its augmentation, mixing, label smoothing, and the model's auxiliary weight."""
+    """Return the task of a config: its augmentation, mixing, label smoothing, balance, the model's auxiliary weight."""
     augment, standardizer = config.data.augment, statistics.standardizer
 
     def augmented(key, image):
@@ -303,6 +340,9 @@ def of_config(config, dataset, statistics, model) -> Classification:
     def mix(key, image, label, mask):
         return data.mix(key, image, label, mask, augment, len(dataset.classes))
 
+    weights: Any = ()
+    if config.data.balance == "loss":
+        weights = data.class_weights(dataset.train.labels, len(dataset.classes)).tolist()
     return Classification(
         classes=tuple(dataset.classes),
         standardize=standardizer.apply,
@@ -310,6 +350,7 @@ def of_config(config, dataset, statistics, model) -> Classification:
         mix=mix if augment.mixup or augment.cutmix else None,
         smoothing=config.label_smoothing,
         auxiliary_weight=getattr(model, "auxiliary_weight", 0.0),
+        class_weights=tuple(weights),
     )
 
 

@@ -49,7 +49,7 @@ def range_test(
       config: the experiment.
       name: name of the run, as of `train`.
       min_rate, max_rate: the first and the last rate.
-      steps: updates, at least 10; each takes optimizer.accumulate batches.
+      steps: updates, at least 10; each takes optimizer.accumulate batches, the last of an epoch those that are left.
       smoothing: decay of the average of losses, in [0, 1), corrected for its start at 0; 0 means no smoothing.
       log: receives each line of progress, for example `print`. None: nothing is printed.
 
@@ -84,7 +84,7 @@ def range_test(
         start_step = int(state.step)
         if start_step:
             display(f"testing from step {start_step} of the unfinished run in {folder}")
-        start = start_step // config.optimizer.accumulate
+        start = exp.times.updates_before(start_step)
         points, stopped = _sweep(exp, state, start_step, steps, smoothing)
         tenth, steepest = suggest(points, smoothing)
         record = {"suggestion": tenth, "tenth_of_minimum": tenth, "steepest_descent": steepest}
@@ -144,11 +144,12 @@ def _verdict(points, tenth, steepest):
 def _sweep(exp, state, start_step, steps, smoothing):
     """Train from a state, which is donated. Return (points, why the test ended)."""
     key, batches = workdir.key_of(exp.config), _batches(exp, start_step)
-    points, average, lowest = [], 0.0, math.inf
+    points, average, lowest, updates_before = [], 0.0, math.inf, exp.times.updates_before
     for i in range(steps):
-        losses = []
-        for _ in range(exp.config.optimizer.accumulate):
-            state, metrics = exp.step(state, exp.loader.data, next(batches), key)
+        losses, update = [], updates_before(start_step)
+        while updates_before(start_step) == update:
+            start_step += 1
+            state, metrics = exp.step(state, exp.data, next(batches), key)
             losses.append(metrics["loss"])
         loss, rate = float(np.mean(jax.device_get(losses))), float(metrics["learning_rate"])
         if not math.isfinite(loss):

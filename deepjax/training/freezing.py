@@ -5,7 +5,6 @@ import dataclasses
 from functools import partial
 
 from deepjax.errors import InputError
-from deepjax.optimizers.schedules import update_count
 from deepjax.trace.batch_norm import frozen_batch_norms
 
 
@@ -54,14 +53,15 @@ def frozen_optimizer(config):
     return dataclasses.replace(config.optimizer, groups=groups)
 
 
-def frozen_moments(config, steps_per_epoch):
-    """Return {pattern: updates for which moments are frozen, None for all}, in order of precedence; None for none."""
+def frozen_moments(config, times):
+    """Return {pattern: updates for which moments are frozen, None for all}, in order of precedence; None for none.
+
+    `times`: the `optimizers.Times` of the run.
+    """
     if not config.freeze_moments:
         return None
     return {
-        pattern: None
-        if settings.get("frozen")
-        else update_count(settings.get("frozen_until", 0), config.optimizer, steps_per_epoch)
+        pattern: None if settings.get("frozen") else times.updates(settings.get("frozen_until", 0))
         for pattern, settings in frozen_optimizer(config).groups.items()
     }
 

@@ -53,6 +53,10 @@ def train(
     """
     display = log if isinstance(log, Display) else Display(log)
     dataset = as_dataset(data)
+    if config.wandb:
+        from deepjax.runs.metrics import import_wandb  # imports TensorBoard
+
+        import_wandb(config.wandb)
     config = with_given(setup.with_absolute_paths(config), model, dataset)
     network = setup.check(config, model)
     folder, note = workdir.find_workdir(config, name)
@@ -113,7 +117,7 @@ class Trainer:
         self.progress = Progress(**restored[1]) if restored else Progress()
         self.parameters = parameter_count(self.state.params)
         self.done = int(self.state.step)
-        self.metrics = MetricsLog(folder, self.done)
+        self.metrics = MetricsLog(folder, self.done, project=self.config.wandb, config=asdict(self.config))
         self.total = experiment.loader.steps * self.config.epochs
         validation = experiment.dataset.validation
         self.validate = experiment.evaluator(validation) if len(validation) else None
@@ -147,9 +151,11 @@ class Trainer:
     def _introduce(self):
         devices = self.exp.mesh.devices
         self.display(self.task.describe(self.exp.dataset))
-        for note in self.exp.dataset.notes:
+        config, dataset, start = self.config, self.exp.dataset, "initialized at random"
+        for note in dataset.notes:
             self.display(note)
-        config, start = self.config, "initialized at random"
+        if config.data.balance:
+            self.display(data.describe_balance(config.data, dataset.train.labels, dataset.classes))
         if config.pretrained or config.init != "model":
             start = f"pretrained: {config.pretrained}" if config.pretrained else f"initialized by {config.init}"
         self.display(f"{config.model}: {self.parameters:,} parameters, {start}")
@@ -176,7 +182,7 @@ class Trainer:
         for rows in map(self.exp.mesh.to_devices, loader.epoch(p.epochs, first)):
             if self.step.seconds == 0:
                 self._compile(rows)
-            self.state, metrics = self.step(self.state, loader.data, rows, self.key)
+            self.state, metrics = self.step(self.state, self.exp.data, rows, self.key)
             if pending is not None:  # fetched one step late, so that the device does not wait for the host
                 self._account(self.done, pending)
             self.done += 1
@@ -194,7 +200,7 @@ class Trainer:
         def announce(seconds):
             self.display(f"compiling the training step: about {max(seconds, 1):.0f} s, less if it was compiled before")
 
-        seconds = self.step.compile(self.state, self.exp.loader.data, rows, self.key, announce=announce)
+        seconds = self.step.compile(self.state, self.exp.data, rows, self.key, announce=announce)
         self.display(f"compiled in {seconds:.1f} s")
 
     def _checkpoint_is_due(self):
@@ -225,7 +231,7 @@ class Trainer:
     def _fail(self, problem, step):
         steps = self.checkpoints.steps
         good = f"the last good checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "no checkpoint"
-        rate = float(self.exp.schedule((step - 1) // self.config.optimizer.accumulate))
+        rate = float(self.exp.schedule(self.exp.times.updates_before(step - 1)))
         rate *= float(optimizers.rate_scale(self.state.opt_state))
         raise TrainingFailed(
             f"at step {step} {problem} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "
@@ -326,6 +332,7 @@ class Trainer:
         for name, figure in self.task.figures(test, title, dataset.test).items():
             plots.save(figure, self.folder / name)
         workdir.write_record(self.folder, "summary.json", summary)
+        self.metrics.summarize(summary)
         self.display(f"{result} after {duration(p.seconds)}; see {self.folder}{self._next_command()}")
         return summary
 

@@ -13,11 +13,11 @@ from deepjax.config import Augment, Config
 from deepjax.config import check as check_fields
 from deepjax.data.sources.folder import is_folder
 from deepjax.errors import InputError
-from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, make_schedule
+from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, make_schedule, make_times
 from deepjax.parallel import Mesh, make_mesh
 from deepjax.runs.workdir import Statistics, key_of, read_statistics
 from deepjax.trace import call_arguments, input_errors
-from deepjax.training import averaging, fine_tuning, freezing
+from deepjax.training import averaging, distillation, fine_tuning, freezing
 from deepjax.training.evaluator import Evaluator
 from deepjax.training.model import make_model
 from deepjax.training.state import init_state, state_shapes
@@ -40,6 +40,7 @@ def check(config, model=None):
     tasks.find(config.task)
     network = make_model(config, None, model)
     averaging.check(config)
+    distillation.check(config)
     freezing.check(config)
     check_schedule(config.optimizer, config.schedule, config.epochs)
     check_optimizer(freezing.frozen_optimizer(config), config.schedule, config.epochs)
@@ -55,8 +56,9 @@ def with_absolute_paths(config):
     path, data_dir = Path(config.data.name).expanduser(), config.data_dir
     if is_folder(config.data.name) or (path.suffix == ".npz" and path.exists()):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=str(path.absolute())))
-    if config.pretrained and kind_of(config.pretrained) != "network":
-        config = dataclasses.replace(config, pretrained=str(Path(config.pretrained).expanduser().absolute()))
+    for name in ("pretrained", "teacher"):
+        if (source := getattr(config, name)) and kind_of(source) != "network":
+            config = dataclasses.replace(config, **{name: str(Path(source).expanduser().absolute())})
     return dataclasses.replace(config, data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else "")
 
 
@@ -74,6 +76,7 @@ class Experiment:
     schedule: Any  # updates -> learning rate
     optimizer: Any  # an Optax transformation
     variables: Any = None  # pretrained ones to begin with; None: as config.init determines
+    teacher: Any = None  # variables of the teacher, on the devices, if there is one
 
     @cached_property
     def abstract_state(self):
@@ -84,6 +87,16 @@ class Experiment:
         shapes = state_shapes(self.model, self.optimizer, **self._state_options)
         place = partial(jax.ShapeDtypeStruct, sharding=self.mesh.replicated)
         return jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), shapes)
+
+    @property
+    def data(self):
+        """What the training step receives beside the state and the rows: the loader's data, the teacher's variables."""
+        return self.loader.data, {} if self.teacher is None else {"teacher": self.teacher}
+
+    @property
+    def times(self):
+        """The batches and updates of the run: `optimizers.Times`."""
+        return make_times(self.config.optimizer, self.config.epochs, self.loader.steps)
 
     def initial_state(self, log):
         """Return a new TrainState on the devices; `log` receives what `init_from_data.auto` chose.
@@ -128,18 +141,19 @@ class Experiment:
             optimizer=self.optimizer,
             schedule=self.schedule,
             ema=config.ema,
-            accumulate=config.optimizer.accumulate,
-            frozen_moments=freezing.frozen_moments(config, loader.steps),
+            updates_before=self.times.updates_before,
+            frozen_moments=freezing.frozen_moments(config, self.times),
         )
 
         def step(state, whole, rows, key, axis_name=None):
-            return pure_step(state, loader.fetch(whole, rows), key, axis_name=axis_name)
+            examples, teacher = whole
+            return pure_step(state, loader.fetch(examples, rows) | teacher, key, axis_name=axis_name)
 
         return self.mesh.step(step)
 
     def first_loss(self, state, batch, key):
         """Return the function params -> (loss, other results) of the first training step."""
-        frozen = freezing.keep_moments(freezing.frozen_moments(self.config, self.loader.steps), 0)
+        frozen = freezing.keep_moments(freezing.frozen_moments(self.config, self.times), 0)
         return loss_function(state, batch, key, self.model, self.task, None, frozen)
 
     def evaluator(self, split):
@@ -168,6 +182,7 @@ def setup(config, network, folder, *, dataset=None, schedule=None) -> Experiment
     """
     mesh = make_mesh(config.devices.count, config.devices.strategy, config.batch_size)
     dataset = data.load(config.data, config.data_dir, config.seed, given=dataset)
+    data.check_balance(config.data, dataset.train.labels)
     task = tasks.find(config.task)
     is_given = config.model not in zoo.MODELS
     if not is_given:
@@ -178,7 +193,10 @@ def setup(config, network, folder, *, dataset=None, schedule=None) -> Experiment
         key, reset = jax.random.fold_in(key_of(config), PARAMETERS), config.reset_head
         variables = fine_tuning.initial_variables(source, network, config.model, dataset.shape, key, reset_head=reset)
     statistics = (folder and read_statistics(folder)) or task.fit_statistics(config, dataset, source)
-    experiment = assemble(config, mesh, dataset, statistics, network, schedule=schedule, variables=variables)
+    teacher = distillation.read(config.teacher) if config.teacher else None
+    experiment = assemble(
+        config, mesh, dataset, statistics, network, schedule=schedule, variables=variables, teacher=teacher
+    )
     if is_given:
         experiment.task.check_outputs(_outputs(experiment))
         _trace_loss(experiment)
@@ -203,15 +221,15 @@ def _trace_loss(experiment):
     def loss(state, batch, key):
         return experiment.first_loss(state, batch, key)(state.params)
 
-    batch = experiment.task.abstract_batch(experiment.dataset, batch_size)
+    batch = experiment.task.abstract_batch(experiment.dataset, batch_size) | experiment.data[1]
     with input_errors((batch_size, *experiment.dataset.shape)):
         jax.eval_shape(loss, experiment.abstract_state, batch, jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variables=None) -> Experiment:
-    """Return the Experiment of parts that have been read.
+def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variables=None, teacher=None) -> Experiment:
+    """Return the Experiment of parts that have been read; `teacher` is a `distillation.Teacher` or None.
 
-    Raise InputError if the batch is larger than the data set, or the input does not fit the model.
+    Raise InputError if the batch is larger than the data set, or the input does not fit the model or the teacher.
     """
     if config.patience and not len(dataset.validation):
         raise InputError(f"patience {config.patience} needs a validation set; give data.validation a fraction above 0")
@@ -221,13 +239,18 @@ def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variabl
             f"batch_size {len(dataset.train)} or less"
         )
     task = tasks.find(config.task).of_config(config, dataset, statistics, model)
+    if teacher is not None:
+        task = distillation.taught(task, teacher, config, dataset, statistics)
     loader = data.make_loader(
         dataset.train, config.data, config.batch_size, config.seed, train=True, put=mesh.replicate
     )
     times = {"epochs": config.epochs, "steps_per_epoch": loader.steps}
     schedule = schedule or make_schedule(config.optimizer, config.schedule, **times)
     optimizer = make_optimizer(freezing.frozen_optimizer(config), schedule, config.schedule, **times)
-    experiment = Experiment(config, mesh, dataset, statistics, model, task, loader, schedule, optimizer, variables)
+    teacher = None if teacher is None else mesh.replicate(teacher.variables)
+    experiment = Experiment(
+        config, mesh, dataset, statistics, model, task, loader, schedule, optimizer, variables, teacher
+    )
     experiment.abstract_state  # noqa: B018, computed here so that its errors come before anything is written
     return experiment
 

@@ -20,7 +20,7 @@ def train_step(
     optimizer,
     schedule,
     ema=0.0,
-    accumulate=1,
+    updates_before=lambda step: step,
     frozen_moments=None,
     axis_name=None,
 ):
@@ -36,7 +36,7 @@ def train_step(
       optimizer: an Optax transformation.
       schedule: updates -> learning rate, for the metrics only.
       ema: decay per update of the parameters' moving average; 0 means none.
-      accumulate: batches per update, as the optimizer was built with.
+      updates_before: steps -> updates that they make, as the optimizer counts them (`optimizers.Times`).
       frozen_moments: {pattern: updates} from `freezing.frozen_moments`, or None: batch norms with these names use
         their running moments, and keep them, for that many updates.
       axis_name: name of the mapped axis over which the batch is split, if there is one. Gradients and metrics are then
@@ -49,7 +49,8 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    frozen = keep_moments(frozen_moments, state.step // accumulate)
+    count = updates_before(state.step)
+    frozen = keep_moments(frozen_moments, count)
     loss_of = loss_function(state, batch, key, model, task, axis_name, frozen)
     gradients, batch_stats, metrics = _gradients(loss_of, state.params, axis_name)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
@@ -59,12 +60,13 @@ def train_step(
         value=metrics["loss"],
         grad=gradients,
         value_fn=_whole_loss(loss_of, axis_name),  # for a line search
+        grad_fn=lambda params, _: _gradients(loss_of, params, axis_name)[0],  # for SAM, with the same random numbers
     )
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    rate = schedule(state.step // accumulate) * optimizers.rate_scale(state.opt_state)
+    rate = schedule(count) * optimizers.rate_scale(state.opt_state)
     metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": jnp.asarray(rate, jnp.float32)}
-    averaged = _moving_average(state.ema, params, ema, step % accumulate == 0)
+    averaged = _moving_average(state.ema, params, ema, updates_before(step) > count)
     return state.replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged), metrics
 
 

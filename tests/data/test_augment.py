@@ -8,7 +8,7 @@ import pytest
 from deepjax import data
 from deepjax.config import Augment
 from deepjax.errors import InputError
-from helpers import random_arrays
+from helpers import import_torchvision, random_arrays
 
 augmented = jax.jit(data.augment, static_argnums=2)
 
@@ -143,6 +143,29 @@ def test_cutout_is_a_square_around_a_uniform_pixel(side):
         assert abs(np.corrcoef(rows.argmax(1), columns.argmax(1))[0, 1]) < 4 / np.sqrt(count)
 
 
+def test_erasing_is_torchvisions_random_erasing():
+    """Rectangles of 0, in the given share of images; sides and places as many as torchvision draws."""
+    torchvision, count = import_torchvision(), 6000
+    import torch
+
+    hole = augment(7, np.ones((count, 12, 20, 2), np.float32), Augment(erasing=0.7)) == 0
+    assert (hole[..., 0] == hole[..., 1]).all()
+    rows, columns = hole[..., 0].any(2), hole[..., 0].any(1)
+    np.testing.assert_array_equal(hole[..., 0], rows[:, :, None] & columns[:, None])
+    erased = rows.any(1)
+    assert abs(erased.mean() - 0.7) < 4 * np.sqrt(0.21 / count)
+    ours = np.stack([rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)], 1)[erased]
+    for each, size in ((rows, 12), (columns, 20)):  # without gaps
+        last = size - 1 - each[:, ::-1].argmax(1)
+        np.testing.assert_array_equal((last - each.argmax(1) + 1)[erased], each.sum(1)[erased])
+    torch.manual_seed(0)
+    draw = torchvision.transforms.RandomErasing.get_params
+    theirs = np.array([draw(torch.ones(2, 12, 20), (0.02, 0.33), (0.3, 3.3), [0.0])[:4] for _ in range(count)])
+    both = [np.c_[x, x[:, 2] * x[:, 3], x[:, :2] ** 2, x[:, 2] / x[:, 3]] for x in (ours, theirs)]
+    noise = np.sqrt(sum(x.var(0) / len(x) for x in both))
+    assert (abs(both[0].mean(0) - both[1].mean(0)) < 4 * noise).all()
+
+
 def test_cutout_comes_after_everything_else():
     """A hole is 0 and square, though the image is moved."""
     x = 1 + abs(images_of(50, 9, 9, 1))
@@ -182,6 +205,11 @@ def test_cutout_comes_after_everything_else():
         (Augment(randaugment=1), (8, 8, 4), "data.augment.randaugment: needs 1 or 3 channels"),
         (Augment(randaugment=1, magnitude=31), (8, 8, 3), r"data.augment.magnitude 31 must be in \[0, 30\]"),
         (Augment(magnitude=5), (8, 8, 3), "data.augment.magnitude 5: is for data.augment.randaugment"),
+        (Augment(trivialaugment=True), (8, 8, 2), "data.augment.trivialaugment: needs 1 or 3 channels"),
+        (Augment(trivialaugment=True), (64,), "needs images"),
+        (Augment(augmix=3), (8, 8, 4), "data.augment.augmix: needs 1 or 3 channels"),
+        (Augment(augmix=11), (8, 8, 3), r"data.augment.augmix 11 must be in \[0, 10\]"),
+        (Augment(erasing=1.1), (8, 8, 3), r"data.augment.erasing 1.1 must be in \[0, 1\]"),
         (Augment(area=(0.0, 1.0)), (8, 8, 1), "data.augment.area"),
         (Augment(area=(0.5, 0.1)), (8, 8, 1), "data.augment.area"),
         (Augment(area=(0.5, 1.1)), (8, 8, 1), "data.augment.area"),

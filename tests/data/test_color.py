@@ -1,4 +1,4 @@
-"""Colors and RandAugment against Pillow, colorsys and NumPy; draws at four sigma."""
+"""Colors against Pillow, colorsys and NumPy; draws at four sigma."""
 
 import colorsys
 import math
@@ -11,8 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from deepjax import data
 from deepjax.config import Augment
-from deepjax.data import color, randaugment
-from helpers import random_arrays
+from deepjax.data import color
 
 HEIGHT, WIDTH = 16, 20  # more than 255 pixels, or Equalize does nothing
 ENHANCE = {
@@ -256,98 +255,6 @@ def test_lighting_adds_one_color_to_each_image():
     draws = shifts[:, 0, 0] @ np.linalg.inv(components).T / 0.1
     assert (np.abs(draws.mean(0)) < 4 / math.sqrt(4000)).all()
     assert (np.abs(draws.T @ draws / 4000 - np.eye(3)) < 4 * math.sqrt(2 / 4000)).all()
-
-
-# --- RandAugment
-
-
-def in_pillow(name, magnitude, sign, image):
-    """torchvision's RandAugment (v0.20): its magnitudes, 31 of each, and what they do to a Pillow image."""
-    width, height = image.size
-    table = {
-        "ShearX": np.linspace(0, 0.3, 31),
-        "ShearY": np.linspace(0, 0.3, 31),
-        "TranslateX": np.linspace(0, 150 / 331 * width, 31),
-        "TranslateY": np.linspace(0, 150 / 331 * height, 31),
-        "Rotate": np.linspace(0, 30, 31),
-        "Posterize": 8 - np.round(np.arange(31) / (30 / 4)),
-        "Solarize": np.linspace(255, 0, 31),
-    }
-    value = float(table.get(name, np.linspace(0, 0.9, 31))[magnitude])
-    transform = lambda *matrix: image.transform(image.size, Image.Transform.AFFINE, matrix)  # noqa: E731
-    enhance = lambda kind: kind(image).enhance(1 + sign * value)  # noqa: E731
-    return {
-        "Identity": lambda: image,
-        "ShearX": lambda: transform(1, sign * value, 0, 0, 1, 0),
-        "ShearY": lambda: transform(1, 0, 0, sign * value, 1, 0),
-        "TranslateX": lambda: transform(1, 0, -sign * int(value), 0, 1, 0),
-        "TranslateY": lambda: transform(1, 0, 0, 0, 1, -sign * int(value)),
-        "Rotate": lambda: image.rotate(sign * value),
-        "Brightness": lambda: enhance(ImageEnhance.Brightness),
-        "Color": lambda: enhance(ImageEnhance.Color),
-        "Contrast": lambda: enhance(ImageEnhance.Contrast),
-        "Sharpness": lambda: enhance(ImageEnhance.Sharpness),
-        "Posterize": lambda: ImageOps.posterize(image, int(value)),
-        "Solarize": lambda: ImageOps.solarize(image, value),
-        "AutoContrast": lambda: ImageOps.autocontrast(image),
-        "Equalize": lambda: ImageOps.equalize(image),
-    }[name]()
-
-
-NAMES = tuple(randaugment.operations(0, 8, 8))
-ENHANCING = ("Brightness", "Color", "Contrast", "Sharpness", "AutoContrast")
-
-
-@pytest.mark.parametrize(("magnitude", "channels"), [(0, 1), (9, 3), (17, 1), (30, 3)])
-def test_randaugments_operations_are_torchvisions(magnitude, channels):
-    pixels = picture(channels)
-    assert len(NAMES) == 14
-
-    @jax.jit
-    def all_of_them(image, sign):
-        return {name: f(image, sign) for name, f in randaugment.operations(magnitude, HEIGHT, WIDTH).items()}
-
-    for sign in (1, -1):
-        for name, ours in all_of_them(as_float(pixels), float(sign)).items():
-            theirs = levels(in_pillow(name, magnitude, sign, pillow(pixels)))
-            wrong = np.abs(levels(ours) - theirs) > (1.6 if name in ENHANCING else 1e-3)
-            # Nearest pixels of sheared and turned images: Pillow's fixed-point numbers may fall over an edge.
-            assert wrong.mean() <= (0.02 if name in ("ShearX", "ShearY", "Rotate") else 0), (name, sign)
-
-
-def test_randaugment_draws_operations_and_directions_evenly():
-    image, count = as_float(picture()), 4200
-    (prints,) = random_arrays(9, (image.size, 3))  # an image is recognized by three numbers
-
-    @jax.jit
-    def drawn(key):
-        images = jnp.broadcast_to(image, (count, *image.shape))
-        out = data.change_colors(key, images, Augment(randaugment=1, magnitude=19))
-        return out.reshape(count, -1) @ prints
-
-    @jax.jit
-    def table():
-        operations = randaugment.operations(19, HEIGHT, WIDTH).values()  # at 20, shears end on half pixels
-        return jnp.stack([f(image, sign) for f in operations for sign in (1.0, -1.0)]).reshape(28, -1) @ prints
-
-    found, known = np.asarray(drawn(jax.random.key(4))), np.asarray(table())
-    matches = np.abs(found[:, None] - known).max(2).reshape(count, 14, 2) < 1e-3
-    assert (matches.any(2).sum(1) == 1).all()
-    counts = matches.any(2).sum(0)
-    assert abs(((counts - 300) ** 2 / 300).sum() - 13) < 4 * math.sqrt(26)
-    signed = [k for k in range(14) if not matches[:, k].all(1).any()]  # where the two directions differ
-    assert [NAMES[k] for k in signed] == list(NAMES[1:10])
-    forward = matches[:, signed, 0].sum()
-    assert abs(forward - counts[signed].sum() / 2) < 4 * math.sqrt(counts[signed].sum() / 4)
-
-
-def test_two_operations_follow_each_other():
-    """Both are drawn anew: a gray image stays with probability 2/14 squared, by Identity and Color."""
-    images = np.broadcast_to(as_float(picture(1)), (6000, HEIGHT, WIDTH, 1))
-    out = np.asarray(jax.jit(lambda x: randaugment.randaugment(jax.random.key(5), x, 2, 30))(images))
-    assert 0 <= out.min() < out.max() <= 1
-    kept = (np.abs(out - images) < 1e-6).all((1, 2, 3)).mean()
-    assert abs(kept - 4 / 196) < 4 * math.sqrt(4 / 196 / 6000)
 
 
 # --- all of them

@@ -16,6 +16,7 @@ from deepjax import config
 from deepjax.errors import InputError
 from deepjax.optimizers import SCHEDULES, make_optimizer, make_schedule, observe, rate_scale
 from deepjax.optimizers.schedules import make_momentum, scale_by_plateau
+from deepjax.optimizers.times import Times
 
 PEAK = 0.8
 
@@ -34,33 +35,33 @@ def half_cosine(share):
     ("fields", "points"),
     [
         ({}, {0: 0.8, 39: 0.8}),
-        ({"warmup": 2.0}, {0: 0, 1: 0.1, 4: 0.4, 8: 0.8, 39: 0.8}),
+        ({"warmup": 1.75}, {0: 0.1, 1: 0.2, 4: 0.5, 7: 0.8, 39: 0.8}),
         (
             {"name": "step", "milestones": (5.0, 7.5)},
             {0: 0.8, 19: 0.8, 20: 0.08, 29: 0.08, 30: 0.008, 39: 0.008},
         ),
         (
-            {"name": "step", "milestones": (5.0,), "factor": 0.5, "warmup": 1.0},
-            {0: 0, 2: 0.4, 4: 0.8, 19: 0.8, 20: 0.4},
+            {"name": "step", "milestones": (5.0,), "factor": 0.5, "warmup": 0.75},
+            {0: 0.2, 2: 0.6, 3: 0.8, 19: 0.8, 20: 0.4},
         ),
         ({"name": "step", "milestones": (5.0, 20.0)}, {39: 0.08}),
         (
-            {"name": "step", "period": 3.0, "factor": 0.5, "warmup": 1.0},
-            {2: 0.4, 11: 0.8, 12: 0.4, 24: 0.2, 36: 0.1, 39: 0.1},
+            {"name": "step", "period": 3.0, "factor": 0.5, "warmup": 0.75},
+            {1: 0.4, 11: 0.8, 12: 0.4, 24: 0.2, 36: 0.1, 39: 0.1},
         ),
-        ({"name": "exponential", "factor": 0.25, "warmup": 1.0}, {0: 0, 4: 0.8, 6: 0.4, 8: 0.2, 12: 0.05}),
-        ({"name": "linear", "warmup": 2.0}, {4: 0.4, 8: 0.8, 24: 0.4, 40: 0.0, 50: 0.0}),
+        ({"name": "exponential", "factor": 0.25, "warmup": 1.0}, {0: 0.16, 4: 0.8, 6: 0.4, 8: 0.2, 12: 0.05}),
+        ({"name": "linear", "warmup": 2.0}, {3: 3.2 / 9, 8: 0.8, 24: 0.4, 40: 0.0, 50: 0.0}),
         ({"name": "polynomial", "power": 2.0, "final": 0.25}, {0: 0.8, 20: 0.35, 40: 0.2, 50: 0.2}),
         ({"name": "cosine"}, {0: 0.8, 10: 0.8 * half_cosine(1 / 4), 20: 0.4, 40: 0.0, 50: 0.0}),
         ({"name": "cosine", "final": 0.1}, {0: 0.8, 20: 0.44, 40: 0.08}),
-        ({"name": "cosine", "warmup": 2.0}, {0: 0, 4: 0.4, 8: 0.8, 24: 0.4, 40: 0.0}),
+        ({"name": "cosine", "warmup": 2.0}, {0: 0.8 / 9, 8: 0.8, 24: 0.4, 40: 0.0}),
         (
             {"name": "warm_restarts", "period": 2.0, "multiplier": 2.0, "warmup": 1.0},
-            {2: 0.4, 4: 0.8, 8: 0.4, 12: 0.8, 20: 0.4, 28: 0.8, 44: 0.4},
+            {2: 0.48, 4: 0.8, 8: 0.4, 12: 0.8, 20: 0.4, 28: 0.8, 44: 0.4},
         ),
         ({"name": "one_cycle"}, {0: 0.8 / 25, 11: 0.8, 25: 0.8 * (1 + 4e-6) / 2, 39: 0.8 / 25e4, 50: 0.8 / 25e4}),
         ({"name": "one_cycle", "warmup": 5.0}, {0: 0.8 / 25, 19: 0.8, 29: 0.4}),
-        ({"name": "plateau", "warmup": 1.0}, {0: 0, 2: 0.4, 4: 0.8, 39: 0.8}),
+        ({"name": "plateau", "warmup": 1.0}, {0: 0.16, 2: 0.48, 4: 0.8, 39: 0.8}),
     ],
 )
 def test_schedules_at_points(fields, points):
@@ -105,7 +106,7 @@ def test_schedules_are_torchs(fields, kind, arguments):
     schedule = config.Schedule(**fields)
     assert_allclose(rates(schedule, range(40)), rate, rtol=1e-5, atol=1e-6)
     if kind == "OneCycleLR":
-        ours = make_momentum(config.Optimizer(), schedule, epochs=10, steps_per_epoch=4)
+        ours = make_momentum(schedule, Times(10, 4))
         assert_allclose(jax.jit(jax.vmap(ours))(np.arange(40)), momentum, rtol=1e-6)
 
 
@@ -142,21 +143,33 @@ def test_one_cycle_moves_momentum_as_torchs_does(name, kind, arguments):
 
 def test_times_are_epochs_of_updates_when_batches_accumulate():
     schedule = config.Schedule("step", milestones=(5.0,), warmup=1.0)
-    assert_allclose(rates(schedule, (1, 2, 9, 10), accumulate=2), [0.4, 0.8, 0.8, 0.08], rtol=1e-5)
+    assert_allclose(rates(schedule, (1, 2, 9, 10), accumulate=2), [1.6 / 3, 0.8, 0.8, 0.08], rtol=1e-5)
     schedule = config.Schedule("exponential", factor=0.25)
     assert_allclose(rates(schedule, (0, 1, 2), accumulate=2), [0.8, 0.4, 0.2], rtol=1e-5)
 
 
 def test_milestones_closer_than_an_update_both_count():
-    schedule = config.Schedule("step", milestones=(1.0, 1.1))
+    schedule = config.Schedule("step", milestones=(0.9, 1.0))
     assert_allclose(rates(schedule, (3, 4)), [0.8, 0.008], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_run_of_one_update_has_a_rate(name):
-    fields = {"step": {"milestones": (0.5,)}, "warm_restarts": {"period": 1.0}}.get(name, {})
-    (rate,) = rates(config.Schedule(name, **fields), [0], epochs=1, steps_per_epoch=1)
-    assert 0 < rate < 0.801
+    fields = {"step": {"milestones": (1.0,)}, "warm_restarts": {"period": 1.0}}.get(name, {})
+    schedule = config.Schedule(name, warmup=0.4, **fields)
+    if name == "one_cycle":
+        with pytest.raises(InputError, match="one_cycle needs at least 2 updates, the run has 1"):
+            rates(schedule, [0], epochs=1, steps_per_epoch=1)
+        return
+    assert_allclose(rates(schedule, [0], epochs=1, steps_per_epoch=1), 0.4, rtol=1e-6)  # half of it, not none
+
+
+def test_a_time_within_an_update_counts_from_its_end():
+    """At one update an epoch, a milestone at 0.5 lets one update pass; a cycle of 1.5 ends at 2, 3, 5, ..."""
+    once = {"epochs": 6, "steps_per_epoch": 1}
+    assert_allclose(rates(config.Schedule("step", milestones=(0.5,)), (0, 1), **once), [0.8, 0.08], rtol=1e-5)
+    restarts = rates(config.Schedule("warm_restarts", period=1.5), range(6), **once)
+    assert [update for update in range(6) if restarts[update] > 0.799] == [0, 2, 3, 5]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +190,10 @@ def test_a_run_of_one_update_has_a_rate(name):
         ({"name": "step", "milestones": (1.0,), "period": 1.0}, "leave one out"),
         ({"name": "step", "period": 1.0, "warmup": 1.0}, "schedule.period 1.0 must be longer than warmup"),
         ({"name": "warm_restarts"}, "schedule.period 0.0 must be greater than 0"),
-        ({"name": "warm_restarts", "period": 0.01}, "shorter than an update"),
+        ({"name": "warm_restarts", "period": 0.01}, "schedule.period 0.01 is shorter than an update"),
+        ({"name": "step", "period": 1e-9}, "schedule.period 1e-09 is shorter than an update"),
+        ({"name": "step", "period": 9.8}, "schedule.period 9.8: no update of the run follows epoch 9.8"),
+        ({"name": "step", "milestones": (1.0, 9.8)}, "schedule.milestones .*: no update .* follows epoch 9.8"),
         ({"name": "warm_restarts", "period": 1.0, "multiplier": 0.5}, "schedule.multiplier"),
         ({"name": "one_cycle", "momentum": (0.9, 1.0)}, "schedule.momentum"),
         ({"name": "plateau", "factor": 1.0}, "schedule.factor"),

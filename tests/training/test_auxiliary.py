@@ -104,7 +104,7 @@ def test_auxiliary_heads_mix_and_accumulate_as_the_logits_do():
         return image, targets
 
     optimizer = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
-    step = jax.jit(step_of(Headed(), optimizer, {"mix": mix, "smoothing": 0.1}, accumulate=2))
+    step = jax.jit(step_of(Headed(), optimizer, {"mix": mix, "smoothing": 0.1}))
     start, batch = fresh(Headed(), optimizer), batch_of(8, 8)
     (logits, *others), _ = outputs(Headed(), start, batch)
     state, metrics = step(start, batch, KEY)

@@ -14,6 +14,7 @@ import helpers
 from deepjax import cli
 from deepjax.config import Config, Devices, Optimizer, Schedule
 from deepjax.errors import InputError, Stopped, TrainingFailed
+from deepjax.optimizers import Times
 from deepjax.training import find_lr, range_test
 from deepjax.training.find_lr import Point, suggest
 
@@ -227,10 +228,10 @@ def test_a_run_that_starts_with_a_loss_that_is_not_finite(tmp_path, monkeypatch)
 
 def fake_sweep():
     class Exp:
-        config = DIGITS
+        config, times, data = DIGITS, Times(2, 1), ()
 
         class loader:  # noqa: N801
-            steps, data = 1, ()
+            steps = 1
             epoch = staticmethod(lambda *_: iter([0]))
 
         class mesh:  # noqa: N801

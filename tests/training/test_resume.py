@@ -40,7 +40,8 @@ CASES = {
         "data": Data(validation=0.2, placement="host", augment=Augment(mixup=0.4)),
         "swa_start": 1,
     },
-    "snapshots, half precision, no validation": {
+    "snapshots, half precision, no validation, SAM of prodigy": {
+        "optimizer": Optimizer("prodigy", learning_rate=1.0, sam=0.05),
         "schedule": Schedule("warm_restarts", period=1.0),
         "snapshots": 3,
         "data": Data(validation=0.0),

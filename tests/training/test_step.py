@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
-from deepjax import zoo
+from deepjax import config, zoo
 from deepjax.layers import BatchNorm, Conv
+from deepjax.optimizers import make_optimizer
 from deepjax.parallel import make_mesh
 from deepjax.tasks import Classification
 from deepjax.training import eval_step, init_state, train_step
@@ -125,7 +127,10 @@ def test_ema_is_the_average_of_the_parameters():
 def test_ema_stands_still_between_updates():
     model = Perceptron()
     optimizer = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
-    step, state = jitted(model, optimizer, ema=0.5, accumulate=2), fresh(model, optimizer, ema=True)
+    step, state = (
+        jitted(model, optimizer, ema=0.5, updates_before=lambda step: step // 2),
+        fresh(model, optimizer, ema=True),
+    )
     state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.params))
     after_one, _ = step(state, batch_of(8), KEY)
     after_two, _ = step(after_one, batch_of(8), KEY)
@@ -133,15 +138,34 @@ def test_ema_stands_still_between_updates():
     assert not np.allclose(after_two.ema["head"]["kernel"], state.ema["head"]["kernel"])
 
 
-def run(model, strategy, count, batches, **options):
+SAM = make_optimizer(config.Optimizer("sgd", sam=0.5), 0.05)
+
+
+@pytest.mark.parametrize("model", [Net(), Perceptron()])
+def test_sam_takes_the_gradient_of_the_same_batch_and_dropout_uphill(model):
+    """Two steps without it give the same: the first climbs, the second descends by its gradient from the start."""
+    batch, state = batch_of(8), fresh(model, optax.sgd(1.0))
+    once, metrics = jitted(model, optax.sgd(1.0))(state, batch, KEY)  # by minus the gradient
+    length = 0.5 / float(metrics["grad_norm"])
+    uphill = jax.tree.map(lambda w, after: w + length * (w - after), state.params, jax.device_get(once.params))
+    above, _ = jitted(model, optax.sgd(1.0))(state.replace(params=uphill), batch, KEY)
+    expected = jax.tree.map(lambda w, u, after: w + 0.05 * (after - u), state.params, uphill, above.params)
+    ours, ours_metrics = jitted(model, SAM)(fresh(model, SAM), batch, KEY)
+    chex.assert_trees_all_close(ours.params, expected, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(ours.batch_stats, once.batch_stats, rtol=1e-6)  # not those uphill
+    np.testing.assert_allclose(ours_metrics["loss"], metrics["loss"], rtol=1e-6)
+    assert not np.allclose(ours.params["head"]["kernel"], state.params["head"]["kernel"], atol=1e-4)
+
+
+def run(model, strategy, count, batches, optimizer=SGD, **options):
     mesh = make_mesh(count, strategy, len(batches[0]["label"]))
-    step = make(model, **options)
+    step = make(model, optimizer, **options)
 
     def with_rows(state, data, rows, key, **axis):
         return step(state, rows, key, **axis)
 
     compiled = mesh.step(with_rows)
-    state = mesh.replicate(fresh(model))
+    state = mesh.replicate(fresh(model, optimizer))
     for batch in batches:
         state, metrics = compiled(state, (), mesh.to_devices(batch), KEY)
     return jax.device_get((state, metrics))
@@ -157,7 +181,7 @@ def test_eight_devices_by_jit_equal_one():
 
 def test_pmap_equals_jit_on_a_net_without_batch_norm():
     model, batches = zoo.create("mlp", width=16), [batch_of(16, 16 if i < 4 else 11, seed=i) for i in range(5)]
-    by_jit, by_pmap = (run(model, strategy, 8, batches) for strategy in ("jit", "pmap"))
+    by_jit, by_pmap = (run(model, strategy, 8, batches, SAM) for strategy in ("jit", "pmap"))
     chex.assert_trees_all_close(by_jit, by_pmap, rtol=1e-5, atol=1e-6)
 
 
