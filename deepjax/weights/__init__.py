@@ -3,7 +3,7 @@
 from deepjax.weights.bundle import Pretrained, load_file, save_pretrained
 from deepjax.weights.files import load_variables, save_variables
 from deepjax.weights.hub import load_pretrained
-from deepjax.weights.naming import kind_of
+from deepjax.weights.naming import is_network, kind_of
 from deepjax.weights.pytorch import from_torch, to_torch
 from deepjax.zoo.cards import Preprocessing
 
@@ -11,6 +11,7 @@ __all__ = [
     "Preprocessing",
     "Pretrained",
     "from_torch",
+    "is_network",
     "kind_of",
     "load_file",
     "load_pretrained",

@@ -11,6 +11,11 @@ from deepjax.weights.hub import PRETRAINED
 SUFFIXES = (".safetensors", *TORCH)
 
 
+def is_network(word: str) -> bool:
+    """Return whether a word is the name of a network of the zoo, or of weights on the hub."""
+    return word in zoo.MODELS or word in PRETRAINED
+
+
 def kind_of(word: str) -> Literal["network", "file", "run"]:
     """Return what a word names: a network of the zoo or the hub, a file of weights, or the folder of a run.
 
@@ -18,7 +23,7 @@ def kind_of(word: str) -> Literal["network", "file", "run"]:
 
     Raise InputError for a word that is none of the three.
     """
-    if word in zoo.MODELS or word in PRETRAINED:
+    if is_network(word):
         return "network"
     path = Path(word).expanduser()
     if path.suffix in SUFFIXES and not path.is_dir():

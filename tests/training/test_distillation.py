@@ -109,8 +109,8 @@ def test_fields_that_do_nothing_are_refused(fields, message):
 
 def test_what_is_no_teacher_is_refused(tmp_path):
     for where, message in (
-        ("runs/nothing", "teacher runs/nothing does not exist"),
-        ("resnt18", "no pretrained weights for 'resnt18'.*did you mean"),
+        ("runs/nothing", "runs/nothing: no folder of a run"),
+        ("resnt18", "resnt18 is no folder of a run, .*did you mean"),
         (str(tmp_path), "config.json"),
     ):
         with pytest.raises(InputError, match=message):
