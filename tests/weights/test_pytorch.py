@@ -67,12 +67,6 @@ def test_other_float_types_become_float32(state_dict, dtype):
     np.testing.assert_array_equal(variables["params"]["head"]["bias"], expected)
 
 
-def test_bfloat16_tensors_of_torch():
-    torch = pytest.importorskip("torch")
-    assert pytorch.to_numpy(torch.tensor([1.5], dtype=torch.bfloat16)).tolist() == [1.5]
-    assert pytorch.to_numpy(torch.tensor([1.5], requires_grad=True)).tolist() == [1.5]
-
-
 def test_densenets_old_names():
     network = densenet((2, 1), 10, growth=4, stem_features=8)
     theirs = weights.to_torch(network, random_variables(network))
@@ -168,13 +162,22 @@ def test_names_of_wrapped_networks(state_dict):
         weights.from_torch(small(), state_dict | {"n_averaged": np.int64(3)})
 
 
-def test_tensors_that_are_no_plain_arrays_are_named(state_dict):
-    torch = pytest.importorskip("torch")
-    dense = torch.tensor(state_dict["fc.weight"])
-    for odd in (dense.to_sparse(), torch.empty(dense.shape, device="meta")):
-        with pytest.raises(InputError, match=r"weights fc.weight are not a plain array: ") as caught:
-            weights.from_torch(small(), state_dict | {"fc.weight": odd})
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, r"weights fc.bias has 1 of 10 values that are not finite"),
+        (1e300, r"weights fc.bias has 1 of 10 values that are not finite"),  # in float32
+        (1j, r"weights fc.bias are complex128; they must be floating point numbers"),
+    ],
+)
+def test_tensors_that_are_no_finite_numbers_are_named(state_dict, value, message):
+    bias = np.array([*range(9), value])
+    with pytest.raises(InputError, match=message):
+        weights.from_torch(small(), state_dict | {"fc.bias": bias})
+    variables = random_variables(small())
+    variables["params"]["head"]["bias"] = bias
+    with pytest.raises(InputError, match=message.replace("fc.bias", "params/head/bias")):
+        pytorch.fit(small(), variables)
 
 
 def test_leaves_are_numpy(state_dict):
