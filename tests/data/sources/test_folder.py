@@ -86,4 +86,4 @@ def test_every_kind_of_image_that_can_be_read_is_found(tmp_path):
             write_images(tmp_path / split, {"a": number + 1}, suffix=suffix)
     found = load(tmp_path, validation=0.0)
     assert len(found.train) == sum(range(1, len(data.IMAGE_SUFFIXES) + 1))
-    assert len(data.IMAGE_SUFFIXES) == 6
+    assert len(data.IMAGE_SUFFIXES) == 8
