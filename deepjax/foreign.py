@@ -39,7 +39,5 @@ def check_finite(leaves: Mapping[str, Any], where: str) -> None:
     for name, leaf in leaves.items():
         wrong = np.size(leaf) - int(np.isfinite(leaf).sum())
         if wrong:
-            raise InputError(
-                f"{where} {name} has {wrong:,} of {np.size(leaf):,} values that are not finite; use weights that did "
-                f"not diverge"
-            )
+            of = f"{wrong:,} of {np.size(leaf):,}"
+            raise InputError(f"{where} {name}: {of} values are not finite; use weights that did not diverge")

@@ -84,7 +84,7 @@ def _reading(where: str) -> Iterator[None]:
     """
     from PIL import UnidentifiedImageError
 
-    if QUIET not in warnings.filters:
+    if warnings.filters[:1] != [QUIET]:
         warnings.filterwarnings("ignore", module=PILLOW)
     with reading(f"{where}: cannot be read as an image", "replace or remove it"):
         try:

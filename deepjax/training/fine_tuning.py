@@ -110,7 +110,7 @@ def _borrow(model, tensors, where, key):
                 f"pretrained {where} lacks {name}, which the network borrows; the weights may be of another network"
             )
         value = np.asarray(tensors[name])
-        check_finite({name: value}, f"pretrained {where}:")
+        check_finite({name: value}, f"pretrained {where}")
         value = np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 1 else value
         if value.shape != leaf.shape:
             raise InputError(

@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from deepjax import zoo
 from deepjax.errors import InputError
-from deepjax.foreign import reading
+from deepjax.foreign import check_finite, reading
 from deepjax.weights.files import is_ours, load_variables, read_state_dict, save_variables
 from deepjax.weights.pytorch import fit, from_torch
 from deepjax.zoo.cards import Preprocessing
@@ -40,20 +41,25 @@ def load_file(path, network=None, *, num_classes=None, reset_head=False, key=Non
     Raises:
       InputError: a file that cannot be read, or is of another network.
     """
-    if not is_ours(path):
-        if network is None:
-            raise InputError(
-                f"{path}: the network is unknown, because files in PyTorch's layout do not record it; name the network"
-            )
-        state_dict = read_state_dict(path)
-        if num_classes is None and not reset_head:
-            num_classes = logits_of(network, state_dict)
-        made = zoo.create(network, options, num_classes=num_classes)
-        variables = from_torch(made, state_dict, reset_head=reset_head, key=key)
-        return Pretrained(made, variables, None, None, {"network": network, "options": options, "file": str(path)})
+    if is_ours(path):
+        return _load_ours(path, network, num_classes, reset_head, key, options)
+    if network is None:
+        raise InputError(
+            f"{path}: the network is unknown, because files in PyTorch's layout do not record it; name the network"
+        )
+    state_dict = read_state_dict(path)
+    if num_classes is None and not reset_head:
+        num_classes = logits_of(network, state_dict)
+    made = zoo.create(network, options, num_classes=num_classes)
+    variables = from_torch(made, state_dict, reset_head=reset_head, key=key)
+    return Pretrained(made, variables, None, None, {"network": network, "options": options, "file": str(path)})
+
+
+def _load_ours(path, network, num_classes, reset_head, key, options) -> Pretrained:
+    """Load a file in our layout. Args and errors as `load_file`."""
     variables, metadata = load_variables(path)
     _check_metadata(path, metadata)
-    name = metadata.get("network")
+    name, logits = metadata.get("network"), metadata.get("num_classes")
     if name not in zoo.MODELS or network not in (None, name):
         raise InputError(
             f"{path} is of the network {name!r}, {'which is unknown' if network is None else f'not {network!r}'}"
@@ -61,16 +67,15 @@ def load_file(path, network=None, *, num_classes=None, reset_head=False, key=Non
     options = (metadata.get("options") or {}) | options
     recorded = f"{path} records {name} with options {_short(options)} and input {metadata.get('input')}"
     with reading(f"{recorded}, which cannot be made", "write the file again"):  # Flax raises anything for odd values
-        made = zoo.create(name, options, num_classes=num_classes or metadata.get("num_classes"))
+        made = zoo.create(name, options, num_classes=num_classes or logits)
         if metadata.get("input"):  # a stem of gray images and a head of flattened maps depend on it
             made = made.clone(usual_input=tuple(metadata["input"]))
         fitted = fit(made, variables, reset_head=reset_head, key=key)
+    check_finite(flatten_dict(fitted, sep="/"), f"{path}:")
     preprocessing = _preprocessing(path, metadata.get("preprocessing"), made.usual_input[-1])
     classes = metadata.get("classes")
-    if classes and len(classes) != (metadata.get("num_classes") or len(classes)):
-        raise InputError(
-            f"{path} records {len(classes)} names of classes for {metadata['num_classes']} logits; write it again"
-        )
+    if classes and logits and len(classes) != logits:
+        raise InputError(f"{path} records {len(classes)} names of classes for {logits} logits; write the file again")
     source = {"network": name, "options": options, "file": str(path)}
     return Pretrained(made, fitted, preprocessing, tuple(classes) if classes and not reset_head else None, source)
 
@@ -134,7 +139,8 @@ def _preprocessing(path, recorded: Any, channels) -> Preprocessing | None:
             raise ValueError("sizes must be whole numbers of pixels")
         if found.resize < found.crop or found.interpolation not in ("bilinear", "bicubic"):
             raise ValueError("resize must not be below crop, and interpolation bilinear or bicubic")
-        mean, std = np.asarray(found.mean, np.float32), np.asarray(found.std, np.float32)
+        with np.errstate(over="ignore"):  # refused below
+            mean, std = np.asarray(found.mean, np.float32), np.asarray(found.std, np.float32)
         if not (mean.shape == std.shape == (channels,) and np.isfinite(mean).all() and np.isfinite(std).all()):
             raise ValueError(f"mean and std must be {channels} finite numbers each")
         if std.min() <= 0:

@@ -113,8 +113,8 @@ def fit(network, variables, *, reset_head=False, key=None) -> Any:
     """Return a network's variables in the form that the network has, as NumPy arrays.
 
     The given variables may be of scanned or unrolled units, and with or without the head. reset_head and key are those
-    of `from_torch`. Raise InputError, with both shapes, for variables of another network, and for variables that are
-    not finite floating point numbers in the network's type.
+    of `from_torch`. Raise InputError, with both shapes, for variables of another network, and for other numbers than
+    floating point. Values may be infinite or NaN.
     """
     with reading("the variables cannot be arranged in units", "they may be of another network"):
         leaves: Any = flatten_dict(unstack_units(jax.device_get(dict(variables))))
@@ -131,13 +131,11 @@ def fit(network, variables, *, reset_head=False, key=None) -> Any:
 
 
 def _as_float(value, name, dtype):
-    """Return a new array of a float type. Raise InputError for other numbers, or values that are not finite in it."""
+    """Return a new array of a float type; what overflows it becomes infinite. Raise InputError for other numbers."""
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise InputError(f"weights {name} are {value.dtype}; they must be floating point numbers")
-    with np.errstate(over="ignore"):  # values that overflow are refused
-        value = value.astype(dtype)
-    check_finite({name: value}, "weights")
-    return value
+    with np.errstate(over="ignore"):
+        return value.astype(dtype)
 
 
 def _check_shapes(network, leaves, expected):
@@ -225,7 +223,9 @@ def _leaf(network, path, theirs, value, expected, spatial):
     if value.shape != shape:
         remedy = _remedy(network, path, expected)
         raise InputError(f"weights {theirs} have shape {value.shape}, but the network's have {shape}{remedy}")
-    return _to_ours(_as_float(value, theirs, wanted.dtype), spatial)  # a copy: PyTorch changes its tensors in place
+    value = _as_float(value, theirs, wanted.dtype)  # a copy: PyTorch changes its tensors in place
+    check_finite({theirs: value}, "weights")
+    return _to_ours(value, spatial)
 
 
 def _to_ours(value, spatial):

@@ -13,7 +13,7 @@ from deepjax import weights, zoo
 from deepjax.errors import InputError
 from deepjax.weights import pytorch
 from deepjax.zoo.dense import densenet
-from weights.nets import random_variables, small
+from weights.nets import random_variables, small, thin
 
 # Exactness
 
@@ -165,19 +165,21 @@ def test_names_of_wrapped_networks(state_dict):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.nan, r"weights fc.bias has 1 of 10 values that are not finite"),
-        (1e300, r"weights fc.bias has 1 of 10 values that are not finite"),  # in float32
+        (np.nan, r"weights fc.bias: 1 of 10 values are not finite"),
+        (1e300, r"weights fc.bias: 1 of 10 values are not finite"),  # in float32
         (1j, r"weights fc.bias are complex128; they must be floating point numbers"),
     ],
 )
-def test_tensors_that_are_no_finite_numbers_are_named(state_dict, value, message):
+def test_tensors_that_are_no_finite_numbers_are_named(tmp_path, state_dict, value, message):
     bias = np.array([*range(9), value])
     with pytest.raises(InputError, match=message):
         weights.from_torch(small(), state_dict | {"fc.bias": bias})
-    variables = random_variables(small())
+    network, source = thin(), {"network": "resnet18", "options": {"width": 4}}
+    variables = random_variables(network)
     variables["params"]["head"]["bias"] = bias
-    with pytest.raises(InputError, match=message.replace("fc.bias", "params/head/bias")):
-        pytorch.fit(small(), variables)
+    weights.save_pretrained(tmp_path / "a.safetensors", weights.Pretrained(network, variables, None, None, source))
+    with pytest.raises(InputError, match=message.replace("fc.bias", "params/head/bias").replace("weights ", "")):
+        weights.load_file(tmp_path / "a.safetensors")
 
 
 def test_leaves_are_numpy(state_dict):
