@@ -167,11 +167,11 @@ def test_names_of_wrapped_networks(state_dict):
     [
         (np.nan, r"weights fc.bias: 1 of 10 values are not finite"),
         (1e300, r"weights fc.bias: 1 of 10 values are not finite"),  # in float32
-        (1j, r"weights fc.bias are complex128; they must be floating point numbers"),
+        (np.complex64(1j), r"weights fc.bias are complex64; they must be floating point numbers"),
     ],
 )
 def test_tensors_that_are_no_finite_numbers_are_named(tmp_path, state_dict, value, message):
-    bias = np.array([*range(9), value])
+    bias = np.append(np.arange(9, dtype=np.float32), value).astype(getattr(value, "dtype", None))
     with pytest.raises(InputError, match=message):
         weights.from_torch(small(), state_dict | {"fc.bias": bias})
     network, source = thin(), {"network": "resnet18", "options": {"width": 4}}
