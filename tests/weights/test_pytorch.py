@@ -171,7 +171,7 @@ def test_names_of_wrapped_networks(state_dict):
     ],
 )
 def test_tensors_that_are_no_finite_numbers_are_named(tmp_path, state_dict, value, message):
-    bias = np.append(np.arange(9, dtype=np.float32), value).astype(getattr(value, "dtype", None))
+    bias = np.append(np.arange(9, dtype=np.float32), value)
     with pytest.raises(InputError, match=message):
         weights.from_torch(small(), state_dict | {"fc.bias": bias})
     network, source = thin(), {"network": "resnet18", "options": {"width": 4}}
