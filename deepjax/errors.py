@@ -1,9 +1,12 @@
 """The exceptions of deepjax, and hints for their messages."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 MANY = 40  # of more valid names than this, only the nearest are listed
+ADDRESS = re.compile(r"<([\w.]+)(?: object)? at 0x[0-9a-fA-F]+>")  # as repr writes an object: says nothing to a user
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class InputError(ValueError):
@@ -26,9 +29,18 @@ def choices(name: str, valid: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's error, at most 200 characters; the name of its type if it is empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip()[:200] if lines else type(error).__name__
+    """Return the first line of another library's error, at most 200 characters; the name of its type if it is empty.
+
+    Addresses of objects are left out, and a KeyError, which is only a key, begins with its name.
+
+    >>> first_line(ValueError("cannot identify <_io.BytesIO object at 0x7fa6>, as\\nit is empty"))
+    'cannot identify BytesIO, as'
+    """
+    lines = COLOR.sub("", str(error)).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    line = ADDRESS.sub(lambda match: match[1].rpartition(".")[2], lines[0]).strip()[:200]
+    return f"KeyError {line}" if isinstance(error, KeyError) else line
 
 
 class TrainingFailed(RuntimeError):

@@ -1,6 +1,7 @@
 """`deepjax compare`."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class Compare:
     seed: int = option(0, at_least=0)
     """Seed of the images, which are Gaussian noise."""
     json: bool = False
-    """Print JSON."""
+    """Print JSON. A difference is null if shapes differ or a value is not finite."""
 
 
 def compare(arguments):
@@ -65,7 +66,11 @@ def compare(arguments):
         result = compare_variables(one.network, one.variables, other.variables, x, tolerance=options.tolerance)
     first = result.first
     if options.json:
-        layers = [layer._asdict() for layer in result.layers]
+        layers = [
+            # JSON has no infinity, which stands for another shape or for values that are not finite.
+            layer._asdict() | {"difference": layer.difference if math.isfinite(layer.difference) else None}
+            for layer in result.layers
+        ]
         print(json.dumps({"diverges": first.path if first else None, "layers": layers}, indent=2))
     else:
         rows = [(layer.path, "x".join(map(str, layer.shape[1:])), f"{layer.difference:.1e}") for layer in result.layers]

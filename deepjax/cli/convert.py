@@ -20,9 +20,10 @@ class Convert:
     network: tyro.conf.Positional[str]
     """A name that `deepjax models` lists, of a network that torchvision has too."""
     source: tyro.conf.Positional[Path]
-    """The file: .safetensors (in either layout), .pth or .pt."""
+    """The file: .safetensors (in either layout), or a pickle of PyTorch: .pth, .pt, .bin, .ckpt, .tar. If it is a
+    checkpoint of training, its state dict is read: averaged weights first, without the names of wrappers."""
     destination: tyro.conf.Positional[Path]
-    """The file to write: .safetensors; in PyTorch's layout also .pth or .pt."""
+    """The file to write: .safetensors; in PyTorch's layout also a pickle, such as .pth."""
     layout: Literal["other", "deepjax", "torch"] = "other"
     """Layout of the destination. other: the one that the source does not have."""
     options: Options = option({})

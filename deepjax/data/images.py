@@ -1,14 +1,19 @@
 """From one encoded image to an array: decode, resize, crop. Uses Pillow only."""
 
+import contextlib
 import io
 import math
 import os
+import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deepjax.errors import InputError
+from deepjax.foreign import reading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +24,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 ASPECT = (3 / 4, 4 / 3)  # of random-area crops, width over height (Szegedy et al. 2015)
 SHORTER = 256 / 224  # shorter side before the center crop, as a multiple of the crop (Krizhevsky et al. 2012)
 ORIENTATION = 0x0112  # EXIF tag: how a stored image is turned to be shown
+TURNS = {  # {its value: name of Pillow's transposition}
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
+PILLOW = r"PIL\."  # modules whose warnings are not shown
+QUIET = ("ignore", None, Warning, re.compile(PILLOW), 0)  # as `warnings.filters` stores this
 
 
 def threads(shape: tuple[int, ...]) -> int:
@@ -33,20 +44,22 @@ def threads(shape: tuple[int, ...]) -> int:
 def decode(encoded: bytes, where: str, channels: int) -> "Image.Image":
     """Decode an image to a Pillow image with 1 or 3 channels of 8 bits, and rotate it by its EXIF orientation.
 
-    Gray values of 16 bits are divided by 257. Raise InputError, naming `where`, for bytes that are not an image.
+    Gray values of 16 bits are divided by 257, floating point gray values in [0, 1] are multiplied by 255. EXIF data
+    that cannot be read are ignored, as viewers do. Raise InputError, naming `where`, for bytes that are not an image,
+    and for gray values outside of these ranges.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    try:
+    with _reading(where):
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise _unreadable(where, error) from error
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # Pillow's own conversion to 8 bits clips at 255
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+        turned = _orientation(image)
+        if image.mode.startswith(("I", "F")):
+            image = _gray_of_8_bits(image)
+        if turned in TURNS:
+            image = image.transpose(Image.Transpose[TURNS[turned]])
+        mode = "L" if channels == 1 else "RGB"
+        return image if image.mode == mode else image.convert(mode)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -56,18 +69,48 @@ def read_size(path: Path) -> tuple[int, int]:
     """
     from PIL import Image
 
+    with _reading(str(path)), Image.open(path, formats=FORMATS) as image:
+        # In a PNG file the orientation may follow the pixels; those are not read here.
+        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) > 4
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Raise what Pillow raises as one InputError, and keep its warnings from the user.
+
+    Pillow warns of large images and of damaged metadata, which are read or ignored here. The filter stays, because
+    `warnings.catch_warnings` is not for threads.
+    """
+    from PIL import UnidentifiedImageError
+
+    if warnings.filters[:1] != [QUIET]:
+        warnings.filterwarnings("ignore", module=PILLOW)
+    with reading(f"{where}: cannot be read as an image", "replace or remove it"):
+        try:
+            yield
+        except UnidentifiedImageError:  # its message names an object in memory
+            raise ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
+
+
+def _orientation(image: "Image.Image") -> int:
+    """Return how a stored image is turned: 1 to 8, as in EXIF. 1 for data that cannot be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            # In a PNG file the orientation may follow the pixels; those are not read here.
-            turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(ORIENTATION, 1) > 4
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(str(path), error) from error
+        turned = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow parses the bytes of a camera; the pixels are not affected
+        return 1
+    return turned if turned in TURNS else 1
 
 
-def _unreadable(where: str, error: BaseException) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{where}: cannot be read as an image ({reason}); replace or remove it")
+def _gray_of_8_bits(image: "Image.Image") -> "Image.Image":
+    """Return a gray image of 8 bits. Pillow's own conversion clips at 255."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    largest = 65535 if image.mode.startswith("I") else 1
+    if not (values.min() >= 0 and values.max() <= largest):  # NaN is in no range
+        raise ValueError(f"its gray values are {values.min()} to {values.max()}, but must be 0 to {largest}")
+    return Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))
 
 
 def resize(image: "Image.Image", height: int, width: int) -> "Image.Image":

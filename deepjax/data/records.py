@@ -147,7 +147,8 @@ Split = Arrays | Records
 class Dataset:
     """Labeled images in three splits.
 
-    Raise InputError if there are no classes, the training or the test split is empty, or a label has no class.
+    Raise InputError if there are no classes, the training or the test split is empty, images in memory are neither
+    uint8 nor floats, or labels are not integers or have no class.
     """
 
     name: str
@@ -167,10 +168,21 @@ class Dataset:
         if not self.classes:
             raise InputError(f"data set {self.name}: has no classes; its training split is empty, so add images")
         for name in ("train", "validation", "test"):
-            labels = getattr(self, name).labels
+            split = getattr(self, name)
+            labels = split.labels
+            _check_types(f"data set {self.name}: {name}", split)
             if len(labels) == 0 and name != "validation":
                 raise InputError(f"data set {self.name}: its {name} split is empty; add images")
             wrong = labels[(labels < 0) | (labels >= len(self.classes))]
             if len(wrong):
                 limit = f"must be 0 to {len(self.classes) - 1}, the training set's classes"
                 raise InputError(f"data set {self.name}: label {wrong[0]} in {name}; {limit}")
+
+
+def _check_types(where: str, split: Split) -> None:
+    """Raise InputError for images or labels whose values a conversion would change."""
+    if not np.issubdtype(split.labels.dtype, np.integer):
+        raise InputError(f"{where} has labels of {split.labels.dtype}; give integers")
+    dtype = split.images.dtype if isinstance(split, Arrays) else np.dtype(np.uint8)
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        raise InputError(f"{where} has images of {dtype}; give uint8, or float in [0, 1]")

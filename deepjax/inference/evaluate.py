@@ -9,6 +9,7 @@ from deepjax.data import sources
 from deepjax.data.loading import as_wanted
 from deepjax.data.views import COUNTS as VIEWS
 from deepjax.errors import InputError, choices
+from deepjax.foreign import check_finite
 from deepjax.inference.run import Run
 from deepjax.parallel import make_mesh
 from deepjax.training import setup
@@ -115,10 +116,13 @@ def _same(rows, others):
 
 
 def _rows(run, split, views):
-    """Return the rows of each member that averaging needs."""
+    """Return the rows of each member that averaging needs. Raise InputError if they are not finite."""
     mesh = make_mesh(1)
     evaluator = setup.make_evaluator(run.config, run.model, run.task, split, mesh, views)
-    return [evaluator.rows(mesh.replicate(member), run.task.averaged) for member in run.members]
+    members = [evaluator.rows(mesh.replicate(member), run.task.averaged) for member in run.members]
+    for rows in members:
+        check_finite(rows, f"{run.config.workdir}: the outputs")
+    return members
 
 
 def average_weights(runs, train) -> Run:

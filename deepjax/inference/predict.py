@@ -10,6 +10,7 @@ import numpy as np
 
 from deepjax import data, weights, zoo
 from deepjax.errors import InputError, choices
+from deepjax.foreign import check_finite
 from deepjax.tasks import classification
 from deepjax.training.step import apply_model
 
@@ -86,7 +87,8 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
       batch_size: maximum number of crops of one call, but never less than those of one image.
 
     Raises:
-      InputError: a folder without images, a run that was not trained on images, or does not crop them.
+      InputError: a folder without images, a run that was not trained on images, or does not crop them, or outputs that
+        are not finite.
     """
     if top < 1:
         raise InputError(f"top {top} must be at least 1")
@@ -110,6 +112,7 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
             except InputError as error:
                 problems[i] = str(error)
         values = np.asarray(predicted(run.members, images))[: len(chunk)]
+        check_finite({str(file): row for file, row in zip(chunk, values, strict=True)}, "the outputs for image")
         predictions += run.task.predictions(chunk, values, top, problems)
     return predictions
 

@@ -3,7 +3,10 @@
 import contextlib
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
+
 from deepjax.errors import InputError
+from deepjax.foreign import check_finite
 from deepjax.runs.checkpoint import Checkpoints, Weights
 
 
@@ -32,8 +35,16 @@ def read_weights(folder, config, warn) -> list[Weights]:
       warn: receives one line for each damaged checkpoint that is skipped.
 
     Raises:
-      InputError: there is no checkpoint, or none is complete.
+      InputError: there is no checkpoint, none is complete, or one has weights that are not finite.
     """
+    found = _read(folder, config, warn)
+    for weights in found:
+        leaves = {"/".join(path): leaf for path, leaf in flatten_dict(weights.variables).items()}
+        check_finite(leaves, f"workdir {folder}: step {weights.step},")
+    return found
+
+
+def _read(folder, config, warn) -> list[Weights]:
     missing = InputError(f"workdir {folder} has no checkpoint yet; `deepjax train` with --workdir {folder} makes one")
     if not (Path(folder) / "checkpoints").exists():
         raise missing

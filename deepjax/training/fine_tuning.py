@@ -11,11 +11,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax import data, weights, zoo
 from deepjax.errors import InputError
+from deepjax.foreign import check_finite
 from deepjax.runs import workdir
 from deepjax.training.model import check_in_zoo, make_model
 from deepjax.weights.files import is_ours, read_state_dict
 from deepjax.weights.hub import PRETRAINED, find
-from deepjax.weights.pytorch import LEAVES, fit, to_numpy
+from deepjax.weights.pytorch import LEAVES, fit
 
 
 class Source(NamedTuple):
@@ -24,7 +25,7 @@ class Source(NamedTuple):
     where: str
     name: str | None  # of the network, in the zoo; None for a PyTorch state dict, which does not record it
     network: Any  # a Linen module; None for a state dict
-    tensors: Any  # variables; or {PyTorch's name: array or tensor}
+    tensors: Any  # variables; or {PyTorch's name: array}
     standardizer: data.Standardizer
 
 
@@ -104,7 +105,8 @@ def _borrow(model, tensors, where, key):
             raise InputError(
                 f"pretrained {where} lacks {name}, which the network borrows; the weights may be of another network"
             )
-        value = to_numpy(tensors[name])
+        value = np.asarray(tensors[name])
+        check_finite({name: value}, f"pretrained {where}")
         value = np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 1 else value
         if value.shape != leaf.shape:
             raise InputError(

@@ -4,7 +4,10 @@ Our files are .safetensors. Each variable is stored under its path, such as para
 holds the network's name, its options and its classes as JSON.
 """
 
+import argparse
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +21,12 @@ from safetensors.numpy import save_file
 
 from deepjax.errors import InputError, first_line
 from deepjax.files import replacing
+from deepjax.foreign import reading
+from deepjax.weights.state_dict import unwrap
 
-TORCH = (".pth", ".pt")
+TORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # PyTorch's pickles; .ckpt is Lightning's, .tar that of .pth.tar
 MARK = "deepjax"  # the key of our JSON in a file's metadata
-ENTRIES = ("state_dict", "model")  # names under which training scripts often store a state dict in a checkpoint
-WRAPPERS = ("module.", "_orig_mod.")  # name prefixes of DataParallel and AveragedModel, and of torch.compile
-AVERAGED = "n_averaged"  # the count that an AveragedModel adds to a state dict
+REFUSED = re.compile(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>")  # what PyTorch's restricted reader refuses
 
 
 def save_variables(path, variables, metadata: Mapping[str, Any] | None = None):
@@ -51,7 +54,8 @@ def load_variables(path) -> tuple[Any, dict[str, Any]]:
     leaves, metadata = _read_safetensors(path)
     if metadata is None:
         raise InputError(f"{path} is not in deepjax's layout; if it has PyTorch's names, use from_torch or convert it")
-    return unflatten_dict(leaves, sep="/"), metadata
+    with reading(f"{path} has names that are not paths of variables", "write the file again"):
+        return unflatten_dict(leaves, sep="/"), metadata
 
 
 def is_ours(path):
@@ -60,7 +64,7 @@ def is_ours(path):
 
 
 def save_state_dict(path, state_dict):
-    """Write {PyTorch's name: array} to a .safetensors, .pth or .pt file. The latter two need PyTorch.
+    """Write {PyTorch's name: array} to a .safetensors file, or as a pickle to one of TORCH, which needs PyTorch.
 
     Raise InputError for another ending.
     """
@@ -74,10 +78,10 @@ def save_state_dict(path, state_dict):
 
 
 def read_state_dict(path) -> dict[str, Any]:
-    """Return {PyTorch's name: array or tensor} of a .safetensors, .pth or .pt file.
+    """Return {PyTorch's name: array} of a .safetensors file, or of a pickle with one of the endings TORCH.
 
-    A .pth or .pt file is a pickle. PyTorch's restricted reader loads only its tensors and plain containers. The state
-    dict is unwrapped, see `unwrap`.
+    PyTorch's restricted reader loads only the tensors and plain containers of a pickle. The state dict is unwrapped,
+    see `state_dict.unwrap`.
 
     Raises:
       InputError: no such file, another ending, a file that is damaged or holds something else, PyTorch is missing.
@@ -91,45 +95,6 @@ def read_state_dict(path) -> dict[str, Any]:
     return unwrap(leaves, path)
 
 
-def unwrap(found, what) -> dict[str, Any]:
-    """Return the state dict in a checkpoint, under the names of the network itself.
-
-    The state dict may be the checkpoint, or its entry `state_dict` or `model`. It may come from a network that
-    DataParallel, AveragedModel or torch.compile has wrapped, or several of them.
-
-    Args:
-      found: the checkpoint.
-      what: its name, for errors.
-
-    Raises:
-      InputError: the checkpoint has no state dict.
-
-    >>> sorted(unwrap({"n_averaged": np.zeros(()), "module._orig_mod.fc.bias": np.zeros(3)}, "checkpoint"))
-    ['fc.bias']
-    """
-    for entry in ENTRIES:
-        if isinstance(found, Mapping) and isinstance(found.get(entry), Mapping):
-            found = found[entry]
-    if not isinstance(found, Mapping):
-        raise InputError(f"{what} holds a {type(found).__name__}, not a state dict; save model.state_dict()")
-    odd = [str(name) for name, value in found.items() if not (isinstance(name, str) and hasattr(value, "shape"))]
-    if odd:
-        raise InputError(
-            f"{what} holds entries that are not tensors ({', '.join(odd[:3])}); give a state dict, or a dict whose "
-            f"entry {' or '.join(ENTRIES)} is one"
-        )
-    return _without_wrappers(dict(found))
-
-
-def _without_wrappers(state_dict):
-    while True:
-        names = set(state_dict) - {AVERAGED}
-        prefix = next((p for p in WRAPPERS if names and all(name.startswith(p) for name in names)), None)
-        if prefix is None:
-            return state_dict
-        state_dict = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name != AVERAGED}
-
-
 def check_suffix(path, suffixes):
     """Return the Path. Raise InputError unless it ends in one of the suffixes."""
     path = Path(path)
@@ -141,25 +106,41 @@ def check_suffix(path, suffixes):
 def _read_safetensors(path, names_only=False) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     """Return (arrays, our metadata). The metadata is None in a file that is not in our layout."""
     path = _existing(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = (file.metadata() or {}).get(MARK)
-            arrays = {} if names_only else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return arrays, None if metadata is None else dict(json.loads(metadata))
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged, or not a .safetensors file: {_line(error)}") from None
+    damaged = reading(f"{path} is damaged, or not a .safetensors file", "fetch or write it again")
+    with damaged, safe_open(path, framework="np") as file:
+        metadata, names = (file.metadata() or {}).get(MARK), list(file.keys())
+        metadata = None if metadata is None else dict(json.loads(metadata))
+        arrays = {} if names_only else {name: _tensor(file, name, path) for name in names}
+    return arrays, metadata
+
+
+def _tensor(file, name, path):
+    """Return one array of an opened .safetensors file. NumPy has no 8-bit floating point numbers."""
+    form = file.get_slice(name).get_dtype()
+    with reading(f"{path}: {name} of type {form} cannot be read", "store float32, float16 or bfloat16"):
+        return file.get_tensor(name)
 
 
 def _read_pickle(path):
     path = _existing(path)
     torch = _torch(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # PyTorch warns of tensors in beta. Training scripts store their options as a Namespace, which has no code.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes may raise anything
         raise InputError(
-            f"{path} is damaged, or holds objects other than tensors, which are not loaded because they may run code: "
-            f"{_line(error)}; save model.state_dict() alone, preferably as .safetensors"
+            f"{path} {_problem(error)}; only tensors and plain containers are loaded, because other objects may run "
+            f"code; save model.state_dict() alone, preferably as .safetensors"
         ) from None
+
+
+def _problem(error):
+    """Return what a pickle has, of which PyTorch's restricted reader says much."""
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    if refused := REFUSED.search(text):
+        return f"holds an object of {refused[1] or refused[2]}"
+    return f"is damaged, or was not written by torch.save ({_line(ValueError(text))})"
 
 
 def _torch(path):

@@ -15,9 +15,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax import zoo
-from deepjax.errors import InputError, first_line
+from deepjax.errors import InputError
+from deepjax.foreign import check_finite, reading
 from deepjax.units import stack_units, unstack_units
-from deepjax.weights.files import read_state_dict, unwrap
+from deepjax.weights.files import read_state_dict
+from deepjax.weights.state_dict import unwrap
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 UNUSED = "num_batches_tracked"  # number of updates of a norm's moments; PyTorch uses it only with momentum=None
@@ -32,7 +34,8 @@ def from_torch(network, source, *, reset_head=False, key=None, fresh=()) -> Any:
       network: the name of a network that torchvision has, or that network, made by `zoo.create` with options. A
         network without its head (features_only, return_logits=False) also takes the state dict of the whole network.
       source: {PyTorch's name: array or tensor}, or the path of a .safetensors, .pth or .pt file, see
-        `files.read_state_dict`. Tensors of any float type become the network's float32.
+        `files.read_state_dict`. Tensors of any float type become the network's float32. Both are unwrapped, see
+        `state_dict.unwrap`.
       reset_head: initialize the layers whose size is the number of classes, auxiliary ones too, instead of reading
         them. Needed for other classes than the source's.
       key: PRNG key of the layers that are initialized. May be None if there are none.
@@ -43,8 +46,8 @@ def from_torch(network, source, *, reset_head=False, key=None, fresh=()) -> Any:
       {"params": ..., "batch_stats": ...} of NumPy arrays, for `network.apply(variables, x, train=False)`.
 
     Raises:
-      InputError: a network that torchvision does not have; tensors that are missing, superfluous, or of another shape;
-        a file that cannot be read; no key where one is needed.
+      InputError: a network that torchvision does not have; tensors that are missing, superfluous, of another shape, or
+        not finite in float32; a file that cannot be read; no key where one is needed.
     """
     network = _network(network)
     given = read_state_dict(source) if isinstance(source, str | os.PathLike) else unwrap(source, "state_dict")
@@ -85,21 +88,6 @@ def to_torch(network, variables) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def to_numpy(value, name="tensor") -> np.ndarray:
-    """Return the NumPy array of an array or a PyTorch tensor. bfloat16, which NumPy lacks, becomes float32.
-
-    Raise InputError, with `name`, for a tensor that is not a plain array: a sparse one, or one without data ("meta").
-    """
-    if not hasattr(value, "detach"):
-        return np.asarray(value)
-    try:
-        value = value.detach().cpu()
-        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    except (TypeError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
-        reason = first_line(error).partition(". ")[0].rstrip(".")
-        raise InputError(f"weights {name} are not a plain array: {reason}; store dense tensors") from None
-
-
 def expected_variables(network) -> dict[tuple[str, ...], Any]:
     """Return {path: shape and dtype} of all variables, with scanned units as unit1, unit2, ..."""
     image = np.zeros((1, *network.usual_input), np.float32)
@@ -125,9 +113,11 @@ def fit(network, variables, *, reset_head=False, key=None) -> Any:
     """Return a network's variables in the form that the network has, as NumPy arrays.
 
     The given variables may be of scanned or unrolled units, and with or without the head. reset_head and key are those
-    of `from_torch`. Raise InputError, with both shapes, for variables of another network.
+    of `from_torch`. Raise InputError, with both shapes, for variables of another network, and for other numbers than
+    floating point. Values may be infinite or NaN.
     """
-    leaves: Any = flatten_dict(unstack_units(jax.device_get(dict(variables))))
+    with reading("the variables cannot be arranged in units", "they may be of another network"):
+        leaves: Any = flatten_dict(unstack_units(jax.device_get(dict(variables))))
     whole = whole_network(network)
     expected = expected_variables(whole)
     if whole is not network and not set(expected) <= set(leaves):
@@ -135,11 +125,20 @@ def fit(network, variables, *, reset_head=False, key=None) -> Any:
     if reset_head:
         head = heads(whole, expected)
         leaves = {path: leaf for path, leaf in leaves.items() if path not in head} | _initial(whole, head, key)
-    _check_leaves(whole, leaves, expected)
+    _check_shapes(whole, leaves, expected)
+    leaves = {path: _as_float(leaf, "/".join(path), expected[path].dtype) for path, leaf in leaves.items()}
     return _arranged(network, leaves)
 
 
-def _check_leaves(network, leaves, expected):
+def _as_float(value, name, dtype):
+    """Return a new array of a float type; what overflows it becomes infinite. Raise InputError for other numbers."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise InputError(f"weights {name} are {value.dtype}; they must be floating point numbers")
+    with np.errstate(over="ignore"):
+        return value.astype(dtype)
+
+
+def _check_shapes(network, leaves, expected):
     for path in sorted(set(leaves) ^ set(expected)):
         name = f"{'/'.join(path)} {(expected | leaves)[path].shape}"
         raise InputError(
@@ -218,15 +217,15 @@ def _check_names(given, wanted, unneeded):
 
 
 def _leaf(network, path, theirs, value, expected, spatial):
-    """Return our array of a tensor. Raise InputError for a wrong shape, or a type other than float."""
-    value, wanted = to_numpy(value, theirs), expected[path]
+    """Return our array of a tensor. Raise InputError for a wrong shape, and the errors of `_as_float`."""
+    wanted = expected[path]
     shape = _torch_shape(wanted.shape, spatial)
     if value.shape != shape:
         remedy = _remedy(network, path, expected)
         raise InputError(f"weights {theirs} have shape {value.shape}, but the network's have {shape}{remedy}")
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise InputError(f"weights {theirs} are {value.dtype}; they must be floating point numbers")
-    return _to_ours(value, spatial).astype(wanted.dtype)  # a copy: PyTorch changes its tensors in place
+    value = _as_float(value, theirs, wanted.dtype)  # a copy: PyTorch changes its tensors in place
+    check_finite({theirs: value}, "weights")
+    return _to_ours(value, spatial)
 
 
 def _to_ours(value, spatial):

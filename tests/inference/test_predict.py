@@ -1,6 +1,8 @@
 """Predictions by pretrained networks: preprocessing held against torchvision, crops, names, the command line."""
 
+import dataclasses
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -207,3 +209,24 @@ def test_an_image_that_cannot_be_read_does_not_end_the_others(pretrained, capsys
     assert photo in out
     assert "none.jpg" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "net.safetensors: params/head/bias: 4 of 4 values are not finite"),
+        (3e38, "the outputs for image .*0.jpg: 4 of 4 values are not finite"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_no_prediction(tmp_path, pretrained, capsys, value, message):
+    folder, found = pretrained
+    variables = jax.tree.map(np.array, found.variables)
+    variables["params"]["head"]["bias"][:] = value
+    variables["params"]["head"]["kernel"][:] = 3e38
+    weights.save_pretrained(tmp_path / "net.safetensors", dataclasses.replace(found, variables=variables))
+    command = ["predict", NAME, "--weights", tmp_path / "net.safetensors", folder / "photos", "--json"]
+    assert cli.main(list(map(str, command))) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert re.search(message, err)

@@ -251,6 +251,21 @@ def test_command(tmp_path, capsys, monkeypatch):
         check_refused(words, message, capsys)
 
 
+def test_json_of_outputs_that_overflow_is_valid(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = {"network": "resnet18", "options": {"width": 4}}
+    large = changed(random_variables(torchs()), "params", "stem_conv", "kernel", times(1e38))
+    weights.save_pretrained("a.safetensors", weights.Pretrained(torchs(), large, None, None, source))
+    assert cli.main(["compare", "a.safetensors", "a.safetensors", "--input", "32,32,3", "--json"]) == 1
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    record = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert record["diverges"] == "stem_conv"
+    assert record["layers"][0]["difference"] is None
+
+
 def test_layers_inside_remat_are_seen(x):
     class Unit(nn.Module):
         @nn.compact

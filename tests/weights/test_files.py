@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from deepjax import cli, weights
 from deepjax.errors import InputError
 from deepjax.units import unstack_units
-from deepjax.weights import files, pytorch
+from deepjax.weights import bundle, files
 from weights.nets import random_variables, small, thin
 
 
@@ -49,7 +49,7 @@ def test_state_dicts_go_to_files_and_back(tmp_path, state_dict):
         found = files.read_state_dict(tmp_path / name)
         assert set(found) == set(state_dict)
         for tensor, value in state_dict.items():
-            np.testing.assert_array_equal(pytorch.to_numpy(found[tensor]), value)
+            np.testing.assert_array_equal(found[tensor], value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "a.pth", "a.safetensors"]
 
 
@@ -76,7 +76,7 @@ def test_no_pickle_is_run(tmp_path, form, capsys):
     else:
         torch.save({"fc.weight": torch.zeros(2), "fc.bias": Malicious(trap)}, path)
         trap.unlink(missing_ok=True)
-    with pytest.raises(InputError, match=r"evil.pth is damaged, or holds objects other than tensors") as caught:
+    with pytest.raises(InputError, match=r"evil.pth .*; only tensors and plain containers") as caught:
         weights.from_torch("resnet18", path)
     assert "\n" not in str(caught.value)
     assert not trap.exists()
@@ -195,6 +195,11 @@ def test_pretrained_files(tmp_path, option):
         ({"network": "resnet18", "num_classes": 10}, r"but the network's have"),
         ({"network": "resnet18", "options": [1]}, r"records options \[1\], which is not of type dict"),
         ({"network": 3}, "records network 3"),
+        ({"network": "resnet18", "num_classes": True}, "records num_classes True"),
+        ({"network": "resnet18", "input": [10**14, 3, 3]}, "records num_classes None and input"),
+        ({"network": "resnet18", "input": [224]}, r"images must be"),
+        ({"network": "resnet18", "classes": [1, 2]}, r"records classes \[1, 2\], which are not all names"),
+        ({"network": "resnet18", "classes": ["a"], "num_classes": 10, "options": {"width": 8}}, "1 names of classes"),
         ({"network": "cifar_resnet20"}, r"which the network lacks|variables lack"),
     ],
 )
@@ -203,6 +208,28 @@ def test_our_files_that_do_not_fit(tmp_path, metadata, message):
     weights.save_variables(path, random_variables(thin(width=8)), metadata)
     with pytest.raises(InputError, match=message):
         weights.load_pretrained(path, **({"width": 8} if "preprocessing" in metadata else {}), num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"resize": "large"},
+        {"resize": 20},
+        {"crop": 10**14},
+        {"mean": [0.5]},
+        {"mean": "gray"},
+        {"std": [1, 1, 0]},
+        {"std": [1, 1, float("nan")]},
+        {"interpolation": 3},
+        {"mean": None},
+    ],
+)
+def test_odd_preprocessing_is_named(odd):
+    recorded = {"resize": 40, "crop": 32} | odd
+    with pytest.raises(InputError, match=r"^a.safetensors records the preprocessing {.*; it must be like") as caught:
+        bundle._preprocessing("a.safetensors", recorded, 3)
+    assert "\n" not in str(caught.value)
+    assert bundle._preprocessing("a.safetensors", {"resize": 40, "crop": 32}, 3) == weights.Preprocessing(40, 32)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])

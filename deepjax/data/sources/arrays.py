@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from deepjax.data.records import Arrays, Dataset
-from deepjax.errors import InputError, choices, first_line
+from deepjax.errors import InputError, choices
+from deepjax.foreign import reading
 
 MAX_CLASSES = 1_000_000  # without names of classes; a larger label is probably a mistake
 
@@ -88,10 +89,8 @@ def as_dataset(given: Dataset | Mapping | None) -> Dataset | None:
 
 
 def _as_array(values, what: str) -> np.ndarray:
-    try:
+    with reading(f"{what} is no array", "make all rows equally long"):
         return np.asarray(values)
-    except ValueError as error:
-        raise InputError(f"{what} is no array ({first_line(error)}); make all rows equally long") from error
 
 
 def checked_split(images: np.ndarray, labels: np.ndarray, where: str, split: str) -> Arrays:
@@ -132,7 +131,7 @@ def checked_labels(labels: np.ndarray, count: int, what: str) -> np.ndarray:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != count:
         found = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{what} is {found}; give {count} integers, one label per image")
+        raise InputError(f"{what} is {found}; give {count} integers, one label per image, such as y.astype(int)")
     limits = np.iinfo(np.int32)
     wrong = labels[(labels < limits.min) | (labels > limits.max)]
     if len(wrong):

@@ -1,7 +1,5 @@
 """Data sets in one .npz file."""
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from deepjax.data.records import Dataset
 from deepjax.data.sources.arrays import from_arrays
 from deepjax.data.sources.source import DataSource, Wanted
 from deepjax.errors import InputError
+from deepjax.foreign import reading
 
 
 def npz(path: Path) -> Dataset:
@@ -33,13 +32,10 @@ def npz(path: Path) -> Dataset:
 def _stored(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"data.name {path}: no such file or folder; check the path")
-    try:
-        # The file is opened here, because np.load does not close a file that it cannot read.
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"data.name {path}: cannot be read as .npz ({reason}); save it again") from error
+    damaged = reading(f"data.name {path}: cannot be read as .npz", "save it again")
+    # The file is opened here, because np.load does not close a file that it cannot read.
+    with damaged, open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
 
 
 def _owns(wanted: Wanted) -> bool:

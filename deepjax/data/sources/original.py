@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deepjax.data.images import read_bytes
 from deepjax.data.records import Arrays, Dataset
 from deepjax.data.sources import prepared
 from deepjax.data.sources.arrays import checked_split
 from deepjax.data.sources.source import DataSource, Facts, Listed, Wanted
 from deepjax.errors import InputError
+from deepjax.foreign import reading
 
 DIGITS = tuple(str(digit) for digit in range(10))
 FASHION = (
@@ -26,14 +28,12 @@ CIFAR100_SIZES = {"train": 50_000, "test": 10_000}
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
     """Return the uint8 array of an IDX file, plain or gzip. Raise InputError unless it has this number of axes."""
-    data, complete = path.read_bytes(), True
+    data, complete = read_bytes(path), True
     if data[:2] == b"\x1f\x8b":
         # gzip.decompress raises for a truncated file; this returns what is left, so that the message names its size.
         unpacker = zlib.decompressobj(wbits=31)
-        try:
+        with reading(f"{path}: broken gzip file", "download it again"):
             data = unpacker.decompress(data)
-        except zlib.error as error:
-            raise InputError(f"{path}: broken gzip file ({error}); download it again") from error
         complete = unpacker.eof
     header = 4 + 4 * axes
     if len(data) < header or data[:4] != bytes((0, 0, 8, axes)):
@@ -81,7 +81,13 @@ def _cifar10(name: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
 def _cifar100(name: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
     train, test = (_read_cifar(folder / f"{k}.bin", n, label_bytes=2) for k, n in CIFAR100_SIZES.items())
     names = folder / "fine_label_names.txt"
-    return _dataset(name, tuple(names.read_text().split()) if names.exists() else classes, train, test)
+    if names.exists():
+        with reading(f"{names}: cannot be read", "download it again"):
+            found = tuple(names.read_text("utf8").split())
+        if len(found) != len(classes):
+            raise InputError(f"{names}: {len(found)} names, expected {len(classes)}; download it again")
+        classes = found
+    return _dataset(name, classes, train, test)
 
 
 def _read_cifar(path: Path, count: int, label_bytes: int) -> Arrays:
@@ -89,8 +95,9 @@ def _read_cifar(path: Path, count: int, label_bytes: int) -> Arrays:
     if not path.exists():
         raise InputError(f"{path}: not found, but the data set's other files are there; add it")
     row = label_bytes + 3072
-    _check_size(path, path.stat().st_size, count * row)
-    rows = np.fromfile(path, np.uint8).reshape(count, row)
+    content = read_bytes(path)
+    _check_size(path, len(content), count * row)
+    rows = np.frombuffer(content, np.uint8).reshape(count, row)
     images = rows[:, label_bytes:].reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
     return Arrays(np.ascontiguousarray(images), rows[:, label_bytes - 1].astype(np.int32))
 

@@ -2,10 +2,12 @@
 
 import difflib
 import glob
+import io
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from deepjax.data.records import Dataset, Fit, Records
 from deepjax.data.sources.arrays import checked_labels
 from deepjax.data.sources.source import DataSource, Facts, Listed, Wanted
 from deepjax.errors import InputError, choices
+from deepjax.foreign import reading
 
 
 @dataclass(frozen=True)
@@ -24,21 +27,9 @@ class TfdsFiles:
     split: str
     image_key: str
 
-    def _examples(self, indices: Sequence[int]):
-        # Records are parsed here, because TFDS's own conversion of a record to a dict takes five times as long.
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
-        try:
-            for record in self.source.__getitems__(indices):
-                yield parse(record).features.feature
-        # The reader in C++ raises these for damaged files.
-        except (RuntimeError, ValueError, OSError) as error:
-            raise _unreadable(self.split, error) from error
-
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """Return the encoded images with these numbers."""
-        return [feature[self.image_key].bytes_list.value[0] for feature in self._examples(indices)]
+        return self._values(indices, self.image_key, "bytes_list")
 
     def where(self, index: int) -> str:
         """Return the split and the number of an image, for messages."""
@@ -46,10 +37,82 @@ class TfdsFiles:
 
     def labels(self, key: str) -> np.ndarray:
         """Return all labels, int32 [N], without decoding an image."""
-        size = len(self.source)
-        chunks = (range(start, min(start + 1024, size)) for start in range(0, size, 1024))
-        values = (f[key].int64_list.value[0] for chunk in chunks for f in self._examples(list(chunk)))
-        return checked_labels(np.fromiter(values, np.int64, size), size, self.split)
+        size, values = len(self.source), []
+        for start in range(0, size, 1024):
+            values += self._values(range(start, min(start + 1024, size)), key, "int64_list")
+        return checked_labels(np.array(values, np.int64), size, self.split)
+
+    def _values(self, indices: Sequence[int], key: str, kind: str) -> list:
+        """Return the only value of a field of each example."""
+        # Records are parsed here, because TFDS's own conversion of a record to a dict takes five times as long.
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
+        with _reading(self.split):
+            records = self.source.__getitems__(list(indices))
+            fields = (parse(record).features.feature[key] for record in records)
+            values = [list(getattr(field, kind).value) for field in fields]
+        for index, found in zip(indices, values, strict=True):
+            if len(found) != 1:
+                raise InputError(f"{self.where(index)}: has {len(found)} values of {key}, not one; prepare it again")
+        return [found[0] for found in values]
+
+
+class Prepared(NamedTuple):
+    """What TFDS has recorded about a prepared data set."""
+
+    builder: Any
+    """tfds.core.DatasetBuilder."""
+    format: str
+    """Of its files."""
+    splits: dict[str, int]
+    """Number of examples of each."""
+    keys: tuple[str, str]
+    """Of image and label in an example."""
+    stored: tuple[int | None, int | None, int]
+    """Height, width and channels of the images. None: they differ."""
+    classes: tuple[str, ...]
+
+
+def read_info(name: str, data_dir: str) -> Prepared:
+    """Return what TFDS has recorded, from the prepared files alone, never from code that generates the data set.
+
+    Raise InputError for a data set that is not prepared, whose records are damaged, or that is not for image
+    classification.
+    """
+    import tensorflow_datasets as tfds
+
+    where = f"data_dir {data_dir!r}" if data_dir else str(_default_dir())
+    again = f"deepjax datasets prepare {name}{f' --data-dir {data_dir}' if data_dir else ''}"
+    # TFDS prints a page where a record makes it import TensorFlow.
+    with _reading(f"data.name {name!r} in {where}"), redirect_stdout(io.StringIO()):
+        try:
+            dtype, found = _recorded(name, data_dir)
+        except tfds.core.DatasetNotFoundError:
+            raise InputError(f"data.name {name!r}: not prepared in {where}; run: {again}") from None
+    if len(found.stored) != 3 or dtype != np.uint8 or found.stored[-1] not in (1, 3):
+        kind = f"{dtype} of shape {found.stored}"
+        raise InputError(f"data.name {name!r}: its images are {kind}; choose a set of 8-bit gray or RGB images")
+    if not all(side is None or side > 0 for side in found.stored):
+        raise InputError(f"data.name {name!r}: its images have the shape {found.stored}; prepare it again")
+    return found
+
+
+def _recorded(name: str, data_dir: str) -> tuple[np.dtype, Prepared]:
+    """Return the type of the images and what TFDS has recorded. Raise whatever TFDS raises for damaged files."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    builder: Any = read_only_builder.builder_from_files(name, data_dir=data_dir or None)
+    info = builder.info
+    splits = {split: int(facts.num_examples) for split, facts in info.splits.items()}
+    keys = info.supervised_keys or ("image", "label")
+    features: Any = dict(info.features or {})
+    image, label = (features.get(key) for key in keys)
+    if not all(map(isinstance, (image, label), (tfds.features.Image, tfds.features.ClassLabel))):
+        raise InputError(f"data.name {name!r}: has no image with a class label; choose an image classification set")
+    form = info.file_format.value if info.file_format else "an unknown format"
+    return np.dtype(image.np_dtype), Prepared(builder, form, splits, keys, tuple(image.shape), tuple(label.names or ()))
 
 
 def load(wanted: Wanted) -> Dataset:
@@ -62,25 +125,23 @@ def load(wanted: Wanted) -> Dataset:
     Raise InputError for a data set that is not prepared, damaged, or not for image classification.
     """
     check_data_dir(wanted.data_dir)
-    name, builder = wanted.name, _builder(wanted.name, wanted.data_dir)
-    image_key, label_key = _keys(builder)
-    image, label = _features(name, builder)
-    shape, fit = _fit(name, image.shape, wanted.image_size)
+    name, info = wanted.name, read_info(wanted.name, wanted.data_dir)
+    shape, fit = _fit(name, info.stored, wanted.image_size)
 
     def records(split: str) -> Records:
-        files = _files(builder, split, image_key)
-        labels = files.labels(label_key)
+        files = _files(info, split)
+        labels = files.labels(info.keys[1])
         return Records(files, np.arange(len(labels)), labels, shape, fit)
 
-    splits = {split: records(split) for split in ("train", "validation", "test") if split in builder.info.splits}
+    splits = {split: records(split) for split in ("train", "validation", "test") if split in info.splits}
     if "test" in splits and (splits["test"].labels < 0).all():  # ImageNet's test labels are secret, stored as -1
         del splits["test"]
     if "train" not in splits or not {"test", "validation"} & set(splits):
-        found = ", ".join(builder.info.splits) or "nothing"
+        found = ", ".join(info.splits) or "nothing"
         raise InputError(f"data.name {name!r}: needs the splits train and test or validation, it has {found}")
     test = splits["test"] if "test" in splits else splits.pop("validation")
     validation = splits.get("validation") or splits["train"].take(np.arange(0))
-    return Dataset(name, tuple(label.names), shape, splits["train"], validation, test)
+    return Dataset(name, info.classes, shape, splits["train"], validation, test)
 
 
 def facts(wanted: Wanted) -> Facts | None:
@@ -88,10 +149,9 @@ def facts(wanted: Wanted) -> Facts | None:
     if not owns(wanted):
         return None
     check_data_dir(wanted.data_dir)
-    builder = _builder(wanted.name, wanted.data_dir)
-    image, label = _features(wanted.name, builder)
-    shape, _ = _fit(wanted.name, image.shape, wanted.image_size)
-    return Facts(shape, label.num_classes, {split: s.num_examples for split, s in builder.info.splits.items()})
+    info = read_info(wanted.name, wanted.data_dir)
+    shape, _ = _fit(wanted.name, info.stored, wanted.image_size)
+    return Facts(shape, len(info.classes), info.splits)
 
 
 def owns(wanted: Wanted) -> bool:
@@ -117,46 +177,12 @@ def _public() -> list[str]:
     return tfds.list_builders(with_community_datasets=False)
 
 
-def _builder(name: str, data_dir: str) -> Any:
-    """Make the builder from the prepared files alone, never from generating code, which may import TensorFlow."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import read_only_builder
-
-    try:
-        return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        where = f"data_dir {data_dir!r}" if data_dir else str(_default_dir())
-        option = f" --data-dir {data_dir}" if data_dir else ""
-        raise InputError(
-            f"data.name {name!r}: not prepared in {where}; run: deepjax datasets prepare {name}{option}"
-        ) from error
-
-
 def nearest(name: str, near: Iterable[str]) -> str:
     """Return a hint: the closest name of `near` and of TFDS's data sets, or if none is close, all of `near`."""
     near = set(near)
     everything = near.union(_public())
     # TFDS's hundreds of names are offered only if one is close.
     return choices(name, everything if difflib.get_close_matches(name, everything, cutoff=0.5) else near)
-
-
-def _keys(builder: Any) -> tuple[str, str]:
-    return builder.info.supervised_keys or ("image", "label")
-
-
-def _features(name: str, builder: Any) -> tuple[Any, Any]:
-    """Return the features of image and label. Raise InputError if this is not an image classification data set."""
-    import tensorflow_datasets as tfds
-
-    features = dict(builder.info.features)
-    image, label = (features.get(key) for key in _keys(builder))
-    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        raise InputError(f"data.name {name!r}: has no image with a class label; choose an image classification set")
-    dtype, channels = image.np_dtype, list(image.shape)[-1]  # pyright: ignore[reportArgumentType]
-    if dtype != np.uint8 or channels not in (1, 3):
-        found = f"{dtype} with {channels} channels"
-        raise InputError(f"data.name {name!r}: its images are {found}; choose a set of 8-bit gray or RGB images")
-    return image, label
 
 
 def _fit(name: str, stored: tuple, image_size: int) -> tuple[tuple[int, int, int], Fit]:
@@ -169,23 +195,34 @@ def _fit(name: str, stored: tuple, image_size: int) -> tuple[tuple[int, int, int
     return (image_size, image_size, stored[-1]), "photograph"
 
 
-def _files(builder: Any, split: str, image_key: str) -> TfdsFiles:
+def _files(info: Prepared, split: str) -> TfdsFiles:
     import tensorflow_datasets as tfds
 
-    name = builder.info.full_name
-    form = builder.info.file_format
-    if form is None or form.value != "array_record":
-        found = form.value if form else "an unknown format"
-        raise InputError(f"data.name {name!r}: is prepared as {found}; prepare it as array_record in another folder")
-    try:
+    name = f"{info.builder.info.full_name} {split}"
+    if info.format != "array_record":
+        raise InputError(f"data.name {name!r}: is prepared as {info.format}; prepare it as array_record elsewhere")
+    with _reading(name):
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        return TfdsFiles(builder.as_data_source(split, deserialize_method=raw), f"{name} {split}", image_key)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise _unreadable(f"{name} {split}", error) from error
+        source = info.builder.as_data_source(split, deserialize_method=raw)
+        _check_complete(name, map(str, info.builder.info.splits[split].filepaths), len(source))
+    return TfdsFiles(source, name, info.keys[0])
 
 
-def _unreadable(split: str, error: Exception) -> InputError:
-    return InputError(f"{split}: cannot be read ({' '.join(str(error).split())[:300]}); prepare it again")
+def _check_complete(name: str, paths: Iterable[str], expected: int) -> None:
+    """Raise InputError unless the files of a split have as many records as dataset_info.json says."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    found = 0
+    for path in paths:
+        if not Path(path).is_file():  # its reader would find no records
+            raise InputError(f"{name}: {path} is missing; prepare it again")
+        found += ArrayRecordReader(path).num_records()
+    if found != expected:
+        raise InputError(f"{name}: has {found:,} records, dataset_info.json says {expected:,}; prepare it again")
+
+
+def _reading(what: str) -> AbstractContextManager[None]:
+    return reading(f"{what}: cannot be read", "prepare it again")
 
 
 def _default_dir() -> Path:
@@ -211,15 +248,14 @@ def on_disk(data_dir: str) -> dict[str, Path]:
 
 
 def describe(name: str, data_dir: str) -> str:
-    """Describe a prepared data set in one line: numbers of images, shape and number of classes."""
+    """Describe a prepared data set in one line: numbers of images, shape and number of classes; or what is wrong."""
     try:
-        builder = _builder(name, data_dir)
-        image, label = _features(name, builder)
-    except InputError:
-        return "not an image classification set"
-    sizes = " + ".join(f"{split.num_examples:,}" for split in builder.info.splits.values())
-    shape = "x".join("?" if side is None else str(side) for side in image.shape)
-    return f"{sizes} images, {shape}, {label.num_classes} classes"
+        info = read_info(name, data_dir)
+    except InputError as error:
+        return str(error).partition(": ")[2]
+    sizes = " + ".join(f"{size:,}" for size in info.splits.values())
+    shape = "x".join("?" if side is None else str(side) for side in info.stored)
+    return f"{sizes} images, {shape}, {len(info.classes)} classes"
 
 
 def _rows(data_dir: str) -> list[Listed]:

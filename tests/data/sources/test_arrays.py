@@ -1,5 +1,8 @@
 """A user's own arrays, and the same arrays in an .npz file: types, shapes, labels, and what is refused."""
 
+import struct
+import zipfile
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,7 +91,9 @@ WRONG = [
     ({"y_test": np.array([2**32 + 1] * 30)}, "y_test has the label 4294967297"),
     ({"y_train": np.array([0, 2**63 + 1] * 100, np.uint64)}, "y_train has the label 9223372036854775809"),
     ({"y_train": np.array([0, 2**30] * 100)}, "label 1073741824 in train; must be less than 1,000,000"),
+    ({"y_train": np.arange(200) % 2 == 0}, "y_train is bool .*; give 200 integers, .* such as y.astype"),
     ({"x_train": np.zeros((200, 6, 4), np.int64)}, "x_train is int64 with 3 axes"),
+    ({"x_train": np.full((200, 6, 4), 300, np.uint16)}, "x_train is uint16 with 3 axes"),
     ({"x_train": np.zeros((200, 6), np.uint8)}, "x_train is uint8 with 2 axes"),
     ({"x_train": np.full((200, 6, 4), 1.5)}, "x_train has values from 1.5 to 1.5; scale float images"),
     ({"x_train": np.zeros((200, 6, 4))}, "x_test is uint8, x_train float32"),
@@ -128,3 +133,33 @@ def test_npz_that_cannot_be_read(npz, tmp_path):
     path.write_text("hello")
     fails("set.npz: cannot be read as .npz", path)
     fails("no such file or folder", tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["(100000000000000,)", "(100000000000000, 28, 28)", "(-1, 6, 4)", "(" + "9" * 70 + ",)", "(200, 6", "(" * 60],
+)
+def test_npz_headers_that_claim_what_the_file_lacks(npz, shape):
+    path = npz(x_train=None)
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("x_train.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(48))
+    fails(r"set.npz: cannot be read as .npz \(", path)
+
+
+def test_data_sets_made_by_hand_have_numbers_that_no_conversion_changes():
+    images, labels = GOOD["x_train"][..., None], GOOD["y_train"]
+
+    def make(images, labels):
+        split = data.Arrays(images, labels)
+        return data.Dataset("own", tuple("0123456789"), images.shape[1:], split, split, split)
+
+    make(images, labels.astype(np.uint64))
+    for images_, labels_, message in (
+        (images.astype(np.uint16), labels, "data set own: train has images of uint16; give uint8, or float"),
+        (images, labels / 1.0, "data set own: train has labels of float64; give integers"),
+        (images, labels > 3, "labels of bool"),
+        (images, np.full(200, 2**32 + 1), "label 4294967297 in train; must be 0 to 9"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make(images_, labels_)

@@ -119,6 +119,25 @@ def test_cifar100_files_have_fine_labels(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found.train.images[0, 0, :, 0], rows[0, 2:34])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"\xff\xfe", "cannot be read .*utf-8"), (b"a b", "2 names, expected 100")]
+)
+def test_cifar100_names_that_are_damaged(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(original, "CIFAR100_SIZES", {"train": 5, "test": 5})
+    for name in ("train", "test"):
+        write_cifar(tmp_path / f"{name}.bin", 5, 2, np.random.default_rng(0))
+    (tmp_path / "fine_label_names.txt").write_bytes(content)
+    fails(f"fine_label_names.txt: {message}", "cifar100", tmp_path)
+
+
+def test_idx_header_of_more_numbers_than_the_file_has(tmp_path):
+    write_mnist(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + b"\xff" * 12 + whole[16:])
+    fails(f"{path}: 47,056 bytes, expected 79,228,162,4", "mnist", tmp_path)
+
+
 def test_available(tmp_path):
     write_mnist(tmp_path)
     rows = {row.name: row for row in data.available(str(tmp_path))}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepjax import data
+from deepjax import cli, data
 from helpers import TFDS as SHARED
 from helpers import load_data as load
 from helpers import loading_fails as fails
@@ -178,12 +178,58 @@ def test_tfds_image_is_called_by_split_and_number(tmp_path):
     assert found.train.files.where(4) == "shapes/1.0.0 train, image 4"
 
 
+def edit(path, change):
+    """Change a JSON file."""
+    whole = json.loads(path.read_text())
+    change(whole)
+    path.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("dataset_info.json", lambda path: path.write_bytes(path.read_bytes()[:99]), r"cannot be read \("),
+        ("dataset_info.json", lambda path: path.write_text("[]"), r"cannot be read \("),
+        ("features.json", lambda path: path.write_bytes(path.read_bytes()[:99]), r"cannot be read \("),
+        ("features.json", lambda path: edit(path, lambda info: info.pop("featuresDict")), "cannot be read|no image"),
+        (
+            "dataset_info.json",
+            lambda path: edit(path, lambda info: info["splits"][0].update(shardLengths=[str(10**14)])),
+            "has 30 records, dataset_info.json says 100,000,000,000,000",
+        ),
+        (
+            "dataset_info.json",
+            lambda path: edit(path, lambda info: info["splits"][0].update(shardLengths=["3"])),
+            "has 30 records, dataset_info.json says 3",
+        ),
+    ],
+)
+def test_tfds_records_that_are_damaged(tmp_path, capsys, file, change, message):
+    """One broken set hides no other."""
+    write_tfds(tmp_path, {"train": LABELS, "test": [1]})
+    change(tmp_path / "shapes" / "1.0.0" / file)
+    fails(message, "shapes", tmp_path)
+    assert cli.main(["datasets", "--data-dir", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert {line.split()[0] for line in out.splitlines()} > {"digits", "mnist", "shapes"}
+    assert err == ""
+
+
+def test_tfds_example_without_a_label(tmp_path):
+    write_tfds(tmp_path, {"train": LABELS, "test": [1]})
+    keys = {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "kind"}]}}
+    version = tmp_path / "shapes" / "1.0.0"
+    edit(version / "dataset_info.json", lambda info: info.update(supervisedKeys=keys))
+    (version / "features.json").write_text((version / "features.json").read_text().replace('"label"', '"kind"'))
+    fails("shapes/1.0.0 train, image 0: has 0 values of kind, not one", "shapes", tmp_path)
+
+
 @needs_shared
 def test_tfds_files_missing(tmp_path):
     version = tmp_path / "mnist" / "3.0.1"
     version.mkdir(parents=True)
     for name in ("dataset_info.json", "features.json"):
         (version / name).write_bytes((SHARED / "mnist" / "3.0.1" / name).read_bytes())
-    fails(r"mnist/3.0.1 train: cannot be read \(.*No such file", "mnist", tmp_path)
+    fails("mnist/3.0.1 train: .*00000-of-00001 is missing; prepare it again", "mnist", tmp_path)
     (version / "mnist-train.array_record-00000-of-00001").write_bytes(b"broken")
-    fails(r"mnist/3.0.1 train: cannot be read", "mnist", tmp_path)
+    fails(r"mnist/3.0.1 train: has 0 records, dataset_info.json says 60,000", "mnist", tmp_path)
