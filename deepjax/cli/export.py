@@ -22,7 +22,7 @@ class Export:
     out: Path
     """The file to write."""
     weights: str = ""
-    """File with the weights of the network: .safetensors, .pth or .pt."""
+    """File with the weights of the network: .safetensors, or one of PyTorch, such as .pth."""
     layout: Literal["deepjax", "torch"] = "deepjax"
     """Layout of safetensors. deepjax: with class names and preprocessing, for `deepjax predict` and --pretrained.
     torch: with PyTorch's names; the file may then end in .pth too."""

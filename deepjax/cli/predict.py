@@ -24,7 +24,7 @@ class Predict:
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files, or folders of them."""
     weights: str = ""
-    """File with the weights of the network: .safetensors, .pth or .pt."""
+    """File with the weights of the network: .safetensors, or one of PyTorch, such as .pth."""
     top: int = option(5, at_least=1)
     """Number of classes to print."""
     crops: Literal[1, 5, 10] = 1

@@ -15,4 +15,4 @@ def test_outputs_that_are_not_finite_are_no_evaluation(monkeypatch):
     config, task = SimpleNamespace(workdir="runs/a"), SimpleNamespace(averaged=tuple(rows))
     run = SimpleNamespace(config=config, model=None, task=task, members=({},))
     with pytest.raises(InputError, match="^runs/a: the outputs log_probabilities: 2 of 4 values are not finite"):
-        evaluate._rows(run, None)
+        evaluate._rows(run, None, 1)
