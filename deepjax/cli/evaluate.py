@@ -48,7 +48,7 @@ def evaluate(arguments):
         return 0
     what = f"{options.average} of {len(parts)} averaged" if parts else f"checkpoint of step {record['step']}"
     if isinstance(found.together, inference.Evaluation):
-        _print(options, record, parts, found.together.confusion(len(runs[0].classes)).sum(1), what)
+        _print(options, record, parts, found.together.class_counts(len(runs[0].classes))[0], what)
         return 0
     for part, one in zip(parts, found.alone):  # alone has one more if there are no parts
         print(f"{part['workdir']} step {part['step']}: {runs[0].task.text(one.metrics)}")

@@ -14,6 +14,7 @@ from deepjax.runs.plots import Curve
 from deepjax.runs.workdir import Statistics
 
 TOP = 5  # classes that evaluation keeps for each example
+MANY, HARDEST = 100, 30  # of more than MANY classes, a picture shows the HARDEST
 
 
 class Evaluation(NamedTuple):
@@ -48,17 +49,28 @@ class Evaluation(NamedTuple):
         """Fraction of examples whose class is not among the five most probable."""
         return float(np.mean(~(self.classes == self.labels[:, None]).any(-1)))
 
-    def confusion(self, num_classes):
-        """Counts [true class, predicted class]."""
-        counts = np.zeros((num_classes, num_classes), int)
-        np.add.at(counts, (self.labels, self.classes[:, 0]), 1)
-        return counts
+    def class_counts(self, num_classes):
+        """Return (examples, wrong predictions) of each class, two arrays i64[classes]."""
+        wrong = self.labels[self.classes[:, 0] != self.labels]
+        return tuple(np.bincount(labels, minlength=num_classes) for labels in (self.labels, wrong))
 
     def class_errors(self, num_classes):
-        """Error of each class; NaN for a class without examples."""
-        counts = self.confusion(num_classes)
-        totals = counts.sum(1)
-        return np.where(totals > 0, 1 - np.diag(counts) / np.maximum(totals, 1), np.nan)
+        """Return the error of each class, f64[classes]; NaN for a class without examples."""
+        examples, wrong = self.class_counts(num_classes)
+        return np.where(examples > 0, wrong / np.maximum(examples, 1), np.nan)
+
+    def confusion(self, num_classes, shown=None):
+        """Return counts i64[true class, predicted class], of all classes or of the classes `shown`, in that order.
+
+        An example whose class or prediction is not in `shown` is not counted.
+        """
+        shown = np.arange(num_classes) if shown is None else np.asarray(shown)
+        place = np.full(num_classes, -1)
+        place[shown] = np.arange(len(shown))
+        pairs = place[[self.labels, self.classes[:, 0]]]
+        counts = np.zeros((len(shown), len(shown)), int)
+        np.add.at(counts, tuple(pairs[:, (pairs >= 0).all(0)]), 1)
+        return counts
 
 
 class Prediction(NamedTuple):
@@ -214,11 +226,22 @@ class Classification:
         return f"error {100 * metrics['error']:.2f} %, loss {metrics['loss']:.4f}"
 
     def figures(self, evaluation, title):
-        """Return {file name: figure}: the confusion matrix."""
+        """Return {file name: figure}: the confusion matrix.
+
+        A matrix of all classes would be as large as their square. Of more than 100 classes, only the 30 with the most
+        wrong predictions are drawn, the hardest first; shares are those of all examples of a class.
+        """
         from deepjax.runs import plots
 
-        counts = evaluation.confusion(len(self.classes))
-        return {"confusion.png": plots.confusion(counts, self.classes, title)}
+        total = len(self.classes)
+        examples, wrong = evaluation.class_counts(total)
+        shown = np.arange(total)
+        if total > MANY:
+            shown = np.argsort(-wrong, kind="stable")[:HARDEST]
+            title = f"{title}\nthe {HARDEST} of {total:,} classes with the most wrong predictions"
+        counts = evaluation.confusion(total, shown)
+        names = [self.classes[k] for k in shown]
+        return {"confusion.png": plots.confusion(counts, examples[shown], names, title)}
 
     @staticmethod
     def predicted(logits):
