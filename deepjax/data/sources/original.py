@@ -81,7 +81,7 @@ def _cifar10(name: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
 def _cifar100(name: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
     train, test = (_read_cifar(folder / f"{k}.bin", n, label_bytes=2) for k, n in CIFAR100_SIZES.items())
     names = folder / "fine_label_names.txt"
-    return _dataset(name, tuple(names.read_text().split()) if names.exists() else classes, train, test)
+    return _dataset(name, tuple(names.read_text(encoding="utf-8").split()) if names.exists() else classes, train, test)
 
 
 def _read_cifar(path: Path, count: int, label_bytes: int) -> Arrays:
