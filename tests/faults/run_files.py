@@ -99,7 +99,7 @@ def damage_npz(path, rng):
         arrays = dict(file)
     name = rng.choice(list(arrays))
     old = arrays.pop(name)
-    new = {"nan": np.full(old.shape, np.nan, np.float32), "zero": np.zeros(old.shape, np.float32)}
+    new = {"nan": np.full(old.shape, np.nan, np.float32), "infinite": np.full(old.shape, np.inf, np.float32)}
     new |= {"shape": np.zeros((2, 3), np.float32), "more": np.stack([old, old]), "text": np.array("x")}
     new |= {"whole": np.ones(old.shape, int), "complex": np.ones(old.shape, complex)}
     how = rng.choice(["deleted", *new])
@@ -123,7 +123,7 @@ def command(name, folder, kind, image):
 def result(name, kind, folder, out):
     """Return what a command has found, without the paths and times."""
     if name == "train":
-        return json.loads((folder / "summary.json").read_bytes())["test_loss"]
+        return json.loads((folder / "summary.json").read_bytes())["result"]
     if name != "export":
         return out.replace(str(folder), "RUN")
     content = (folder.parent / "out.safetensors").read_bytes()
