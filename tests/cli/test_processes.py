@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import chex
 import pytest
@@ -111,8 +112,7 @@ def test_a_signal_ends_a_process_with_one_line_from_its_first_instruction_on(tmp
 
 def handles(pid, number):
     """Return whether a process has a handler of a signal, from the kernel."""
-    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
-        caught = int(file.read().partition("SigCgt:")[2].split()[0], 16)
+    caught = int(Path(f"/proc/{pid}/status").read_text(encoding="utf-8").partition("SigCgt:")[2].split()[0], 16)
     return bool(caught & 1 << (number - 1))
 
 
@@ -123,13 +123,21 @@ def test_a_signal_to_a_command_that_waits_for_a_child_process_ends_both(tmp_path
         if line.startswith("remat"):  # the head of the table: the first choice is compiled next
             break
     time.sleep(0.5)
-    with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="utf-8") as file:
-        children = file.read().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err.count("\n")) == (130, 1), err
     assert children
-    assert not [pid for pid in children if os.path.exists(f"/proc/{pid}")]
+    time.sleep(0.5)
+    assert not [pid for pid in children if runs(pid)]
+
+
+def runs(pid):
+    """Return whether a process runs; one that has ended has no command line, even before its parent has noticed."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except FileNotFoundError:
+        return False
 
 
 def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):
