@@ -238,8 +238,9 @@ class Config:
     which use the first training batch. auto measures the signal, and chooses an initialization that preserves it at any
     depth. kmeans_kernels needs at least as many images in a batch as features."""
     pretrained: str = ""
-    """Source of the initial parameters, in place of `init`: a weights file (.safetensors, .pth, .pt, .bin, .ckpt,
-    .tar) with PyTorch's names or deepjax's, the folder of a run, or a network with weights on the hub, such as resnet18. Empty: `init`."""
+    """Source of the initial parameters, in place of `init`: a weights file (.safetensors, .pth, .bin, ...) with
+    PyTorch's names or deepjax's, the folder of a run, or a network with weights on the hub, such as resnet18. Empty:
+    `init`."""
     reset_head: bool = True
     """pretrained: initialize the last layers, whose size is the number of classes, from scratch. False: load them
     too."""

@@ -4,7 +4,7 @@ The command line, config files and recorded runs all pass through `check`.
 """
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -98,9 +98,9 @@ def check(values: Any, prefix: str = "") -> None:
 def from_dict(kind: type[T], values: Any, prefix: str = "") -> T:
     """Return the dataclass `kind` from what `dataclasses.asdict` gave, possibly by way of JSON.
 
-    Missing fields have their defaults.
+    Missing fields have their defaults. Lists become tuples.
 
-    Raise InputError for a field that `kind` does not have, and as `check`.
+    Raise InputError for a field that `kind` does not have, for a missing one without a default, and as `check`.
     """
     made = _made(kind, values, prefix)
     check(made, prefix)
@@ -116,8 +116,15 @@ def _made(kind, values, prefix):
             raise InputError(f"{prefix}{name} is not a field of {kind.__name__}; {choices(name, kinds)}")
         if dataclasses.is_dataclass(kinds[name]):
             value = _made(kinds[name], value, f"{prefix}{name}.")
-        arguments[name] = tuple(value) if isinstance(value, list) else value
+        arguments[name] = _tuples(value)
+    for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{prefix}{field.name} is missing")
     return kind(**arguments)
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -148,8 +155,10 @@ def _check_type(where, value, kind):
             _check_type(f"{where}.{name}", item, arguments[1])
     elif not _fits(value, kind):
         raise InputError(f"{where} {value!r} must be {_described(kind)}")
-    elif not all(math.isfinite(number) for number in _numbers(value) if isinstance(number, float)):
-        raise InputError(f"{where} {value!r} must be finite")
+    elif not all(
+        abs(number) <= sys.float_info.max for number in _numbers(value)
+    ):  # an int may be too large for a float
+        raise InputError(f"{where} {value!r:.40} must be finite")
 
 
 def _fits(value, kind) -> bool:
@@ -192,10 +201,12 @@ def _described(kind) -> str:
 
 
 def _numbers(value) -> Iterator[int | float]:
-    """Yield the numbers in a value: itself, or those of a tuple."""
-    for one in value if isinstance(value, tuple) else (value,):
-        if isinstance(one, int | float) and not isinstance(one, bool):
-            yield one
+    """Yield the numbers in a value: itself, or those of a tuple, or of tuples in it."""
+    if isinstance(value, tuple):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def _first(one, other):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,5 +53,20 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} is missing; restore it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); it may be truncated") from None
+
+
+def check_path(name: str, path: str | Path) -> None:
+    """Raise InputError for a path with letters that the locale lacks, which libraries in C++ cannot open.
+
+    Args:
+      name: of the argument, for the message.
+      path: of a file or folder. A relative path is checked with the folders above.
+    """
+    whole = os.path.abspath(path)
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        locale = sys.getfilesystemencoding()
+        raise InputError(f"{name} {whole!a} has letters outside of the locale ({locale}); set PYTHONUTF8=1") from None

@@ -223,6 +223,9 @@ def stop_after(monkeypatch, steps):
         def __exit__(self, *_):
             pass
 
+        def released(self):
+            return contextlib.nullcontext()
+
         @property
         def received(self):
             self.left -= 1

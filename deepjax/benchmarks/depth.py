@@ -207,7 +207,7 @@ def command(options):
 def machine():
     """Return the hardware, software versions and settings of the measurement."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -246,5 +246,5 @@ def _writable(out):
 def _write(folder, record):
     record["fits"] = growth.fits(record["nets"])
     files.write_json(folder / "depth.json", record)
-    (folder / "depth.md").write_text(report.markdown(record))
+    files.write_text(folder / "depth.md", report.markdown(record))
     report.plot(record).savefig(folder / "depth.png", dpi=150)

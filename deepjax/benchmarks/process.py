@@ -89,8 +89,10 @@ class Process:
     def _answer(self, seconds, late):
         timer = threading.Timer(max(seconds, 0), self._stop)
         timer.start()
-        line = self._out.readline()
-        timer.cancel()
+        try:
+            line = self._out.readline()
+        finally:  # an interrupt, too, must not leave the thread, for which the process would wait at its end
+            timer.cancel()
         if line:
             return json.loads(line)
         raise Ended(late if self._capped else f"failed: {self._last_words()}")

@@ -15,7 +15,7 @@ from deepjax.benchmarks.cells import TORCH, Cell
 
 def main():
     """Prepare the cell's program, then answer requests until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # output of libraries must not mix with the answers
 
     def answer(record):
@@ -56,7 +56,7 @@ def turn(program, least):
 def peak_memory():
     """Return this process's peak memory in bytes, compilation included, or None if the system does not report it."""
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 

@@ -1,6 +1,7 @@
 """The command line: `deepjax COMMAND ...`. Each command is a function: list of arguments -> exit code."""
 
 import inspect
+import io
 import logging
 import os
 import signal
@@ -61,6 +62,9 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     for name in ("absl", "matplotlib"):  # their errors are raised as exceptions too
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal's encoding lacks are escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(argv)
         if sys.stdout:  # None if it was closed before the process started
@@ -68,6 +72,11 @@ def main(argv=None):
         return code
     except InputError as error:
         return complain(error, 2)
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        what = f"{error.object!a:.200} has letters outside of this locale's encoding ({sys.getfilesystemencoding()})"
+        return complain(f"{what}; set PYTHONUTF8=1, or rename it", 2)
     except BrokenPipeError:  # the reader has closed the pipe, such as `deepjax models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -77,8 +86,9 @@ def main(argv=None):
         return complain(error, 1)
     except Stopped as stop:
         return complain(stop, 128 + stop.number)
-    except KeyboardInterrupt:
-        return complain("interrupted; what was saved before is complete", 128 + signal.SIGINT)
+    except KeyboardInterrupt as interrupt:  # raised by `training.signals.raising`, or where `main` is called by Python
+        number = signal.Signals(next(iter(interrupt.args), signal.SIGINT))
+        return complain(f"stopped by {number.name}; what was saved before is complete", 128 + number)
 
 
 def _run(argv):

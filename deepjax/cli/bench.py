@@ -47,21 +47,23 @@ def bench(arguments):
         raise InputError(f"{' '.join(['bench', *arguments[:1]])}: its one command is `deepjax bench depth`")
     options = parse(Depth, arguments[1:], "deepjax bench depth")
     from deepjax.benchmarks import depth, report
+    from deepjax.training.signals import raising
 
-    record = depth.run(
-        options.out,
-        units=_words(options.units),
-        variants=_words(options.variants) or None,
-        depths=_numbers("depths", options.depths),
-        steps=options.steps,
-        batch=options.batch,
-        width=options.width,
-        stage_units=_words(options.stage_units),
-        stage_depths=_numbers("stage-depths", options.stage_depths),
-        second_start=options.second_start,
-        compile_cap=options.compile_cap,
-        log=lambda text: print(text, flush=True),
-    )
+    with raising():
+        record = depth.run(
+            options.out,
+            units=_words(options.units),
+            variants=_words(options.variants) or None,
+            depths=_numbers("depths", options.depths),
+            steps=options.steps,
+            batch=options.batch,
+            width=options.width,
+            stage_units=_words(options.stage_units),
+            stage_depths=_numbers("stage-depths", options.stage_depths),
+            second_start=options.second_start,
+            compile_cap=options.compile_cap,
+            log=lambda text: print(text, flush=True),
+        )
     print(f"\n{report.about(record)}")
     for title, header, rows in report.tables(record):
         print(f"\n{title}")

@@ -34,7 +34,7 @@ def keep_compiled():
 def _processor():
     """Return the architecture and features of the processor, as far as the system reports them."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()} {platform.node()}"
     features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})

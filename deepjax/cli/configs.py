@@ -59,7 +59,7 @@ def load(path):
     """Return the Config that a file defines. Raise InputError if it defines none, or raises an exception."""
     try:
         config = runpy.run_path(str(path)).get("config")
-    except Exception as error:  # the file is the user's, and so is any error in it
+    except (Exception, SystemExit) as error:  # the file is the user's, and so is any error in it
         raise InputError(f"config {path} cannot be run ({type(error).__name__}: {first_line(error)})") from error
     if not isinstance(config, Config):
         raise InputError(f"config {path} must define `config = deepjax.config.Config(...)`")
@@ -68,4 +68,4 @@ def load(path):
 
 def docstring(path):
     """Return the docstring of a config file."""
-    return ast.get_docstring(ast.parse(path.read_text())) or ""
+    return ast.get_docstring(ast.parse(path.read_bytes())) or ""  # bytes: the file itself names its encoding

@@ -61,8 +61,10 @@ def _prepare(arguments):
     """
     options = parse(Prepare, arguments, "deepjax datasets prepare", _prepare.__doc__)
     from deepjax import data
+    from deepjax.training.signals import raising
 
-    data.prepare(options.name, options.data_dir)
+    with raising():
+        data.prepare(options.name, options.data_dir)
     print(f"{options.name} is ready")
     return 0
 

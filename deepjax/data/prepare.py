@@ -32,7 +32,15 @@ def prepare(name: str, data_dir: str) -> None:
     command = [sys.executable, "-c", CHILD, name, data_dir]
     # TensorFlow must not allocate the GPU's memory.
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env={**os.environ, **quiet}, stdout=subprocess.PIPE, text=True)
+    # In a session of its own, a terminal's Ctrl-C reaches this process alone, which then ends the other.
+    done = subprocess.run(
+        command,
+        env={**os.environ, **quiet},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line.startswith(FAILED)]
         reason = lines[-1].removeprefix(FAILED) if lines else f"the process ended with code {done.returncode}"

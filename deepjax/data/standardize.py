@@ -5,8 +5,6 @@ Statistics are computed in float64, one chunk of images at a time, so that the d
 
 import math
 import threading
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple, get_args, get_type_hints
 
@@ -16,7 +14,7 @@ import numpy as np
 
 from deepjax import config
 from deepjax.data.records import Arrays, Records, Split
-from deepjax.errors import InputError, choices
+from deepjax.errors import InputError, choices, first_line
 from deepjax.files import replacing
 from deepjax.functional.arrays import at_least_float32, per_feature
 
@@ -146,8 +144,21 @@ class Standardizer(NamedTuple):
             return cls(str(arrays.pop("kind")), **arrays)
         except FileNotFoundError:
             raise InputError(f"{path} is missing") from None
-        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path} cannot be read ({error}); it may be truncated") from error
+        except Exception as error:  # of zipfile, zlib and NumPy, for contents of any kind
+            raise InputError(f"{path} cannot be read ({first_line(error)}); it may be truncated") from error
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether this is a transformation, with finite numbers, of inputs of a shape."""
+        arrays = [each for each in self[1:] if each is not None]
+        if self.kind not in KINDS or (self.basis is not None) != (self.kind in WHITENING):
+            return False
+        if not all(each.dtype == np.float32 and np.isfinite(each).all() for each in arrays) or (self.scale <= 0).any():
+            return False
+        if self.basis is not None:
+            if self.shift.shape != shape or self.basis.shape != (self.shift.size, *self.scale.shape):
+                return False
+            return np.allclose(np.square(self.basis).sum(0), 1, atol=1e-3)
+        return self.shift.shape in (shape[-1:], shape) and self.scale.shape == self.shift.shape
 
     def _expect(self, what: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
         if given[max(0, len(given) - len(shape)) :] != shape:

@@ -4,7 +4,7 @@ from deepjax.inference.evaluate import Evaluated, average_weights, evaluate_run,
 from deepjax.inference.export import export
 from deepjax.inference.predict import Classifier, load_classifier, predict
 from deepjax.inference.run import Run, load_run
-from deepjax.tasks.classification import Evaluation, Prediction
+from deepjax.tasks.evaluation import Evaluation, Prediction
 
 __all__ = [
     "Classifier",

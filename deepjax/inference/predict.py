@@ -70,7 +70,9 @@ def class_names(count) -> tuple[str, ...]:
     """Return ImageNet's names, in torchvision's order, if `count` is 1000; else numbers."""
     if count != 1000:
         return tuple(map(str, range(count)))
-    return tuple(resources.files("deepjax.data").joinpath("imagenet_classes.txt").read_text("utf8").splitlines())
+    return tuple(
+        resources.files("deepjax.data").joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    )
 
 
 def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:

@@ -1,13 +1,19 @@
 """The network that a run has trained, from the folder of the run."""
 
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from deepjax import data, tasks
 from deepjax.config import Config
 from deepjax.errors import InputError
 from deepjax.runs import workdir
 from deepjax.runs.weights import read_weights
+from deepjax.trace import call_arguments, input_errors
 from deepjax.training.model import check_in_zoo, make_model
 
 
@@ -67,24 +73,49 @@ def load_run(folder, *, model=None, warn=warnings.warn) -> Run:
       warn: receives one line for each damaged checkpoint that is skipped.
 
     Raises:
-      InputError: the folder holds no run, or no complete checkpoint; the model is not in the zoo and not given,
-        or is no Linen module.
+      InputError: the folder holds no run, or no complete checkpoint; its records are damaged, or describe another
+        network than that of the weights; the model is not in the zoo and not given, or is no Linen module.
     """
     config = workdir.read_config(folder)
     record = workdir.read_data(folder)
     if model is None:
         check_in_zoo(f"workdir {folder}", config.model, f"pass load_run(..., model={config.model}())")
-    outputs = tasks.find(config.task).outputs(record["classes"], tuple(record["shape"]))
+    outputs = tasks.find(config.task).outputs(record.classes, record.shape)
     model = make_model(config, outputs, model)
     statistics: Any = workdir.read_statistics(folder)  # not None, since data.json exists
     weights = read_weights(folder, config, warn)
-    return Run(
+    run = Run(
         config=config,
         model=model,
         members=tuple(each.variables for each in weights),
         steps=tuple(each.step for each in weights),
-        classes=tuple(record["classes"]),
-        shape=tuple(record["shape"]),
+        classes=record.classes,
+        shape=record.shape,
         standardizer=statistics.standardizer,
-        fit=record["fit"],
+        fit=record.fit,
     )
+    _check_weights(folder, run)
+    return run
+
+
+def _check_weights(folder, run):
+    """Raise InputError if the weights are not those of the network that the records describe; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, *run.shape), jnp.uint8 if len(run.shape) == 3 else jnp.float32)
+    init = partial(run.model.init, **call_arguments(run.model, train=False))
+    with input_errors((1, *run.shape)):
+        inputs = jax.eval_shape(run.standardizer.apply, images)
+        variables = jax.eval_shape(lambda x: init(jax.random.key(0), x), inputs)
+    wanted = _shapes(variables)
+    for member in run.members:
+        found = _shapes(member)
+        for path in sorted(wanted.keys() | found.keys()):
+            if wanted.get(path) != found.get(path):
+                raise InputError(
+                    f"the weights in {folder} are not of the network of its config.json and data.json: "
+                    f"{'/'.join(path)} has shape {found.get(path)}, not {wanted.get(path)}; restore these records"
+                )
+
+
+def _shapes(variables) -> dict[tuple[str, ...], tuple[int, ...]]:
+    leaves: Any = flatten_dict(variables)
+    return {path: leaf.shape for path, leaf in leaves.items()}

@@ -176,6 +176,6 @@ def device_memory(devices=1):
 def _container_limit():
     """Return the bytes that Linux allows this container; infinity without a limit."""
     try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+        return int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
     except (OSError, ValueError):  # "max"
         return math.inf

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from deepjax.errors import InputError
+from deepjax.training.signals import raising
 
 
 def measure(config, found, remat, seconds) -> dict[str, Any]:
@@ -31,14 +32,16 @@ def measure(config, found, remat, seconds) -> dict[str, Any]:
     # The child must not reserve most of a GPU's memory, which other processes may hold, and must really compile.
     changes = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "deepjax.plan.compiling"],
-            input=request,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            env=os.environ | changes,
-        )
+        with raising():
+            done = subprocess.run(
+                [sys.executable, "-m", "deepjax.plan.compiling"],
+                input=request,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=seconds,
+                env=os.environ | changes,
+            )
     except subprocess.TimeoutExpired:
         return {"stopped": f"not compiled within {seconds:g} s"}
     if done.returncode:

@@ -104,14 +104,14 @@ class Checkpoints:
         try:
             if like is None:
                 progress = self.manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-                return _read_weights(folder / "state"), progress["progress"]
+                return _read_weights(folder / "state"), _checked(progress["progress"])
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
             restored = self.manager.restore(step, args=items)
+            return restored["state"], _checked(restored["progress"])
         except Exception as error:  # Orbax raises bare Exception for unreadable arrays
             kind = InputError if expected else Damaged
             raise kind(f"checkpoint {folder} cannot be read: {first_line(error)}") from error
-        return restored["state"], restored["progress"]
 
     def newest(self, like, warn, *, repair=False):
         """Return (state, progress) of the newest complete checkpoint, or None if there is no checkpoint.
@@ -183,6 +183,14 @@ class Checkpoints:
         self.manager.close()
 
 
+def _checked(progress):
+    """Return a checkpoint's progress. Raise ValueError unless it is an object whose "best" has a step, or is None."""
+    best = progress["best"] if isinstance(progress, dict) else ()
+    if best is not None and not (isinstance(best, dict) and isinstance(best.get("step"), int)):
+        raise ValueError("its progress names no best step")
+    return progress
+
+
 def _read_weights(path) -> Weights:
     """Read what evaluation needs from a stored TrainState. Shapes and types are those that the checkpoint records."""
     handler = ocp.PyTreeCheckpointHandler()
@@ -228,15 +236,17 @@ def _digests(folder):
 
 
 def _read_digests(folder):
-    """Return {relative path: sha256} as recorded, or {} if the process was killed before it was recorded.
+    """Return {relative path: sha256} as recorded, or {} if there is no such record or it is damaged.
 
-    Orbax notices damage too, but late and with pages of TensorStore's own output. It renames a complete checkpoint into
-    place; one without digests is therefore complete, and Orbax judges it alone.
+    A process that is killed before it writes the record leaves none. Orbax notices damage too, but late and with pages
+    of TensorStore's own output. It renames a complete checkpoint into place; one without digests is therefore complete,
+    and Orbax judges it alone.
     """
     try:
-        return read_json(folder / DIGESTS)
+        found = read_json(folder / DIGESTS)
     except InputError:
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _difference(expected, found):

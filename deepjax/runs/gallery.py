@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepjax.runs.plots import new_figure
+from deepjax.runs.plots import drawn, new_figure
 
 MOST = 64  # images on one sheet
 
@@ -26,7 +26,7 @@ def gallery(images: Sequence[np.ndarray], captions: Sequence[str], title: str = 
     rows = max(1, math.ceil(count / columns))
     figure = new_figure(1.9 * columns, 2.2 * rows + 0.4)
     # A dollar sign in the name of a class is not mathematics.
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(drawn(title), parse_math=False)
     for axes in figure.subplots(rows, columns, squeeze=False).ravel():
         axes.axis("off")
     for axes, image, caption in zip(figure.axes, images, captions):
@@ -35,5 +35,5 @@ def gallery(images: Sequence[np.ndarray], captions: Sequence[str], title: str = 
             axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=white)
         else:
             axes.imshow(image)
-        axes.set_title(caption, fontsize=8, parse_math=False)
+        axes.set_title(drawn(caption), fontsize=8, parse_math=False)
     return figure

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 import uuid
+import warnings
 from typing import Any
 
 # These modules make their classes at run time, where a type checker cannot find them.
@@ -27,19 +28,20 @@ class MetricsLog:
       workdir: Path of the run.
       step: step of the state from which training continues. Lines of later steps, which a killed process left, are
         removed; training writes them again.
+      warn: receives one line if there are lines that cannot be read, which are removed.
       project: project of Weights & Biases to which all is sent, too. Empty: none.
       config: config of the run, for Weights & Biases: what JSON can hold.
     """
 
-    def __init__(self, workdir, step=0, *, project="", config=None):
+    def __init__(self, workdir, step=0, warn=warnings.warn, *, project="", config=None):
         self.file = self.events = self.table = self.wandb = None
         if not is_main():
             return
         self.wandb = _WandB(workdir, project, config) if project else None
-        kept = [line for line in read(workdir) if line["step"] <= step]
+        kept = [line for line in read(workdir, warn) if line["step"] <= step]
         # Replaced atomically, so that a full disk does not destroy the lines that exist.
         files.write_text(workdir / NAME, "".join(json.dumps(line) + "\n" for line in kept))
-        self.file = (workdir / NAME).open("a")
+        self.file = (workdir / NAME).open("a", encoding="utf-8")
         self.table = _Table(workdir, kept)
         self.events = _Events(workdir / "tensorboard", step + 1)
 
@@ -159,17 +161,28 @@ class _Events:
         self.records.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
-def read(workdir):
+def read(workdir, warn=warnings.warn):
     """Return the lines of a run's metrics.jsonl as dicts, oldest first; [] if there is no such file.
 
-    A last line that is incomplete, because the process was killed, is left out.
+    A last line that is incomplete, because the process was killed, is left out. Other lines that are not those of
+    `MetricsLog` are left out too, and `warn` receives one line about them.
     """
-    lines = []
     if not (workdir / NAME).exists():
-        return lines
-    for line in (workdir / NAME).read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+        return []
+    *complete, last = (workdir / NAME).read_bytes().split(b"\n")
+    lines = [*map(_line, complete), *filter(None, [_line(last)])]
+    if damaged := [number for number, line in enumerate(lines, 1) if line is None]:
+        count = f"{len(damaged)} of {len(lines)} lines"
+        warn(f"{workdir / NAME}: {count} are damaged and left out, the first is line {damaged[0]}")
+    return [line for line in lines if line is not None]
+
+
+def _line(text):
+    """Return a line of metrics.jsonl as a dict, or None if it is damaged."""
+    try:
+        line = json.loads(text)
+        numbers = {name: value for name, value in line.items() if name != "kind"}
+        whole = isinstance(line["kind"], str) and isinstance(line["step"], int) and "epoch" in line
+        return line if whole and all(type(value) in (int, float) for value in numbers.values()) else None
+    except (ValueError, AttributeError, KeyError, RecursionError):  # not JSON, no object, without its fields
+        return None

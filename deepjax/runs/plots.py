@@ -1,10 +1,13 @@
 """The figures of a run. Each function draws given numbers; matplotlib is imported when the first figure is drawn."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from deepjax.errors import first_line
 from deepjax.files import replacing
 from deepjax.parallel import is_main
 
@@ -20,11 +23,37 @@ class Curve(NamedTuple):
 NOT_METRICS = ("kind", "step", "epoch", "seconds", "grad_norm", "learning_rate")  # in a line of metrics.jsonl
 
 
+LETTERS = 40  # of a name in a figure
+
+
+def draw(folder: Path, figures: Callable[[], Mapping[str, Any]], warn: Callable[[str], Any]) -> None:
+    """Write figures to a folder. One that fails is a warning, because the records of the run do not depend on it.
+
+    Args:
+      folder: of the run. Everything that is recorded must have been written to it before.
+      figures: function that returns {file name: Figure}.
+      warn: receives one line if something cannot be drawn.
+    """
+    name = "its figures"
+    try:
+        for name, figure in figures().items():
+            save(figure, folder / name)
+    except Exception as error:  # fonts, memory, the user's matplotlibrc: nothing that is worth a finished training
+        warn(f"{folder}: {name} cannot be drawn ({type(error).__name__}: {first_line(error)})")
+
+
 def save(figure, path):
     """Write a figure as a PNG file of 150 dots per inch. Only the main process writes."""
     if is_main():
-        with replacing(path) as partial:
+        with replacing(path) as partial, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
             figure.savefig(partial, format="png", dpi=150)
+
+
+def drawn(text, letters=None):
+    """Return a text without what Matplotlib cannot draw, cut to so many letters."""
+    text = text.encode(errors="replace").decode()  # surrogates, which stand for bytes of a file's name
+    return text if letters is None or len(text) <= letters else f"{text[: letters - 1]}…"
 
 
 def new_figure(width, height):
@@ -88,17 +117,19 @@ def learning_rates(points, tenth, steepest, loss, title):
     for rate, style, what in ((tenth, "-", "suggestion: a tenth of the minimum"), (steepest, "--", "steepest descent")):
         if rate is not None:
             axes.axvline(rate, color="C3", linestyle=style, linewidth=1, label=f"{what}: {rate:.2g}")
-    axes.set(xlabel="learning rate", ylabel=loss, xscale="log", title=title)
+    axes.set(xlabel="learning rate", ylabel=loss, xscale="log")
+    axes.set_title(drawn(title), parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def confusion(counts, classes, title):
+def confusion(counts, totals, classes, title):
     """Draw a confusion matrix.
 
     Args:
-      counts: i[classes, classes], by true class, then predicted class. Colors are fractions of the true class.
+      counts: i[classes, classes], by true class, then predicted class.
+      totals: i[classes], the examples of each true class, of which colors are fractions.
       classes: names of the classes.
       title: title of the figure.
 
@@ -109,13 +140,15 @@ def confusion(counts, classes, title):
     size = min(4 + 0.35 * n, 16)
     figure = new_figure(size, size)
     axes = figure.subplots()
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    shares = counts / np.maximum(totals, 1)[:, None]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the true class")
-    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(drawn(title), parse_math=False)  # in names, dollar signs are dollar signs
     if n <= 30:
-        axes.set_xticks(range(n), classes, rotation=45, ha="right")
-        axes.set_yticks(range(n), classes)
+        names = [drawn(name, LETTERS) for name in classes]
+        axes.set_xticks(range(n), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(n), names, parse_math=False)
         for row, column in np.argwhere(counts):
             dark = shares[row, column] > 0.5
             axes.text(

@@ -16,8 +16,10 @@ from filelock import FileLock, Timeout
 
 from deepjax.config import Config, flatten, from_dict, is_free
 from deepjax.data import Standardizer
+from deepjax.data.records import Fit
 from deepjax.errors import InputError
-from deepjax.files import PARTIAL, read_json, write_json
+from deepjax.fields import option
+from deepjax.files import PARTIAL, check_path, read_json, write_json
 from deepjax.parallel import is_main
 
 LOCK = "lock"
@@ -62,6 +64,7 @@ def check_workdir(config, workdir):
 
     Raise Taken, an InputError, for a folder that holds something else, or a run of another config.
     """
+    check_path("workdir", workdir)
     if (workdir / "config.json").exists():
         _changes(config, workdir)
     elif workdir.exists() and (not workdir.is_dir() or any(_is_foreign(path) for path in workdir.iterdir())):
@@ -75,10 +78,22 @@ def _is_foreign(path):
 
 
 def finished(workdir, config):
-    """Return the contents of summary.json if the run in a folder has all the epochs of a config, else None."""
-    if not (workdir / "summary.json").exists() or "epochs" in _changes(config, workdir):
+    """Return the contents of summary.json if the run in a folder has all the epochs of a config, else None.
+
+    Raise InputError if the file is not what a run writes.
+    """
+    path = workdir / "summary.json"
+    if not path.exists() or "epochs" in _changes(config, workdir):
         return None
-    return read_json(workdir / "summary.json")
+    summary = read_json(path)
+    kinds = (int, float, list)  # of what the summary holds beside the result
+    if not (
+        isinstance(summary, dict)
+        and isinstance(summary.get("result"), str)
+        and all(type(value) in kinds for name, value in summary.items() if name != "result")
+    ):
+        raise InputError(f"{path} holds no result; delete it, and the same command tests the run again")
+    return summary
 
 
 @contextlib.contextmanager
@@ -215,6 +230,7 @@ def read_config(workdir):
     Raise InputError if there is no run, or its record does not fit this version of deepjax.
     """
     path = Path(workdir) / "config.json"
+    check_path("workdir", path.parent)
     if not path.exists():
         raise InputError(f"workdir {workdir} holds no run (there is no {path}); `deepjax train` makes one")
     values = _read_record(Path(workdir))["config"]
@@ -248,6 +264,27 @@ def remove_partial(workdir):
             path.unlink()
 
 
+@dataclasses.dataclass(frozen=True)
+class DataRecord:
+    """The contents of data.json: what resuming, evaluation and prediction need to know of the training set."""
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...] = option(at_least=1)
+    """Of one example."""
+    examples: tuple[int, int, int] = option(at_least=0)
+    """Numbers of training, validation and test examples."""
+    labels_sha256: str = option()
+    fit: Fit = option()
+    mean: tuple[float, ...] = ()
+    """With std, of each channel; empty if the standardization is in inputs.npz."""
+    std: tuple[float, ...] = option((), above=0)
+    lighting: tuple[tuple[float, float, float], ...] = ()
+    """Three principal components of the colors, if augmentation uses them."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and what was drawn at random; see `data.Dataset`."""
+
+
 class Statistics(NamedTuple):
     """What is fitted on the training set and recorded with the run."""
 
@@ -263,51 +300,67 @@ def write_data(workdir, dataset, statistics):
     Raise InputError if the folder holds a run on other data.
     """
     labels = [np.asarray(split.labels, np.int32) for split in (dataset.train, dataset.validation, dataset.test)]
-    record = {
-        "name": dataset.name,
-        "classes": list(dataset.classes),
-        "shape": list(dataset.shape),
-        "examples": [len(split) for split in labels],  # training, validation, test
-        "labels_sha256": hashlib.sha256(b"".join(split.tobytes() for split in labels)).hexdigest(),
-    }
     standardizer, lighting = statistics
-    if standardizer.kind == "channel":
-        record |= {"mean": standardizer.shift.tolist(), "std": standardizer.scale.tolist()}
-    record |= {"fit": dataset.fit, "notes": list(dataset.notes)}
-    if lighting is not None:
-        record["lighting"] = lighting.tolist()
-    path = workdir / "data.json"
-    if not path.exists():
-        if standardizer.kind != "channel" and is_main():
+    of_channels = standardizer.kind == "channel"
+    record = DataRecord(
+        name=dataset.name,
+        classes=tuple(dataset.classes),
+        shape=tuple(dataset.shape),
+        examples=(len(dataset.train), len(dataset.validation), len(dataset.test)),
+        labels_sha256=hashlib.sha256(b"".join(split.tobytes() for split in labels)).hexdigest(),
+        fit=dataset.fit,
+        mean=tuple(standardizer.shift.tolist()) if of_channels else (),
+        std=tuple(standardizer.scale.tolist()) if of_channels else (),
+        lighting=() if lighting is None else tuple(map(tuple, lighting.tolist())),
+        notes=tuple(dataset.notes),
+    )
+    if not (workdir / "data.json").exists():
+        if not of_channels and is_main():
             standardizer.save(workdir / INPUTS)
-        write_record(workdir, path.name, record)
+        known = {name: value for name, value in dataclasses.asdict(record).items() if value != ()}
+        write_record(workdir, "data.json", known)
         return
-    before = read_json(path)
+    before = read_data(workdir)
     for field in ("classes", "shape", "examples", "labels_sha256"):
-        if before[field] != record[field]:
+        old, new = getattr(before, field), getattr(record, field)
+        if old != new:
             raise InputError(
                 f"data set {dataset.name} has changed since the run in {workdir} was started: {field} was "
-                f"{before[field]}, is now {record[field]}; restore the data, or choose another --workdir"
+                f"{old!r:.200}, is now {new!r:.200}; restore the data, or choose another --workdir"
             )
 
 
-def read_data(workdir):
-    """Return data.json: the classes, the shape of an example, and what else is recorded of the training set."""
-    return read_json(Path(workdir) / "data.json")
+def read_data(workdir) -> DataRecord:
+    """Return the contents of data.json. Raise InputError if it is missing, damaged, or not what a run writes."""
+    path = Path(workdir) / "data.json"
+    values = read_json(path)
+    try:
+        record = from_dict(DataRecord, values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; restore the file") from None
+    if not record.shape or len(record.lighting) not in (0, 3):
+        raise InputError(f"{path}: shape {record.shape} or lighting {record.lighting} is damaged; restore the file")
+    return record
 
 
 def read_statistics(workdir):
-    """Return the Statistics of the run in a folder, or None if they have not been written."""
-    path = Path(workdir) / "data.json"
-    if not path.exists():
+    """Return the Statistics of the run in a folder, or None if they have not been written.
+
+    Raise InputError for records that are missing, damaged, or of inputs of another shape than data.json says.
+    """
+    if not (Path(workdir) / "data.json").exists():
         return None
-    record = read_json(path)
-    arrays = {name: np.asarray(record[name], np.float32) for name in ("mean", "std", "lighting") if name in record}
-    if "mean" in arrays:
-        standardizer = Standardizer("channel", arrays["mean"], arrays["std"])
+    record = read_data(workdir)
+    path = Path(workdir) / ("data.json" if record.mean else INPUTS)
+    if record.mean:
+        with np.errstate(over="ignore"):  # `fits` refuses infinity
+            shift, scale = (np.asarray(values, np.float32) for values in (record.mean, record.std))
+        standardizer = Standardizer("channel", shift, scale)
     else:
-        standardizer = Standardizer.load(Path(workdir) / INPUTS)
-    return Statistics(standardizer, arrays.get("lighting"))
+        standardizer = Standardizer.load(path)
+    if not standardizer.fits(record.shape):
+        raise InputError(f"{path} holds no standardization of inputs of shape {record.shape}; restore the file")
+    return Statistics(standardizer, np.asarray(record.lighting, np.float32) if record.lighting else None)
 
 
 def key_of(config):

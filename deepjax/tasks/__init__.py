@@ -40,7 +40,8 @@ from typing import Any
 
 from deepjax.errors import InputError, choices
 from deepjax.tasks import classification
-from deepjax.tasks.classification import Classification, Evaluation
+from deepjax.tasks.classification import Classification
+from deepjax.tasks.evaluation import Evaluation
 
 __all__ = ["TASKS", "Classification", "Evaluation", "find"]
 

@@ -1,6 +1,5 @@
 """Classification: assign each image, or vector of features, to one of several classes."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -13,97 +12,11 @@ from deepjax import data, functional
 from deepjax.errors import InputError
 from deepjax.runs.plots import Curve
 from deepjax.runs.workdir import Statistics
-from deepjax.tasks.scores import calibration_error, class_scores
+from deepjax.tasks.evaluation import Evaluation, Prediction
 
 TOP = 5  # classes that evaluation keeps for each example
 WORST = 16  # examples of the picture of the largest losses
-
-
-class Evaluation(NamedTuple):
-    """Predictions for a data set, one row per example."""
-
-    labels: np.ndarray  # i64[examples]
-    losses: np.ndarray  # f32[examples], nats
-    classes: np.ndarray  # i32[examples, k]: the k = min(5, classes) most probable, best first
-    confidences: np.ndarray | None = None  # f32[examples]: probability of the most probable class, if it is known
-
-    @property
-    def error(self):
-        """Fraction of examples whose most probable class is wrong."""
-        return float(np.mean(self.classes[:, 0] != self.labels))
-
-    @property
-    def loss(self):
-        """Mean cross entropy in nats."""
-        return float(np.mean(self.losses, dtype=np.float64))
-
-    @property
-    def metrics(self):
-        """The numbers that a run records."""
-        return {"error": self.error, "loss": self.loss}
-
-    @property
-    def rank(self):
-        """Of two evaluations, the one with the lower rank is better."""
-        return self.error, self.loss
-
-    @property
-    def calibration_error(self):
-        """Expected calibration error (`scores.calibration_error`); NaN if the confidences are not known."""
-        if self.confidences is None:
-            return math.nan
-        return calibration_error(self.confidences, self.classes[:, 0] == self.labels)
-
-    def scores(self, num_classes):
-        """`scores.ClassScores` of the predictions."""
-        return class_scores(self.labels, self.classes[:, 0], num_classes)
-
-    @property
-    def top5_error(self):
-        """Fraction of examples whose class is not among the five most probable."""
-        return float(np.mean(~(self.classes == self.labels[:, None]).any(-1)))
-
-    def confusion(self, num_classes):
-        """Counts [true class, predicted class]."""
-        counts = np.zeros((num_classes, num_classes), int)
-        np.add.at(counts, (self.labels, self.classes[:, 0]), 1)
-        return counts
-
-    def class_errors(self, num_classes):
-        """Error of each class; NaN for a class without examples."""
-        counts = self.confusion(num_classes)
-        totals = counts.sum(1)
-        return np.where(totals > 0, 1 - np.diag(counts) / np.maximum(totals, 1), np.nan)
-
-
-class Prediction(NamedTuple):
-    """The most probable classes of one image file, or why the file could not be read."""
-
-    path: str
-    classes: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    problem: str = ""
-
-    @property
-    def texts(self):
-        """The classes with their probabilities in words, for a table."""
-        return [f"{name} {100 * p:.1f} %" for name, p in zip(self.classes, self.probabilities, strict=True)]
-
-    @property
-    def record(self):
-        """What JSON holds of it."""
-        if self.problem:
-            return {"image": self.path, "error": self.problem}
-        likely = zip(self.classes, self.probabilities, strict=True)
-        return {"image": self.path, "classes": [{"class": name, "probability": p} for name, p in likely]}
-
-    @property
-    def row(self):
-        """One row of a table, as {column: value}."""
-        row: dict = {"image": self.path}
-        for i, (name, p) in enumerate(zip(self.classes, self.probabilities, strict=True), 1):
-            row |= {f"class_{i}": name, f"probability_{i}": p}
-        return row | {"error": self.problem}
+MANY, HARDEST = 100, 30  # of more than MANY classes, a picture shows the HARDEST
 
 
 class Taught(NamedTuple):
@@ -280,11 +193,22 @@ class Classification:
         return f"error {100 * metrics['error']:.2f} %, loss {metrics['loss']:.4f}"
 
     def figures(self, evaluation, title, split):
-        """Return {file name: figure}: the confusion matrix, and the images of `split` that were classified worst."""
+        """Return {file name: figure}: the confusion matrix, and the images of `split` that were classified worst.
+
+        A matrix of all classes would be as large as their square. Of more than 100 classes, only the 30 with the most
+        wrong predictions are drawn, the hardest first; shares are those of all examples of a class.
+        """
         from deepjax.runs import plots
 
-        counts = evaluation.confusion(len(self.classes))
-        drawn = {"confusion.png": plots.confusion(counts, self.classes, title)}
+        total, heading = len(self.classes), title
+        examples, wrong = evaluation.class_counts(total)
+        shown = np.arange(total)
+        if total > MANY:
+            shown = np.argsort(-wrong, kind="stable")[:HARDEST]
+            heading = f"{title}\nthe {HARDEST} of {total:,} classes with the most wrong predictions"
+        counts = evaluation.confusion(total, shown)
+        names = [self.classes[k] for k in shown]
+        drawn = {"confusion.png": plots.confusion(counts, examples[shown], names, heading)}
         return drawn | ({"worst.png": self._worst(evaluation, title, split)} if _has_images(split) else {})
 
     def _worst(self, evaluation, title, split):

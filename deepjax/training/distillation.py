@@ -58,7 +58,7 @@ def _read_run(where, path):
 
     config, record = workdir.read_config(path), workdir.read_data(path)
     check_in_zoo(f"teacher {where}", config.model, "name a run of a network of the zoo")
-    classes = tuple(record["classes"])
+    classes = record.classes
     newest = read_weights(path, config, warnings.warn)[-1]
     statistics: Any = workdir.read_statistics(path)  # not None, since data.json exists
     model = make_model(config, len(classes))

@@ -90,7 +90,7 @@ def range_test(
         record = {"suggestion": tenth, "tenth_of_minimum": tenth, "steepest_descent": steepest}
         record |= {"min_rate": min_rate, "max_rate": max_rate, "steps": steps, "smoothing": smoothing}
         record |= {"start_step": start_step, "stopped": stopped, "points": [point._asdict() for point in points]}
-        _write(folder, record, points, exp)
+        _write(folder, record, points, exp, display.warn)
     display(f"{_verdict(points, tenth, steepest)}; see {folder / 'find_lr.png'} and {folder / 'find_lr.json'}")
     return record
 
@@ -119,14 +119,13 @@ def _newest(exp, folder, display):
     return restored and restored[0]
 
 
-def _write(folder, record, points, exp):
+def _write(folder, record, points, exp, warn):
     from deepjax.runs import plots
 
     workdir.write_record(folder, "find_lr.json", record)
     title = f"{exp.config.model} on {exp.dataset.name}, {exp.config.optimizer.name}"
     rates, loss = (record["tenth_of_minimum"], record["steepest_descent"]), exp.task.curves["loss"].label
-    figure = plots.learning_rates(points, *rates, loss, title)
-    plots.save(figure, folder / "find_lr.png")
+    plots.draw(folder, lambda: {"find_lr.png": plots.learning_rates(points, *rates, loss, title)}, warn)
 
 
 def _verdict(points, tenth, steepest):

@@ -53,7 +53,7 @@ def _read_run(where, path):
     config, record = workdir.read_config(path), workdir.read_data(path)
     remedy = "weights of a module of your own cannot be used; name a run of a network of the zoo"
     check_in_zoo(f"pretrained {where}", config.model, remedy)
-    network = make_model(config, len(record["classes"]))
+    network = make_model(config, len(record.classes))
     newest = read_weights(path, config, warnings.warn)[-1]
     statistics: Any = workdir.read_statistics(path)  # not None, since data.json exists
     return Source(where, config.model, network, newest.variables, statistics.standardizer)

@@ -14,6 +14,7 @@ from deepjax import data, optimizers, zoo
 from deepjax.config import Config
 from deepjax.data import as_dataset
 from deepjax.errors import InputError, Stopped, TrainingFailed
+from deepjax.fields import from_dict
 from deepjax.runs import workdir
 from deepjax.training import averaging, setup
 from deepjax.training.evaluator import Compiled
@@ -114,10 +115,11 @@ class Trainer:
         self.final: Any = final_checkpoints(self.config, folder)
         restored = self.checkpoints.newest(experiment.abstract_state, display.warn, repair=True)
         self.state = restored[0] if restored else experiment.initial_state(display)
-        self.progress = Progress(**restored[1]) if restored else Progress()
+        self.progress = from_dict(Progress, restored[1]) if restored else Progress()
         self.parameters = parameter_count(self.state.params)
         self.done = int(self.state.step)
-        self.metrics = MetricsLog(folder, self.done, project=self.config.wandb, config=asdict(self.config))
+        project = self.config.wandb
+        self.metrics = MetricsLog(folder, self.done, display.warn, project=project, config=asdict(self.config))
         self.total = experiment.loader.steps * self.config.epochs
         validation = experiment.dataset.validation
         self.validate = experiment.evaluator(validation) if len(validation) else None
@@ -140,9 +142,9 @@ class Trainer:
             while not self._finished():
                 self._train_epoch(signals)
                 self._end_epoch()
-                if signals.received and not self._finished():
+                if signals.received:
                     self._stop(signals.received)
-            return self._summarize()
+        return self._summarize()  # everything is saved: a signal may end it, and the same command repeats it
 
     def _finished(self):
         patience = self.config.patience
@@ -181,7 +183,8 @@ class Trainer:
         pending = None
         for rows in map(self.exp.mesh.to_devices, loader.epoch(p.epochs, first)):
             if self.step.seconds == 0:
-                self._compile(rows)
+                with signals.released():
+                    self._compile(rows)
             self.state, metrics = self.step(self.state, self.exp.data, rows, self.key)
             if pending is not None:  # fetched one step late, so that the device does not wait for the host
                 self._account(self.done, pending)
@@ -302,10 +305,11 @@ class Trainer:
     def _draw_curves(self):
         from deepjax.runs import metrics, plots
 
-        plots.save(plots.curves(metrics.read(self.folder), self.task.curves), self.folder / "curves.png")
+        lines = metrics.read(self.folder, self.display.warn)
+        plots.draw(self.folder, lambda: {"curves.png": plots.curves(lines, self.task.curves)}, self.display.warn)
 
     def _summarize(self):
-        """Test, draw, and write summary.json last."""
+        """Test, write summary.json, then draw: a figure that fails does not cost the result."""
         from deepjax.runs import plots
 
         p, dataset = self.progress, self.exp.dataset
@@ -327,11 +331,10 @@ class Trainer:
             "best_epoch": epoch,
             **more,
         }
+        workdir.write_record(self.folder, "summary.json", summary)
         self._draw_curves()
         title = f"{self.config.model} on {dataset.name}: test {self.task.text(test.metrics)}"
-        for name, figure in self.task.figures(test, title, dataset.test).items():
-            plots.save(figure, self.folder / name)
-        workdir.write_record(self.folder, "summary.json", summary)
+        plots.draw(self.folder, lambda: self.task.figures(test, title, dataset.test), self.display.warn)
         self.metrics.summarize(summary)
         self.display(f"{result} after {duration(p.seconds)}; see {self.folder}{self._next_command()}")
         return summary

@@ -108,7 +108,7 @@ def fetch(name, *, revision=None, cache_dir=None, endpoint=None) -> tuple[Path, 
                 write_json(note, record)  # the record is written last: its existence marks the download as complete
                 return path, record
     try:
-        record = dict(json.loads(note.read_text()))
+        record = dict(json.loads(note.read_bytes()))
         intact = path.is_file() and sha256(path) == record["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         intact = False

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from deepjax import cli, zoo
+from deepjax.cli import configs
 from deepjax.cli.terminal import parse
 from deepjax.config import Config, Optimizer
 
@@ -300,6 +302,52 @@ def test_a_config_file_of_ones_own(tmp_path, capsys):
         assert code == 2
         assert message in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b"# -*- coding: latin-1 -*-\n"])
+def test_a_config_file_names_its_own_encoding(tmp_path, start):
+    text = '"""Pr\u00fcfung."""\nfrom deepjax.config import *\nconfig = Config(data_dir="\u00fc")\n'
+    path = tmp_path / "mine.py"
+    path.write_bytes(start + text.encode("latin-1" if b"latin" in start else "utf-8"))
+    assert configs.docstring(path) == "Pr\u00fcfung."
+    assert configs.load(path).data_dir == "\u00fc"
+
+
+def test_a_config_file_that_exits_is_refused(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("import sys; sys.exit(3)")
+    code, _, err = here(capsys, "train", tmp_path / "mine.py")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "SystemExit" in err
+
+
+@pytest.mark.parametrize(("encoding", "printed"), [("cp1252", b"\\u732b \xfc"), ("ascii", b"\\u732b \\xfc")])
+def test_letters_that_a_terminal_lacks_are_escaped(monkeypatch, encoding, printed):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    monkeypatch.setitem(cli.COMMANDS, "models", lambda arguments: print("\u732b \u00fc") or 0)
+    assert cli.main(["models"]) == 0
+    assert cli.main(["\u732b"]) == 2
+    streams[1].flush()
+    assert streams[0].buffer.getvalue().rstrip() == printed
+    assert rb"deepjax: command '\u732b' is unknown" in streams[1].buffer.getvalue()
+
+
+def test_a_path_that_the_locale_cannot_encode_is_one_line(capsys, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "models", lambda arguments: "\udcff".encode())
+    code, _, err = here(capsys, "models")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "set PYTHONUTF8=1" in err
+
+
+@pytest.mark.parametrize(("arguments", "number"), [((), 2), ((15,), 15)])
+def test_an_interrupt_is_one_line(capsys, monkeypatch, arguments, number):
+    def interrupted(_):
+        raise KeyboardInterrupt(*arguments)
+
+    monkeypatch.setitem(cli.COMMANDS, "models", interrupted)
+    code, _, err = here(capsys, "models")
+    assert (code, err.count("\n")) == (128 + number, 1)
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(tmp_path, capsys):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import chex
 import pytest
@@ -19,11 +20,11 @@ DENSE = ["--model", "mlp", "--model-options", "depth=2", "width=8", "--devices.c
 XOR = ["--data.name", "xor", "--data.augment.translate", "0", "--data.augment.scale", "0", *DENSE]
 
 
-def start(*arguments, folder, **environment):
+def start(*arguments, folder, command=DEEPJAX, **environment):
     """Start a command in a separate process."""
     environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"} | environment
     return subprocess.Popen(
-        [*DEEPJAX, *map(str, arguments)],
+        [*command, *map(str, arguments)],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -86,6 +87,57 @@ def test_a_signalled_run_resumes_to_the_same_numbers(tmp_path, uninterrupted, nu
     chex.assert_trees_all_equal(*map(helpers.newest_state, (tmp_path / "run", uninterrupted)))
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "run", uninterrupted)]
     assert summaries[0]["test_loss"] == summaries[1]["test_loss"]
+
+
+SCRIPT = [sys.executable, "-c", "import sys; from deepjax.__main__ import main; sys.exit(main())"]  # as installed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", [DEEPJAX, SCRIPT], ids=["module", "script"])
+def test_a_signal_ends_a_process_with_one_line_from_its_first_instruction_on(tmp_path, command, number):
+    """At the import of JAX, in the setup, in compilation; `tests/faults/interrupt.py` tries many more times."""
+    for seconds in (0, 0.15, 0.7, 2.5):
+        process = start("train", "digits", *TINY, folder=tmp_path, command=command)
+        while not handles(process.pid, signal.SIGTERM):
+            time.sleep(0.001)
+        time.sleep(seconds)
+        process.send_signal(number)
+        sent = time.monotonic()
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err.count("\n")) == (128 + number, 1), err
+        assert err.startswith(f"deepjax: stopped by {number.name}")
+        assert time.monotonic() - sent < 30
+
+
+def handles(pid, number):
+    """Return whether a process has a handler of a signal, from the kernel."""
+    caught = int(Path(f"/proc/{pid}/status").read_text(encoding="utf-8").partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught & 1 << (number - 1))
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_command_that_waits_for_a_child_process_ends_both(tmp_path):
+    process = start("plan", "digits", folder=tmp_path)
+    for line in process.stdout:
+        if line.startswith("remat"):  # the head of the table: the first choice is compiled next
+            break
+    time.sleep(0.5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (130, 1), err
+    assert children
+    time.sleep(0.5)
+    assert not [pid for pid in children if runs(pid)]
+
+
+def runs(pid):
+    """Return whether a process runs; one that has ended has no command line, even before its parent has noticed."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except FileNotFoundError:
+        return False
 
 
 def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path):

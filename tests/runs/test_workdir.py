@@ -23,7 +23,7 @@ def recorded(folder, config=BASE):
     """A folder with the record of a finished run."""
     folder.mkdir(parents=True)
     workdir.write_config(folder, config, "run", DEVICES)
-    (folder / "summary.json").write_text('{"test_error": 0.5}')
+    (folder / "summary.json").write_text('{"result": "test error 50 %", "test_error": 0.5}')
     return folder
 
 
@@ -39,7 +39,7 @@ def test_the_same_config_resumes_and_a_finished_run_returns_its_summary(tmp_path
     folder = recorded(tmp_path / "run")
     before = (folder / "config.json").read_bytes()
     assert resume(folder, BASE) == ""
-    assert workdir.finished(folder, BASE) == {"test_error": 0.5}
+    assert workdir.finished(folder, BASE) == {"result": "test error 50 %", "test_error": 0.5}
     assert (folder / "config.json").read_bytes() == before
     assert workdir.finished(tmp_path, BASE) is None
 

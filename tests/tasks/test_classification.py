@@ -10,6 +10,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 from deepjax.errors import InputError
 from deepjax.tasks import Classification
+from deepjax.tasks.classification import Evaluation
 
 KEY = jax.random.key(0)
 
@@ -76,6 +77,35 @@ def test_an_evaluation_counts_errors_and_confusion():
     errors = found.class_errors(8)
     np.testing.assert_allclose(errors[2], np.mean(order[labels == 2, 0] != 2))
     assert np.isnan(errors[7])
+
+
+def test_errors_of_very_many_classes_need_no_matrix():
+    """Of their square, 200,000 classes would need 320 GB."""
+    rng, classes = np.random.default_rng(0), 200_000
+    labels, predicted = rng.integers(0, 50, 300), rng.integers(0, 50, (300, 5)).astype(np.int32)
+    found = Evaluation(labels, np.zeros(300, np.float32), predicted)
+    errors = found.class_errors(classes)
+    expected = [np.mean(predicted[labels == k, 0] != k) for k in range(50)]
+    np.testing.assert_allclose(errors[:50], expected)
+    assert np.isnan(errors[50:]).all()
+    shown = [7, 3, 40]
+    whole = found.confusion(50)
+    np.testing.assert_array_equal(found.confusion(classes, shown), whole[np.ix_(shown, shown)])
+    axes = Classification(tuple(map(str, range(classes)))).figures(found, "title")["confusion.png"].axes[0]
+    names = [int(label.get_text()) for label in axes.get_yticklabels()]
+    wrong = whole.sum(1) - np.diag(whole)
+    assert names == sorted(range(50), key=lambda k: -wrong[k])[:30]
+    assert axes.get_title() == "title\nthe 30 of 200,000 classes with the most wrong predictions"
+    assert (
+        len(
+            Classification(tuple(map(str, range(100))))
+            .figures(found, "")["confusion.png"]
+            .axes[0]
+            .images[0]
+            .get_array()
+        )
+        == 100
+    )
 
 
 def test_predictions_together_are_the_mean_of_probabilities_without_underflow():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 
 import chex
 import jax
@@ -16,6 +17,7 @@ from deepjax.config import Augment, Config, Data, Devices, Optimizer, Schedule
 from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.runs import workdir
 from deepjax.runs.checkpoint import Checkpoints
+from deepjax.training import loop
 
 DIGITS = Config(
     data=Data(augment=Augment(translate=1.0, flip=True)),
@@ -319,3 +321,60 @@ def test_bad_input_names_itself_and_leaves_nothing(tmp_path, changes, message):
         helpers.train(DIGITS, tmp_path / "run", **changes)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_figure_that_fails_does_not_cost_the_result(tmp_path, monkeypatch):
+    """Of a training or of the range test: everything is recorded before anything is drawn."""
+    from deepjax import training
+    from deepjax.runs import plots
+
+    written = []
+
+    def fail(figure, path):
+        written.append((path.parent / ("find_lr.json" if "lr" in path.name else "summary.json")).exists())
+        raise ValueError("ParseException: $$")
+
+    monkeypatch.setattr(plots, "save", fail)
+    config, lines = dataclasses.replace(SPIRALS, epochs=1, workdir=str(tmp_path / "run")), []
+    summary = training.train(config, log=lines.append)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    training.range_test(dataclasses.replace(config, workdir=str(tmp_path / "test")), steps=10, log=lines.append)
+    warned = [line for line in lines if line.startswith("warning: ")]
+    assert [line.partition(": ")[2].split()[1] for line in warned] == ["curves.png", "confusion.png", "find_lr.png"]
+    assert written == [True] * 3
+
+
+def test_a_signal_in_the_last_epoch_stops_before_the_test_which_the_same_call_makes_up(tmp_path, monkeypatch, whole):
+    save = loop.Trainer._save
+
+    def signalled(trainer):
+        save(trainer)
+        if trainer.done == 22:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Trainer, "_save", signalled)
+    with pytest.raises(Stopped, match="at step 22 of 22, saved"):
+        helpers.train(DIGITS, tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / "summary.json").exists()
+    expected = json.loads((whole / "summary.json").read_text())
+    assert helpers.train(DIGITS, tmp_path)["test_loss"] == expected["test_loss"]
+
+
+def test_edited_records_that_describe_another_network_are_refused(tmp_path, whole):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    for name, edit in (
+        ("config.json", lambda record: record["config"]["model_options"].update(depth=3)),
+        ("config.json", lambda record: record["config"]["model_options"].pop("norm")),
+        ("config.json", lambda record: record["config"]["model_options"].update(width=8)),
+        ("data.json", lambda record: record["classes"].pop()),
+        ("data.json", lambda record: record.update(shape=[9, 8, 1])),
+    ):
+        content = (folder / name).read_bytes()
+        record = json.loads(content)
+        edit(record)
+        (folder / name).write_text(json.dumps(record))
+        with pytest.raises(InputError, match=r"weights in .* are not of the network of its config"):
+            inference.load_run(folder)
+        (folder / name).write_bytes(content)
+    inference.load_run(folder)
