@@ -8,10 +8,10 @@ import signal
 import sys
 
 import deepjax
+from deepjax.cli import configs
 from deepjax.cli.bench import bench
 from deepjax.cli.compare import compare
 from deepjax.cli.compile_cache import keep_compiled
-from deepjax.cli.configs import configs
 from deepjax.cli.convert import convert
 from deepjax.cli.datasets import datasets
 from deepjax.cli.evaluate import evaluate
@@ -99,7 +99,7 @@ def _run(argv):
         print(f"deepjax {deepjax.__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        if argv[0] in configs():
+        if argv[0] in configs.configs():
             raise InputError(f"{argv[0]} is a config, not a command; did you mean `deepjax train {' '.join(argv)}`?")
         raise InputError(f"command {argv[0]!r} is unknown; {choices(argv[0], COMMANDS)}")
     keep_compiled()
