@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from deepjax import initializers
 from deepjax.errors import InputError, choices
-from deepjax.layers import Dropout
+from deepjax.layers import Dense, Dropout
 from deepjax.units import norm_factory
 
 INITS = {  # option `init` of every network: the initializer of its convolutions and hidden layers
@@ -68,7 +68,7 @@ class Network(nn.Module, kw_only=True):
         rate = self.dropout if dropout is None else dropout
         x = Dropout(rate)(x, train=train) if rate else x
         kernel_init = kernel_init or initializers.lecun_normal()
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype, name=name)(x)
+        return Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype, name=name)(x)
 
     def torch_names(self) -> Mapping[str, str | tuple[str, tuple[int, int]]]:
         """Return {path of a layer, with scanned units as unit1, unit2, ...: name of torchvision's module}.
