@@ -22,7 +22,7 @@ SPATIAL = {1: (F.conv1d, F.conv_transpose1d), 2: (F.conv2d, F.conv_transpose2d),
 
 
 def channels_first(x):
-    return x.movedim(-1, 1)
+    return x.movedim(-1, 1).contiguous()
 
 
 def channels_last(y):
@@ -32,9 +32,9 @@ def channels_last(y):
 def torch_kernel(kernel, transposed=False, groups=1):
     """[*window, in / groups, out] -> PyTorch's weight of a convolution, or of a transposed one."""
     if not transposed:
-        return kernel.movedim((-1, -2), (0, 1))
+        return kernel.movedim((-1, -2), (0, 1)).contiguous()  # some of PyTorch's gradients need it
     parts = [part.movedim((-2, -1), (0, 1)) for part in kernel.chunk(groups, -1)]
-    return torch.cat(parts, 0)
+    return torch.cat(parts, 0).contiguous()
 
 
 # Trials: each function draws and returns (name, ours, theirs, arguments), where the arguments are float64 arrays.
