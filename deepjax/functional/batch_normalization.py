@@ -188,11 +188,12 @@ def moving_average_batch_norm(x, scale, bias, running, *, train, mask=None, mome
     [0. 2.] [1.] [1.]
     """
     x = _checked("moving_average_batch_norm", x, scale, bias, running, mask, momentum, epsilon)
-    if train:
-        x = _without_padding(x, mask)
-        batch, _ = _moments_and_count(x, mask, axis_name)
-        running = _mix(momentum, jax.lax.stop_gradient(running), batch)
-    return _normalize(x, scale, bias, running, epsilon), running
+    if not train:
+        return _normalize(x, scale, bias, running, epsilon), running
+    x = _without_padding(x, mask)
+    batch, _ = _moments_and_count(x, mask, axis_name)
+    new = _average(momentum, jax.lax.stop_gradient(running), batch)
+    return _normalize(x, scale, bias, new, epsilon), _like(running, new)
 
 
 def ghost_batch_norm(
@@ -241,8 +242,8 @@ def ghost_batch_norm(
     kept = jnp.where(count > 0, momentum, 1)
     later = jnp.append(jnp.cumprod(kept[:0:-1])[::-1], jnp.ones((), kept.dtype))  # what is left after the later groups
     share = (1 - kept) * later
-    running = Moments(*(kept.prod() * old + share @ new for old, new in zip(running, moments, strict=True)))
-    return y.reshape(x.shape), running
+    mixed = Moments(*(kept.prod() * old + share @ new for old, new in zip(running, moments, strict=True)))
+    return y.reshape(x.shape), _like(running, mixed)
 
 
 def batch_moments(x, *, mask=None, axis_name=None):
@@ -299,7 +300,16 @@ def _corrected(name, batch, count, unbiased):
 
 
 def _mix(momentum, old, new):
+    return _like(old, _average(momentum, old, new))
+
+
+def _average(momentum, old, new):
     return Moments(*(momentum * a + (1 - momentum) * b for a, b in zip(old, new, strict=True)))
+
+
+def _like(running, moments):
+    """Cast moments to the dtype of the running ones, which may be the carry of a scan."""
+    return jax.tree.map(lambda old, new: new.astype(old.dtype), running, moments)
 
 
 def _without_padding(x, mask):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from deepjax.errors import InputError, choices
-from deepjax.functional.arrays import float32_or_wider
+from deepjax.functional.arrays import at_least_float32, float32_or_wider
 
 # The limit of SELU for very negative inputs: minus its alpha times its scale.
 _SELU_SATURATION = -1.7580993408473766
@@ -285,7 +285,8 @@ def _masked_product(x, kernel, mask):
 
     Because of the checkpoint, the masks are stored for the gradient, and not a masked kernel per example.
     """
-    return jnp.einsum("bpi,bio->bpo", x, jnp.where(mask, kernel[None], 0))
+    kernels = jnp.where(mask, at_least_float32(kernel)[None], 0)  # the kernel's gradient is a sum over the batch
+    return jnp.einsum("bpi,bio->bpo", x, kernels.astype(kernel.dtype))
 
 
 @jax.custom_jvp

@@ -299,7 +299,7 @@ def l1_penalty(params):
     >>> l1_penalty({"dense": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([9.0])}}).item()
     3.0
     """
-    return sum((jnp.abs(kernel).sum() for kernel in _kernels(params)), start=jnp.zeros(()))
+    return sum((jnp.abs(kernel).sum() for kernel in _kernels(params)), start=jnp.zeros((), jnp.float32))
 
 
 def l2_penalty(params):
@@ -318,7 +318,7 @@ def l2_penalty(params):
     >>> l2_penalty({"dense": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([9.0])}}).item()
     2.5
     """
-    return 0.5 * sum((jnp.square(kernel).sum() for kernel in _kernels(params)), start=jnp.zeros(()))
+    return 0.5 * sum((jnp.square(kernel).sum() for kernel in _kernels(params)), start=jnp.zeros((), jnp.float32))
 
 
 def _kernels(params):

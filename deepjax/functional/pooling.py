@@ -105,6 +105,8 @@ def adaptive_avg_pool(x, size):
     sizes = (size,) * (x.ndim - 2) if isinstance(size, int) else tuple(size)
     if len(sizes) != x.ndim - 2 or min(sizes) < 1:
         raise InputError(f"adaptive_avg_pool: size {size!r} must be at least 1, one per spatial axis of x {x.shape}")
+    if sizes == x.shape[1:-1]:
+        return avg_pool(x, 1)  # so that `summary` sees a pooling here, as at other sizes
     y = at_least_float32(x)
     for axis, n in enumerate(sizes, 1):
         s = x.shape[axis]

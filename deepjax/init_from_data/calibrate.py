@@ -46,9 +46,17 @@ def settable_layers(model, key, x, call) -> list[Layer]:
     """Return the layers of a model.
 
     Raises:
-      InputError: the model has no layer, or a layer's kernel is computed from other parameters.
+      InputError: the model has no layer, a layer's kernel is computed from other parameters, or a kernel is not that of
+        a layer.
     """
     layers = find_layers(model, key, x, call)
+    params: Any = flatten_dict(jax.eval_shape(lambda key, x: model.init(key, x, **call), key, x).get("params", {}))
+    others = {path[:-1] for path in params if path[-1] == "kernel"} - {layer.path for layer in layers}
+    for path in sorted(others):
+        raise InputError(
+            f"layer {'/'.join(path) or 'the model itself'}: its kernel has fewer than two axes, or is used outside of "
+            f"the module's __call__, so its output cannot be observed; multiply by a matrix in __call__"
+        )
     if not layers:
         raise InputError(f"{type(model).__name__} has no layer with a kernel; there is nothing to initialize from data")
     for layer in layers:

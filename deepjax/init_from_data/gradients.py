@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from deepjax.errors import InputError
 from deepjax.functional.arrays import at_least_float32
 
 DRAWS = 8  # random linear functions of the outputs that a gradient is averaged over
@@ -24,12 +25,20 @@ def squared_gradients(model, variables, key, x, call, layers, *, draws=DRAWS):
 
     Returns:
       Arrays with the kernel's number of axes, all of size 1 but for the axes of a scan's units.
+
+    Raises:
+      InputError: the model returns no array of floats.
     """
     state = [name for name in variables if name not in ("params", "intermediates", "perturbations")]
 
     def random_function(params, key):
         outputs, _ = model.apply({**variables, "params": params}, x, **call, rngs={"params": key}, mutable=state)
-        leaves = jax.tree.leaves(outputs)
+        leaves = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        if not leaves:
+            raise InputError(
+                f"{type(model).__name__} returns no array of floats, so its layers have no gradient; return one, such "
+                f"as the logits"
+            )
         keys = jax.random.split(key, len(leaves))
         # The weights differ between examples, so the expected square of the summed gradient is the sum of the squares.
         return sum(

@@ -136,10 +136,10 @@ def _standardize(layer, z, bias):
 
 def _learned(learn, layer, module, x):
     """Return the kernel that `learn` computes from a layer's inputs, group by group."""
-    patches = _patches(layer, module, x)
     keys = jax.random.split(module.make_rng("params"), layer.groups)
     outputs = layer.features // layer.groups
-    return layer.to_kernel(jnp.stack([learn(layer, keys[g], patches[:, g], outputs) for g in range(layer.groups)], 1))
+    of_group = jax.vmap(lambda key, rows: learn(layer, key, rows, outputs), in_axes=(0, 1), out_axes=1)
+    return layer.to_kernel(of_group(keys, _patches(layer, module, x)))
 
 
 def _patches(layer, module, x):
@@ -147,22 +147,24 @@ def _patches(layer, module, x):
 
     They are the outputs of the same layer with the identity as its kernel.
     """
-    if not layer.affine or layer.outputs[-1] != len(layer.shape) - 1:
+    special = getattr(module, "transpose_kernel", False) or getattr(module, "mask", None) is not None
+    if not layer.affine or isinstance(module, nn.Einsum) or special:
         raise InputError(
             f"layer {layer.name} ({type(module).__name__}): its inputs cannot be computed; pca_kernels and "
-            f"kmeans_kernels accept Dense, DenseGeneral, Conv and ConvTranspose of Flax and deepjax (not with "
-            f"transpose_kernel or batch_dims)"
+            f"kmeans_kernels accept Dense, DenseGeneral, Conv, ConvLocal and ConvTranspose of Flax and deepjax (not "
+            f"with transpose_kernel or mask)"
         )
-    features = layer.fan_in * layer.groups
-    kernel = jnp.tile(jnp.eye(layer.fan_in, dtype=layer.dtype), (1, layer.groups))
+    features = layer.fan_in * (1 if layer.positions else layer.groups)
+    kernel = jnp.tile(jnp.eye(layer.fan_in, dtype=layer.dtype), (1, features // layer.fan_in))
     inputs = [size for axis, size in enumerate(layer.shape) if axis not in layer.outputs]
+    kernel = jnp.broadcast_to(kernel.reshape(*inputs, features), (*layer.positions, *inputs, features))
     probe = module.clone(
         features=(features,) if isinstance(module, nn.DenseGeneral) else features,
         use_bias=False,
         parent=None,
         name=None,
     )
-    result = probe.apply({"params": {"kernel": kernel.reshape(*inputs, features)}}, x)
+    result = probe.apply({"params": {"kernel": kernel}}, x)
     y: Any = output_of(probe, (x,), result)
     y = y.reshape(-1, layer.groups, layer.fan_in)
     if len(y) < 2:

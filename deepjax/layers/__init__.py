@@ -6,6 +6,7 @@
 
 from deepjax.layers.activations import Maxout, PReLU
 from deepjax.layers.convolution import Conv, ConvTranspose
+from deepjax.layers.dense import Dense
 from deepjax.layers.dropout import AlphaDropout, DropConnectDense, Dropout, DropPath, ShakeShake, SpatialDropout
 from deepjax.layers.normalization import (
     BatchNorm,
@@ -25,6 +26,7 @@ __all__ = [
     "BatchRenorm",
     "Conv",
     "ConvTranspose",
+    "Dense",
     "DropConnectDense",
     "DropPath",
     "Dropout",

@@ -143,14 +143,14 @@ class DropConnectDense(nn.Module):
     inference: str = "moments"
     seed: int = 0
     use_bias: bool = True
-    kernel_init: Callable = initializers.he_normal()
+    kernel_init: Callable | None = None  # None: normal, variance 2 / (features_in * (1 - rate))
     bias_init: Callable = initializers.zeros
     dtype: jnp.dtype | None = None  # of the computation; None: the dtype that x and the parameters promote to
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         """[batch, ..., features_in] -> [batch, ..., features], after the activation."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        kernel = self.param("kernel", self.kernel_init or self._he_normal, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
 
@@ -173,6 +173,11 @@ class DropConnectDense(nn.Module):
             return layer(self.make_rng("dropout"), x)
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32("/".join(self.path).encode()))
         return jnp.vectorize(lambda x: layer(key, x), signature="(i)->(o)")(x)
+
+    def _he_normal(self, key, shape, dtype):
+        """Draw as `he_normal`, for the connections that are kept: a sum over all of them would vary less."""
+        keep = jnp.where(self.rate < 1, 1 - self.rate, 1)
+        return initializers.he_normal()(key, shape, dtype) / jnp.sqrt(keep).astype(dtype)
 
 
 def _may_drop(rate):

@@ -180,7 +180,8 @@ def _pooling(eqn, values) -> str | None:
     if not values or values[0].field is None:
         return None
     if name.startswith("reduce_window"):
-        axes = [axis for axis, n in enumerate(eqn.params["window_dimensions"]) if n > 1]
+        windows = eqn.params["window_dimensions"]
+        axes = [axis for axis, n in enumerate(windows) if n > 1] or range(1, len(windows) - 1)  # a window of one pixel
         kind = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool"}.get(name, "pool")
     elif name in ("reduce_sum", "reduce_max"):
         axes = eqn.params["axes"]

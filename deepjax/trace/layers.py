@@ -20,7 +20,12 @@ from deepjax.trace.calls import around_calls
 from deepjax.trace.notes import has_notes, put_notes
 
 # output = the kernel's linear map of the input + bias
-AFFINE = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose, deepjax_layers.Conv, DenseParams)
+AFFINE = (
+    nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose, DenseParams,
+    deepjax_layers.Conv, deepjax_layers.ConvTranspose, deepjax_layers.Dense,
+)  # fmt: skip
+# their kernels may have more than two axes, and these are no window
+WITHOUT_WINDOW = (nn.DenseGeneral, nn.Einsum, nn.ConvLocal, deepjax_layers.Maxout)
 
 
 class Layer(NamedTuple):
@@ -29,8 +34,8 @@ class Layer(NamedTuple):
     path: tuple[str, ...]  # of the module, below the model
     shape: tuple[int, ...]  # of the kernel
     dtype: Any  # of the kernel
-    outputs: tuple[int, ...]  # the kernel's axes of output features
-    groups: int
+    outputs: tuple[int, ...]  # the kernel's axes of output features, in the order of the bias's axes
+    groups: int  # the kernels of the groups, each with its own inputs, are side by side in the output features
     affine: bool  # the output is a linear map of the input by the kernel, plus a bias per feature
     convolution: bool
     writable: bool  # the kernel is a parameter itself, not computed from others as by nn.WeightNorm
@@ -39,6 +44,11 @@ class Layer(NamedTuple):
     def name(self) -> str:
         """Path as one word."""
         return "/".join(self.path) or "the model itself"
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Sizes of the kernel's first axes that are positions of the input; each position has a kernel of its own."""
+        return self.shape[: sum(axis == i for i, axis in enumerate(self.outputs))]
 
     @property
     def features(self) -> int:
@@ -68,8 +78,8 @@ class Layer(NamedTuple):
 
     def per_feature(self, values):
         """Reshape one value per output feature so that it broadcasts against the kernel."""
-        shape = [size if axis in self.outputs else 1 for axis, size in enumerate(self.shape)]
-        return values.reshape(shape)
+        sizes = [self.shape[axis] for axis in self.outputs] + [1] * (len(self.shape) - len(self.outputs))
+        return jnp.moveaxis(values.reshape(sizes), range(len(self.outputs)), self.outputs)
 
 
 def find_layers(model, key, x, call) -> list[Layer]:
@@ -89,7 +99,7 @@ def find_layers(model, key, x, call) -> list[Layer]:
     def look(module, run, args, kwargs):
         result = run(*args, **kwargs)
         if module.path not in found and _owns_kernel(module):
-            layer = _describe(module)
+            layer = _describe(module, args)
             if output_of(module, args, result) is None:
                 raise InputError(
                     f"layer {layer.name}: {type(module).__name__} owns a kernel and does not return one array of "
@@ -160,7 +170,7 @@ def run_model(rule, model, variables, key, x, call) -> tuple[Any, dict]:
 
 
 def output_of(module, args, result) -> Any:
-    """Return a layer's output as one array, or None if it has none.
+    """Return a layer's output as one array whose last axes are `Layer.outputs`, or None if it has none.
 
     `nn.OptimizedLSTMCell` multiplies by several kernels at once: its `DenseParams` return (kernel, bias) and not the
     product, which is computed here.
@@ -169,29 +179,71 @@ def output_of(module, args, result) -> Any:
         kernel, bias = result
         product = args[0] @ kernel.astype(args[0].dtype)
         return product if bias is None else product + per_feature(bias, product.ndim)
-    is_float = hasattr(result, "dtype") and jnp.issubdtype(result.dtype, jnp.floating)
-    return result if is_float else None
+    if not (hasattr(result, "dtype") and jnp.issubdtype(result.dtype, jnp.floating)):
+        return None
+    features = _feature_axes(module, args, result.ndim)
+    last = tuple(range(-len(features), 0))
+    return result if features == last else jnp.moveaxis(result, features, last)
+
+
+def _feature_axes(module, args, rank):
+    """Return the axes of a layer's output that are also axes of its kernel, counted from the end; () for the last."""
+    if isinstance(module, nn.Einsum):
+        _, features = _einsum_axes(module, args)
+        return tuple(axis if axis < 0 else axis - rank for axis in features)
+    if isinstance(module, nn.DenseGeneral) and _sequence(module.batch_dims):
+        positions, features = len(_sequence(module.batch_dims)), len(_sequence(module.features))
+        return *range(-rank, positions - rank), *range(-features, 0)
+    return ()
+
+
+def _einsum_axes(module, args):
+    """Return (axes of the kernel that are in the result, these axes of the result), in the order of the result."""
+    equation = module.einsum_str or (args[1] if len(args) > 1 else None)
+    if equation is None or "..." in equation.split("->")[0].split(",")[-1]:
+        raise InputError(
+            f"layer {'/'.join(module.path)}: Einsum with einsum_str {equation!r}; give the module its einsum_str, "
+            f"without '...' for the kernel"
+        )
+    operands, result = equation.replace(" ", "").split("->")
+    kernel = operands.split(",")[1]
+    before, dots, after = result.partition("...")
+    before, after = (before, after) if dots else ("", before)
+    axes = {name: i for i, name in enumerate(before)} | {name: i - len(after) for i, name in enumerate(after)}
+    common = [name for name in axes if name in kernel]
+    return tuple(kernel.index(name) for name in common), tuple(axes[name] for name in common)
+
+
+def _sequence(value):
+    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _owns_kernel(module):
     return getattr(module.variables.get("params", {}).get("kernel"), "ndim", 0) >= 2
 
 
-def _describe(module):
+def _describe(module, args):
     kernel = module.variables["params"]["kernel"]
-    outputs = (kernel.ndim - 1,)
-    if isinstance(module, nn.DenseGeneral):
-        features = (module.features,) if isinstance(module.features, int) else tuple(module.features)
-        outputs = tuple(range(kernel.ndim - len(features), kernel.ndim))
+    outputs, groups = (kernel.ndim - 1,), getattr(module, "feature_group_count", getattr(module, "groups", 1))
+    positions = 0  # the first axes of the kernel, for each entry of which there is a kernel of its own
+    if isinstance(module, nn.Einsum):
+        outputs, _ = _einsum_axes(module, args)
+    elif isinstance(module, nn.DenseGeneral):
+        positions = len(_sequence(module.batch_dims))
+        outputs = tuple(range(kernel.ndim - len(_sequence(module.features)), kernel.ndim))
+    elif isinstance(module, nn.ConvLocal):
+        positions = kernel.ndim - 2
     elif getattr(module, "transpose_kernel", False):
         outputs = (kernel.ndim - 2,)
+    if positions:
+        outputs, groups = (*range(positions), *outputs), math.prod(kernel.shape[:positions])
     return Layer(
         path=module.path,
         shape=kernel.shape,
         dtype=kernel.dtype,
         outputs=outputs,
-        groups=getattr(module, "feature_group_count", getattr(module, "groups", 1)),
-        affine=isinstance(module, AFFINE) and not getattr(module, "batch_dims", ()),
-        convolution=kernel.ndim > 2 and not isinstance(module, nn.DenseGeneral),
+        groups=groups,
+        affine=isinstance(module, AFFINE),
+        convolution=kernel.ndim > 2 and not isinstance(module, WITHOUT_WINDOW),
         writable=module.is_mutable_collection("params"),
     )

@@ -27,7 +27,7 @@ from deepjax.trace import TOP, Interpreter, around_calls, call_arguments, call_j
 from deepjax.trace.batch_norm import NORM_CLASSES
 
 # Subclasses are not among them, nor among NORM_CLASSES: a subclass may use its kernel in another way.
-LAYER_CLASSES = (layers.Conv, nn.Conv, nn.Dense)
+LAYER_CLASSES = (layers.Conv, layers.Dense, nn.Conv, nn.Dense)
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,18 @@ class Folding(NamedTuple):
     parameters_left: int  # number of values in the scales and biases of the norms that are not folded
 
 
-def fold_batch_norm(model, variables, x, **call):
+def fold_batch_norm(model, variables, x=None, **call):
     """Merge inference batch norm into the Dense or Conv before it, or after it where padding allows.
 
-    The batch norms and the Conv of `deepjax.layers` are folded, and Flax's Conv, Dense and BatchNorm, anywhere in a
+    The batch norms, Conv and Dense of `deepjax.layers` are folded, and Flax's BatchNorm, Conv and Dense, anywhere in a
     model, also inside `nn.scan`. A norm is left as it is if its input is not the output of one such layer alone
     (pre-activation units), if it or the layer is called twice, or if their variables are also used elsewhere.
 
     Args:
       model: any Linen module.
       variables: trained variables of the model; inside scans and vmaps, stacked along leading axes.
-      x: a batch of inputs, or `jax.ShapeDtypeStruct`s: only shape and dtype matter. For a network of the zoo,
-        `jnp.ones((1, *model.usual_input))`.
+      x: a batch of inputs, or `jax.ShapeDtypeStruct`s: only shape and dtype matter. None: one example of the shape
+        `model.usual_input`, which every network of the zoo has.
       **call: further arguments of an inference call. A model that takes `train` gets `train=False`.
 
     Returns:
@@ -95,7 +95,8 @@ def fold_batch_norm(model, variables, x, **call):
       a norm was folded into.
 
     Raises:
-      InputError: x or the variables do not fit the model, or a batch norm is in training mode.
+      InputError: x or the variables do not fit the model, x is None and the model has no usual input, or a batch norm
+        is in training mode.
 
     >>> model = nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=True), nn.relu, nn.Dense(2)])
     >>> x = np.ones((1, 4), np.float32)
@@ -105,6 +106,13 @@ def fold_batch_norm(model, variables, x, **call):
     >>> folding.model.apply(folding.variables, x).shape
     (1, 2)
     """
+    if x is None:
+        if not hasattr(model, "usual_input"):
+            raise InputError(
+                f"fold_batch_norm: x None needs a network of the zoo, but {type(model).__name__} has no usual_input; "
+                f"pass a batch of its inputs"
+            )
+        x = jax.ShapeDtypeStruct((1, *model.usual_input), jnp.float32)
     variables = nn.meta.unbox(unfreeze(variables))
     graph = _graph(model, variables, x, call_arguments(model, train=False) | call)
     leaves: dict[tuple, Any] = flatten_dict(variables)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from deepjax import functional, initializers
 from deepjax.errors import InputError, choices
+from deepjax.functional.arrays import spread
 from deepjax.layers import Conv, Dropout, ShakeShake
 from deepjax.units.norms import NORMS, Norm, Shift, check_branch_init, normalize
 
@@ -75,7 +76,7 @@ class Branch(nn.Module):
             if self.drops == "outputs" or (self.drops == "last" and i == last):
                 x = drop(x, train=train)
             if fixup and i == last:
-                x = x * self.param("scale", initializers.ones, (), jnp.float32).astype(x.dtype)
+                x = x * spread(self.param("scale", initializers.ones, (), jnp.float32), x)
             if self.order == "post":
                 zero = self.branch_init == "zero_scale" and i == last
                 x = norm(x, scale_init=initializers.zeros if zero else None)

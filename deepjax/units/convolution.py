@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from deepjax import functional, initializers
 from deepjax.errors import InputError, choices
+from deepjax.functional.arrays import spread
 from deepjax.layers import Conv
 from deepjax.units.norms import NORMS, Norm, normalize
 
@@ -101,6 +102,7 @@ class SqueezeExcite(nn.Module):
             return Conv(features, (1, 1), use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
 
         squeezed = x.mean((1, 2), keepdims=True)
-        return x * self.gate(
+        gate = self.gate(
             pointwise(x.shape[-1], "expand")(self.activation(pointwise(self.features, "reduce")(squeezed)))
         )
+        return x * spread(gate, x)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from deepjax import functional, initializers
 from deepjax.errors import InputError
-from deepjax.layers import Conv, DropPath
+from deepjax.functional.arrays import spread
+from deepjax.layers import Conv, Dense, DropPath
 
 
 class Add(nn.Module):
@@ -39,7 +40,7 @@ class SkipInit(nn.Module):
     def __call__(self, skip, branch, *, train: bool):
         """Two arrays of one shape -> their weighted sum."""
         _check_shapes("SkipInit", skip, branch)
-        return skip + self.param("alpha", initializers.zeros, (), jnp.float32).astype(branch.dtype) * branch
+        return skip + spread(self.param("alpha", initializers.zeros, (), jnp.float32), branch) * branch
 
 
 class Plain(nn.Module):
@@ -113,7 +114,7 @@ class Gate(nn.Module):
                 raise InputError(f"Gate: window {self.window} must be odd, or the maps would change their size")
             gate = Conv(features, (self.window,) * spatial, 1, self.window // 2, **options)
         else:
-            gate = nn.Dense(features, **options)
+            gate = Dense(features, **options)
         return skip + functional.sigmoid(gate(skip)) * (branch - skip)
 
 

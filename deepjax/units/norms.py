@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from deepjax import functional, initializers
 from deepjax.errors import InputError, choices
+from deepjax.functional.arrays import spread
 from deepjax.layers import BatchNorm, GroupNorm, InstanceNorm
 from deepjax.trace import call_arguments
 from deepjax.trace.batch_norm import is_batch_norm
@@ -166,7 +167,7 @@ class Shift(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Any shape -> the same shape and dtype."""
-        return x + self.param("bias", initializers.zeros, (), jnp.float32).astype(x.dtype)
+        return x + spread(self.param("bias", initializers.zeros, (), jnp.float32), x)
 
 
 class NormActivation(nn.Module):

@@ -63,7 +63,8 @@ def create(
         return_logits: False: a call returns the input of the last dense layer, such as pooled features.
         remat: "none", "unit" or "sqrt": what scanned units store for the backward pass; see `units.stack`. Reversible
           networks also have "reversible". None: the network's usual value, mostly "none".
-        init: initializer of the kernels, a key of `network.INITS`. None: the network's usual one.
+        init: initializer of the kernels, a key of `network.INITS`, whose fan_out is PyTorch's: not divided by the
+          groups of a convolution. None: the network's usual one.
       num_classes: number of logits. None: the network's usual number.
       **more: options by name, in addition to `options`.
 

@@ -12,7 +12,7 @@ import jax
 from flax.core import freeze
 
 from deepjax import functional, initializers
-from deepjax.layers import Dropout
+from deepjax.layers import Dense, Dropout
 from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.cards import HALF, Card, Preprocessing
 from deepjax.zoo.network import INITS
@@ -117,9 +117,9 @@ class GoogLeNetHead(nn.Module):
         init, dtype = self.options.kernel_init, self.options.dtype
         x = make(Convolve(128), self.options, name="conv")(self.pool(x), train=train, mask=mask)
         x = x.reshape(x.shape[0], -1)
-        x = functional.relu(nn.Dense(1024, kernel_init=init, dtype=dtype, name="hidden")(x))
+        x = functional.relu(Dense(1024, kernel_init=init, dtype=dtype, name="hidden")(x))
         x = Dropout(self.dropout)(x, train=train)
-        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=dtype, name="head")(x)
+        return Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=dtype, name="head")(x)
 
 
 TORCH_HEAD = partial(GoogLeNetHead, pool=partial(functional.adaptive_avg_pool, size=4))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 
 from deepjax import functional
+from deepjax.layers import Dense
 from deepjax.units import ConvNorm, Gate, Unit, normalize, stack
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
 from deepjax.zoo.plain import ACTIVATIONS, DenseUnit
@@ -29,7 +30,7 @@ class Highway(Network):
         """x [batch, ...] -> see `Network`; its maps are vectors, `first` and `hidden`."""
         x, maps = x.reshape(x.shape[0], -1), {}
         dense = {"kernel_init": self.kernel_init, "dtype": self.dtype}
-        first = nn.Dense(self.width, use_bias=self.norm is None, name="first", **dense)
+        first = Dense(self.width, use_bias=self.norm is None, name="first", **dense)
         x = maps["first"] = self.activation(normalize(first(x), self.norm, train=train, mask=mask, name="first_norm"))
         if self.depth > 2:
             branch = DenseUnit(self.activation, norm=self.norm, parent=None, **dense)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.core import freeze
 
 from deepjax import functional, initializers
-from deepjax.layers import Dropout
+from deepjax.layers import Dense, Dropout
 from deepjax.units import makes_batch_norm, norm_factory
 from deepjax.zoo.cards import HALF, Preprocessing, timm
 from deepjax.zoo.steps import Auxiliary, Convolve, Fork, NetworkOptions, Parallel, Pool, make
@@ -85,7 +85,7 @@ class InceptionHead(nn.Module):
         x = functional.global_avg_pool(x)
         x = Dropout(self.dropout)(x, train=train)
         dtype = self.options.dtype
-        return nn.Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=dtype, name="head")(x)
+        return Dense(self.num_classes, kernel_init=initializers.lecun_normal(), dtype=dtype, name="head")(x)
 
 
 MODULES = {

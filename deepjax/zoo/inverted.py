@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from deepjax import functional
 from deepjax.errors import InputError
+from deepjax.layers import Dense
 from deepjax.units import Add, ConvNorm, Drop, Plain, SqueezeExcite, Unit, stack
 from deepjax.zoo.network import Network, check_at_least_one, check_rate
 
@@ -110,7 +111,7 @@ class InvertedNetwork(Network):
             return maps
         x = functional.global_avg_pool(x)
         if self.hidden:
-            dense = nn.Dense(self.hidden, kernel_init=self.kernel_init, dtype=self.dtype, name="hidden")
+            dense = Dense(self.hidden, kernel_init=self.kernel_init, dtype=self.dtype, name="hidden")
             x = activation(dense(x))
         return self.classify(x, train=train)
 

@@ -10,8 +10,8 @@ import numpy as np
 from flax.core import freeze
 
 from deepjax import functional, initializers
-from deepjax.functional.arrays import at_least_float32
-from deepjax.layers import Conv
+from deepjax.functional.arrays import at_least_float32, spread
+from deepjax.layers import Conv, Dense
 from deepjax.zoo.network import INITS, Network, check_at_least_one
 from deepjax.zoo.steps import Convolve, Pool
 from deepjax.zoo.table import TableNetwork, check_table
@@ -77,8 +77,8 @@ class Subsample(nn.Module):
         """[batch, H, W, features] -> [batch, H / 2, W / 2, features]."""
         scale = self.param("scale", initializers.constant(0.25), x.shape[-1:], jnp.float32)
         bias = self.param("bias", initializers.zeros, x.shape[-1:], jnp.float32)
-        scale, bias = (p.astype(x.dtype)[None, None, None] for p in (scale, bias))
-        return functional.lecun_tanh(scale * (4 * functional.avg_pool(x, 2)) + bias)
+        x = 4 * functional.avg_pool(x, 2)
+        return functional.lecun_tanh(spread(scale, x) * x + spread(bias, x))
 
 
 class TableConv(nn.Module):
@@ -125,7 +125,7 @@ class LeNet5(Network):
         x = maps["c5"] = self._conv(120, "c5")(x)
         if self.features_only:
             return maps
-        f6 = nn.Dense(UNITS, kernel_init=self.kernel_init, dtype=self.dtype, name="f6")
+        f6 = Dense(UNITS, kernel_init=self.kernel_init, dtype=self.dtype, name="f6")
         x = functional.lecun_tanh(f6(functional.global_avg_pool(x)))
         if not self.return_logits:
             return x

@@ -57,7 +57,8 @@ def mobilenet_v1(num_classes=1000, *, width=1.0, norm="batch", dropout=0.0, scan
     """Make the MobileNet of Howard et al. 2017, table 1: 4,231,976 parameters.
 
     The last depthwise convolution has stride 1. This follows from its output size in the table and from the layers
-    after it; the table's "s2" contradicts both.
+    after it; the table's "s2" contradicts both. The paper does not say how kernels start: here with the variance
+    2 / fan_out of each convolution, which counts the features of a group.
 
     Args:
       num_classes: number of logits.
@@ -86,6 +87,7 @@ def mobilenet_v1(num_classes=1000, *, width=1.0, norm="batch", dropout=0.0, scan
         activation="relu",
         skip=False,
         linear=False,
+        kernel_init=None,
         scan=scan,
         num_classes=num_classes,
         norm=norm,

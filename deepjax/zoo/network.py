@@ -1,6 +1,6 @@
 """What all networks have in common: outputs, general options, minimum image size, names of layers in torchvision."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,10 +9,13 @@ import jax.numpy as jnp
 
 from deepjax import initializers
 from deepjax.errors import InputError, choices
-from deepjax.layers import Dropout
+from deepjax.layers import Dense, Dropout
 from deepjax.units import norm_factory
 
-INITS = {  # option `init` of every network: the initializer of its convolutions and hidden layers
+# Option `init` of every network: the initializer of its convolutions and hidden layers. Its fan_out is not divided by
+# the groups of a convolution. That is PyTorch's fan_out, and the published initialization of ResNeXt, MobileNet v2 and
+# v3 and EfficientNet, which these networks keep. One without a published one has None, the default of `layers.Conv`.
+INITS = {
     "he": initializers.he_normal(mode="fan_out"),
     "he_fan_in": initializers.he_normal(),
     "he_uniform": initializers.he_uniform(),
@@ -37,7 +40,7 @@ class Network(nn.Module, kw_only=True):
     features_only: bool = False
     norm: Any = "batch"  # a name in `units.NORMS`, a factory, or None; stored as a factory or None
     dropout: float = 0.0  # see each family
-    kernel_init: Callable = INITS["he"]
+    kernel_init: Any = INITS["he"]  # an initializer; None: the default of `layers.Conv`, which knows its groups
     dtype: jnp.dtype | None = None  # of the computation; parameters are float32
     usual_input: tuple[int, ...] = (224, 224, 3)  # shape of one example, for which the network was designed
     min_size: int = 1  # smallest height and width, in pixels
@@ -68,7 +71,7 @@ class Network(nn.Module, kw_only=True):
         rate = self.dropout if dropout is None else dropout
         x = Dropout(rate)(x, train=train) if rate else x
         kernel_init = kernel_init or initializers.lecun_normal()
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype, name=name)(x)
+        return Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype, name=name)(x)
 
     def torch_names(self) -> Mapping[str, str | tuple[str, tuple[int, int]]]:
         """Return {path of a layer, with scanned units as unit1, unit2, ...: name of torchvision's module}.

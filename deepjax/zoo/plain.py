@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from deepjax import functional, initializers
 from deepjax.errors import InputError
-from deepjax.layers import Conv, Dropout
+from deepjax.layers import Conv, Dense, Dropout
 from deepjax.units import Norm, Plain, norm_factory, normalize, stack
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
 from deepjax.zoo.residual import imagenet
@@ -32,7 +32,7 @@ class DenseUnit(nn.Module):
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, features] -> [batch, features]."""
         bias = self.norm is None
-        dense = nn.Dense(x.shape[-1], use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name="dense")
+        dense = Dense(x.shape[-1], use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name="dense")
         x = self.activation(normalize(dense(x), self.norm, train=train, mask=mask, name="norm"))
         return Dropout(self.dropout)(x, train=train)
 
@@ -52,7 +52,7 @@ class MLP(Network):
         x, maps = x.reshape(x.shape[0], -1), {}
         if self.depth > 1:
             bias = self.norm is None
-            first = nn.Dense(self.width, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name="first")
+            first = Dense(self.width, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name="first")
             x = self.activation(normalize(first(x), self.norm, train=train, mask=mask, name="first_norm"))
             x = maps["first"] = Dropout(self.dropout)(x, train=train)
         if self.depth > 2:
@@ -64,7 +64,7 @@ class MLP(Network):
             return maps
         if not self.return_logits:
             return x
-        return nn.Dense(self.num_classes, kernel_init=self.head_init, dtype=self.dtype, name="head")(x)
+        return Dense(self.num_classes, kernel_init=self.head_init, dtype=self.dtype, name="head")(x)
 
 
 def mlp(

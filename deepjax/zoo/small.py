@@ -5,7 +5,7 @@ import jax
 
 from deepjax import functional
 from deepjax.errors import InputError
-from deepjax.layers import Conv, DropConnectDense, Dropout
+from deepjax.layers import Conv, Dense, DropConnectDense, Dropout
 from deepjax.units import normalize
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
 
@@ -43,7 +43,7 @@ class MnistCNN(Network):
                 x, train=train
             )
         else:
-            hidden = nn.Dense(150, kernel_init=self.kernel_init, dtype=self.dtype, name="hidden")
+            hidden = Dense(150, kernel_init=self.kernel_init, dtype=self.dtype, name="hidden")
             x = functional.relu(hidden(x))
             x = Dropout(self.rate if self.drop == "dropout" else 0.0)(x, train=train)
         return self.classify(x, train=train)
@@ -106,7 +106,7 @@ class AsymmetricCNN(Network):
         if self.features_only:
             return maps
         x = Dropout(self.dropout)(x.reshape(x.shape[0], -1), train=train)
-        hidden = nn.Dense(4 * self.width, use_bias=bias, kernel_init=init, dtype=self.dtype, name="hidden")
+        hidden = Dense(4 * self.width, use_bias=bias, kernel_init=init, dtype=self.dtype, name="hidden")
         return self.classify(self._finish(hidden(x), "hidden_norm", train, mask), train=train)
 
     def _finish(self, x, name, train, mask):

@@ -11,6 +11,7 @@ import jax
 from flax.core import freeze
 
 from deepjax import functional
+from deepjax.layers import Dense
 from deepjax.zoo.network import INITS, Network, check_at_least_one, check_rate
 from deepjax.zoo.steps import Convolve, Pool
 from deepjax.zoo.table import TableNetwork, check_table
@@ -34,7 +35,7 @@ class FullyConnected(Network):
         """x [batch, ...] -> see `Network`; its maps are vectors: hidden1, hidden2, ..."""
         x, maps = x.reshape(x.shape[0], -1), {}
         for i, width in enumerate(self.widths, 1):
-            dense = nn.Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name=f"hidden{i}")
+            dense = Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name=f"hidden{i}")
             x = maps[f"hidden{i}"] = functional.sigmoid(dense(x))
         return maps if self.features_only else self.classify(x, train=train, kernel_init=self.kernel_init)
 

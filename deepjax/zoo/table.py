@@ -8,7 +8,7 @@ import jax
 
 from deepjax import functional
 from deepjax.errors import InputError
-from deepjax.layers import Conv, Dropout
+from deepjax.layers import Conv, Dense, Dropout
 from deepjax.units import norm_factory
 from deepjax.zoo.network import Network, check_at_least_one, check_option, check_rate
 from deepjax.zoo.steps import Auxiliary, NetworkOptions, Step, constant, run
@@ -94,7 +94,7 @@ class TableNetwork(Network):
         for i, width in enumerate(self.hidden, 1):
             x = Dropout(self.dropout)(x, train=train) if i > 1 or self.drops == "inputs" else x
             bias = constant(self.hidden_bias)
-            dense = nn.Dense(width, kernel_init=self.kernel_init, bias_init=bias, dtype=self.dtype, name=f"hidden{i}")
+            dense = Dense(width, kernel_init=self.kernel_init, bias_init=bias, dtype=self.dtype, name=f"hidden{i}")
             x = functional.relu(dense(x))
         return self.classify(x, train=train, dropout=0.0 if self.drops == "inputs" else None)
 

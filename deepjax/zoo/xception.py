@@ -104,6 +104,9 @@ class Xception(Network):
 def xception(num_classes=1000, *, width=1.0, middle=8, norm="batch", dropout=0.5, scan=True, dtype=None):
     """Make Xception of Chollet 2017, figure 5, with Keras' epsilon and momentum: 22,855,952 parameters.
 
+    The paper does not say how kernels start: here with the variance 2 / fan_out of each convolution, which counts the
+    features of a group.
+
     Args:
       num_classes: number of logits.
       width: factor of the features.
@@ -128,6 +131,7 @@ def xception(num_classes=1000, *, width=1.0, middle=8, norm="batch", dropout=0.5
         entry=scaled(128, 256, 728),
         middle=middle,
         exit=scaled(1024, 1536, 2048),
+        kernel_init=None,
         scan=scan,
         num_classes=num_classes,
         norm=norm_factory(norm, epsilon=1e-3, momentum=0.99),  # Keras' numbers

@@ -212,8 +212,12 @@ def test_half_precision_is_float32_rounded_and_vmap_a_loop(variant):
         assert_allclose(np.float32(y)[i], expected, rtol=2**-8, atol=1e-5)
         assert_allclose(np.asarray(new.var)[i], moments.var, rtol=1e-5)
     with jax.enable_x64(True):
-        y, new = jax.eval_shape(train, np.asarray(x, np.float64)[0])
-        assert y.dtype == new.var.dtype == jnp.float64
+        x = np.asarray(x, np.float64)[0]
+        y, new = jax.eval_shape(train, x)
+        assert (y.dtype, new.var.dtype) == (jnp.float64, jnp.float32)  # the running moments may be a scan's carry
+        jax.eval_shape(
+            lambda: jax.lax.scan(lambda m, x: train(x, running=m)[::-1], jax.tree.map(jnp.array, running), x[None])
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS[:3])

@@ -154,6 +154,18 @@ def test_drop_connect_dense_has_the_parameters_of_a_dense_layer(use_bias):
     assert shapes == {"kernel": (3, 4)} | ({"bias": (4,)} if use_bias else {})
 
 
+def test_drop_connect_dense_keeps_the_variance_at_every_rate():
+    """Of the connections that are kept, 1 - rate of all; within four sigma."""
+    x = np.ones((2, 300), np.float32)
+    rates = (0.0, 0.5, 0.9)
+    init = jax.jit(
+        lambda: [layers.DropConnectDense(100, r).init(KEY, x, train=False)["params"]["kernel"] for r in rates]
+    )
+    for rate, kernel in zip(rates, init(), strict=True):
+        squares = 300 * (1 - rate) * np.square(np.asarray(kernel, np.float64))
+        assert abs(squares.mean() / 2 - 1) < 4 * np.sqrt(2 / kernel.size)
+
+
 def test_drop_connect_dense_predicts_without_a_key_by_the_example_alone():
     """Neither the run, nor the place in the batch, nor the rest of it matters. The seed does, and the layer's name."""
     predict = dense()

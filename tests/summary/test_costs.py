@@ -191,7 +191,12 @@ def test_resamplings_are_poolings_instead_of_products():
     ("pool", "operations"),
     [
         (lambda x: functional.adaptive_avg_pool(x, 7), 7 * 7 * 8),
+        (lambda x: functional.adaptive_avg_pool(x, (13, 11)), 13 * 11 * 8),
+        (lambda x: functional.adaptive_avg_pool(x, (13, 5)), 13 * 5 * 8),
         (lambda x: functional.avg_pool(x, 2), 6 * 5 * 8),
+        (lambda x: functional.avg_pool(x, 1), 13 * 11 * 8),
+        (lambda x: functional.max_pool(x, 1, stride=2), 7 * 6 * 8),
+        (lambda x: nn.max_pool(x, (1, 1)), 13 * 11 * 8),
     ],
 )
 def test_a_module_that_only_pools(pool, operations):
@@ -202,6 +207,25 @@ def test_a_module_that_only_pools(pool, operations):
 
     assert totals(Pooling(), (13, 11, 8)) == (0, 0)
     assert totals(Pooling(), (13, 11, 8), count="conv-bias") == (0, operations)
+
+
+@pytest.mark.parametrize("pixels", [6, 7])
+def test_a_pooling_that_changes_nothing_has_a_row_too(pixels):
+    """AlexNet and VGG pool to the size that their maps already have at 224 pixels."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = functional.max_pool(nn.Conv(4, (3, 3), name="conv")(x), 1)
+            return nn.Dense(2, name="head")(functional.adaptive_avg_pool(x, 6).reshape(len(x), -1))
+
+    by_path = rows(Net(), (pixels, pixels, 3))
+    pooled = "avg_pool(1)" if pixels == 6 else "resample(1)"
+    assert [path for path in by_path if path] == ["conv", "max_pool(1)", pooled, "head"]
+    assert by_path["max_pool(1)"][1:6] == ("max_pool", (pixels, pixels, 4), 1, 0, 0)
+    assert (by_path[pooled].output, by_path[pooled].macs) == ((6, 6, 4), 0)
+    operations = {row.path: row.macs for row in summarize(Net(), (pixels, pixels, 3), count="conv-bias")}
+    assert (operations["max_pool(1)"], operations[pooled]) == (pixels**2 * 4, 6 * 6 * 4)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
+from deepjax.functional.arrays import float32_or_wider
 from deepjax.functional.convolution.backend import channels_last
 
 # A product batched over two halves of the rows runs on two cores; a plain one with few columns runs on one.
@@ -52,6 +53,7 @@ def kernel_gradient(x, dy, form):
     x = x[(slice(None), *used)]
     parts = parts_of_batch(len(x))
     x, dy = (a.reshape(len(a) // parts, parts, *a.shape[1:]).swapaxes(0, 1) for a in (x, dy))
+    wide = float32_or_wider(x.dtype)  # the sum of the parts would be rounded as often as there are parts
     dkernel = sum(
         channels_last(
             x[part].swapaxes(0, -1),
@@ -59,10 +61,11 @@ def kernel_gradient(x, dy, form):
             [a.dilation for a in form.axes],
             padding,
             rhs_dilation=[a.stride for a in form.axes],
+            preferred_element_type=wide,
         )
         for part in range(parts)
     )
-    return jnp.moveaxis(dkernel, 0, -2)
+    return jnp.moveaxis(dkernel, 0, -2).astype(x.dtype)
 
 
 def parts_of_batch(batch):
@@ -92,5 +95,5 @@ def _pointwise_kernel_gradient(x, dy, form):
     x = x[(slice(None), *(slice(None, None, a.stride) for a in form.axes))]
     parts = HALVES if math.prod(x.shape[:-1]) % HALVES == 0 else 1
     x, dy = (a.reshape(parts, math.prod(a.shape[:-1]) // parts, a.shape[-1]) for a in (x, dy))
-    dkernel = jnp.einsum("hri,hro->hio", x, dy).sum(0)
-    return dkernel.reshape(*(1,) * len(form.axes), *dkernel.shape)
+    dkernel = jnp.einsum("hri,hro->hio", x, dy, preferred_element_type=float32_or_wider(x.dtype)).sum(0)
+    return dkernel.reshape(*(1,) * len(form.axes), *dkernel.shape).astype(x.dtype)
