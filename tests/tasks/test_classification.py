@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp, softmax
 
+from deepjax import data
 from deepjax.errors import InputError
-from deepjax.tasks import Classification
-from deepjax.tasks.classification import Evaluation
+from deepjax.tasks import Classification, Evaluation
 
 KEY = jax.random.key(0)
 
@@ -99,7 +99,6 @@ def test_errors_of_very_many_classes_need_no_matrix():
     assert axes.get_title() == "title\nthe 30 of 200,000 classes with the most wrong predictions"
     whole = Classification(tuple(map(str, range(100)))).figures(found, "", points)["confusion.png"]
     assert len(whole.axes[0].images[0].get_array()) == 100
-
 
 
 def test_predictions_together_are_the_mean_of_probabilities_without_underflow():
