@@ -15,6 +15,7 @@ import pytest
 
 import helpers
 from deepjax import cli, training, weights, zoo
+from deepjax.cli import hints
 from deepjax.config import Config
 from deepjax.data.sources import original
 from deepjax.weights import hub
@@ -101,6 +102,14 @@ def test_every_command_of_a_document_runs(document, folder, capsys):
             error = capsys.readouterr().err
             # A comparison of weights that differ ends with 1.
             assert code == 0 or (code == 1 and words[0] == "compare" and not error), (words, code, error)
+
+
+def test_the_options_that_others_are_compared_with_exist():
+    text = (helpers.ROOT / "docs" / "from_others.md").read_text(encoding="utf8")
+    ours = [cell for line in text.splitlines() if line.startswith("| ") for cell in line.split(" | ")[1:2]]
+    named = {option for cell in ours for option in re.findall(r"`(--[a-z.-]+)", cell)}
+    assert len(named) > 30
+    assert named <= set(hints._options(Config))
 
 
 def test_every_config_names_its_own_command():

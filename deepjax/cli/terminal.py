@@ -30,6 +30,7 @@ def parse(kind, arguments, prog, description=None, **keywords):
 
     Raise InputError, as one line, for arguments that do not fit.
     """
+    arguments = [_expanded(argument) for argument in arguments]
     complaint = io.StringIO()
     description = inspect.cleandoc(description or "")
     try:
@@ -42,6 +43,14 @@ def parse(kind, arguments, prog, description=None, **keywords):
         raise InputError(f"{problem} (options: {prog} --help)") from None
     config.check(parsed)
     return parsed
+
+
+def _expanded(argument):
+    """Replace ~ by the home folder at the start of a path, also in --option=~/path, which shells leave alone."""
+    option, equals, value = argument.partition("=")
+    if option.startswith("--") and equals:
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument) if argument.startswith(("~/", "~\\")) else argument
 
 
 def parse_options(words):

@@ -62,6 +62,11 @@ class Files(Protocol):
         """Return the name of an image for error messages: its path, or split and number."""
         ...
 
+    @property
+    def remedy(self) -> str:
+        """What else may help if an image cannot be decoded: the end of the message, or ""."""
+        ...
+
 
 @dataclass(frozen=True)
 class Records:
@@ -129,7 +134,10 @@ class Records:
 
     def _decode(self, encoded: bytes, where: str, area, generator) -> np.ndarray:
         height, width, channels = self.shape
-        image = images.decode(encoded, where, channels)
+        try:
+            image = images.decode(encoded, where, channels)
+        except InputError as error:
+            raise InputError(f"{error}{self.files.remedy}") from error
         if area is not None:
             image = images.random_area(image, height, width, area, generator)
         elif self.fit == "stored" and image.size != (width, height):

@@ -120,7 +120,7 @@ class _WandB:
             files.write_text(record, uuid.uuid4().hex)
         options = {"name": workdir.name, "dir": str(workdir), "config": config, "resume": "allow"}
         try:
-            self.run = wandb.init(project=project, id=record.read_text().strip(), **options)
+            self.run = wandb.init(project=project, id=record.read_text(encoding="utf-8").strip(), **options)
         except Exception as error:  # of a network, an account, a project
             raise InputError(
                 f"wandb {project}: {first_line(error)}; run `wandb login`, or set WANDB_MODE=offline, or leave it out"

@@ -61,12 +61,12 @@ def train(
     config = with_given(setup.with_absolute_paths(config), model, dataset)
     network = setup.check(config, model)
     folder, note = workdir.find_workdir(config, name)
-    if note:
-        display(note)
     if summary := workdir.finished(folder, config):
         display(f"{folder}: finished, {summary['result']}")
         return summary
     experiment = setup.setup(config, network, folder, dataset=dataset)
+    if note:
+        display(note)
     # Everything fits. Nothing was written before this line.
     with workdir.locked(folder):
         workdir.write_config(folder, config, name, experiment.mesh.devices)

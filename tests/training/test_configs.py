@@ -25,6 +25,8 @@ CASES = {  # what each is for: classes, and the shape of an image
     **{f"mnist_plain_{depth}": (10, (28, 28, 1)) for depth in (10, 100, 1000, 10000)},
     **{f"cifar10_{net}": (10, (32, 32, 3)) for net in (*DEEP, "resnet20")},
     "imagenet_resnet50": (1000, (224, 224, 3)),
+    "toy": (2, (2,)),
+    "photos": (3, (96, 96, 3)),
     "finetune": (3, (224, 224, 3)),
     "monster": (10, (64, 64, 3)),
     **{f"mnist_dropconnect_{drop}": (10, (28, 28, 1)) for drop in ("none", "dropout", "dropconnect")},

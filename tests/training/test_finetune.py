@@ -17,6 +17,7 @@ from deepjax.cli.configs import configs, load
 from deepjax.config import Config, Data, Devices, Optimizer
 from deepjax.config import check as check_fields
 from deepjax.errors import InputError
+from deepjax.optimizers.times import Times
 from deepjax.training import freezing, setup
 from deepjax.weights.files import save_state_dict
 
@@ -34,10 +35,10 @@ def test_which_patterns_freeze_until_when():
         "stage1*": {"weight_decay": 0.0, "frozen_until": 2.5},
         "stem*": {"frozen_until": 1.0},
     }
-    assert freezing.frozen_moments(config, 10) == {"head/*": 0, "stage1*": 25, "stem*": 10}
+    assert freezing.frozen_moments(config, Times(10, 10)) == {"head/*": 0, "stage1*": 25, "stem*": 10}
     forever = dataclasses.replace(config, thaw=(), optimizer=Optimizer())
-    assert freezing.frozen_moments(forever, 10) == {"stem*": None, "stage1*": None}
-    assert freezing.frozen_moments(dataclasses.replace(forever, freeze_moments=False), 10) is None
+    assert freezing.frozen_moments(forever, Times(10, 10)) == {"stem*": None, "stage1*": None}
+    assert freezing.frozen_moments(dataclasses.replace(forever, freeze_moments=False), Times(10, 10)) is None
     shared = dataclasses.replace(forever, thaw_share=0.5, epochs=5)
     assert freezing.thaws(shared) == {"stem*": 2.5, "stage1*": 2.5}
     for changes, message in (

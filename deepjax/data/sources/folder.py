@@ -35,6 +35,11 @@ class FolderFiles:
         """Return the path of a file."""
         return str(self.paths[index])
 
+    @property
+    def remedy(self) -> str:
+        """Return what else helps against a damaged image."""
+        return ", or set --data.skip-broken to leave such images out"
+
 
 class Listing:
     """The images of a folder in splits: {split: (paths, labels)}, and notes on what a user should know of them."""

@@ -83,7 +83,7 @@ def _cifar100(name: str, folder: Path, classes: tuple[str, ...]) -> Dataset:
     names = folder / "fine_label_names.txt"
     if names.exists():
         with reading(f"{names}: cannot be read", "download it again"):
-            found = tuple(names.read_text("utf8").split())
+            found = tuple(names.read_text(encoding="utf-8").split())
         if len(found) != len(classes):
             raise InputError(f"{names}: {len(found)} names, expected {len(classes)}; download it again")
         classes = found

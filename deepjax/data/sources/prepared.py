@@ -35,6 +35,11 @@ class TfdsFiles:
         """Return the split and the number of an image, for messages."""
         return f"{self.split}, image {index}"
 
+    @property
+    def remedy(self) -> str:
+        """Return "": a prepared data set has no option for damaged images."""
+        return ""
+
     def labels(self, key: str) -> np.ndarray:
         """Return all labels, int32 [N], without decoding an image."""
         size, values = len(self.source), []
