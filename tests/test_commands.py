@@ -24,7 +24,7 @@ from deepjax.weights.files import save_state_dict
 # Measurements, which take from minutes to hours
 MEASURED = ("benchmarks.md", "parity.md")
 HAS_TORCH = find_spec("torch") is not None
-train = training.train
+train, range_test = training.train, training.range_test
 
 
 def commands(document):
@@ -40,14 +40,18 @@ def shortened(config):
     data = dataclasses.replace(config.data, image_size=min(config.data.image_size, 32))
     if config.model == "monster":
         data = dataclasses.replace(config.data, image_size=64)
+    if config.data.name == "digits":  # 1,297 images
+        config = dataclasses.replace(config, model="mlp", model_options={"depth": 2, "width": 4})
     epochs = 1 if not config.thaw and not config.thaw_share else 6
     return dataclasses.replace(config, data=data, batch_size=8, epochs=epochs)
 
 
 def small_train(config, name="run", **keywords):
-    if config.data.name == "digits":  # 1,297 images
-        config = dataclasses.replace(config, model="mlp", model_options={"depth": 2, "width": 4})
     return train(shortened(config), name, **keywords)
+
+
+def small_range_test(config, name="run", **keywords):
+    return range_test(shortened(config), name, **keywords)
 
 
 def write_weights():
@@ -82,6 +86,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setitem(original.ORIGINAL, "cifar10", original.ORIGINAL["cifar10"]._replace(read=tiny_cifar10))
     monkeypatch.setattr(hub, "fetch", lambda name, **_: (tmp_path / f"{name.partition('.')[0]}.safetensors", {}))
     monkeypatch.setattr(training, "train", small_train)
+    monkeypatch.setattr(training, "range_test", small_range_test)
     monkeypatch.setitem(zoo.MODELS, "resnet18", functools.partial(zoo.MODELS["resnet18"], width=4))
     write_weights()
     return tmp_path
