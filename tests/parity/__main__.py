@@ -195,7 +195,7 @@ def main():
     parser.add_argument("--batch", type=int, default=BATCH)
     options = parser.parse_args()
     if missing := [package for package in ("torch", "torchvision") if importlib.util.find_spec(package) is None]:
-        parser.error(f"{' and '.join(missing)} missing; pip install deepjax[parity,test]")
+        parser.error(f"{' and '.join(missing)} missing; pip install '.[parity,test]'")
     jax.config.update("jax_default_matmul_precision", "highest")
     good = True
     print("| network | parameters | float32 | (torch) | float64 | settled float32 | settled float64 ", end="")
