@@ -1,10 +1,11 @@
 """Your own photographs: from a folder with one subfolder for each class to a classifier.
 
-Expected result: depends on the photographs; not measured.
+Expected result: depends on the photographs. 9.09 % test error (two of 22 images) on the folder of `deepjax datasets
+sample`, in two and a half minutes on two CPU cores.
 
 FOLDER has CLASS/*.jpg, of which a fifth is drawn for testing, or train/CLASS/*.jpg, and test/ or val/ with the same
 classes. Images may have any size and color mode, and lie in subfolders of their class's folder. They are resized to 96
-pixels. The network is initialized from scratch. With a few hundred photographs, pretrained weights give far lower
+pixels. The network is initialized from scratch. With a few hundred photographs, pretrained weights usually give lower
 errors: --pretrained takes a weights file of torchvision's ResNet-18, a run, or resnet18, which is fetched from the hub.
 
     deepjax train photos --data-dir FOLDER
