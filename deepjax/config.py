@@ -84,6 +84,9 @@ class Data:
     test: float | None = option(None, above=0, below=1)
     """Folder of images without test/ and val/: fraction of the images to draw for testing, stratified by class.
     Unset: 0.2."""
+    test_seed: int = option(0, at_least=0, below=2**32)
+    """Folder of images without test/ and val/: seed of that draw. It is not `seed`, so that runs of other seeds have
+    the same test images, and can be averaged or teach each other."""
     skip_broken: bool = False
     """Folder of images: leave out images that cannot be decoded, and name them. False: stop at the first one."""
     balance: Literal["", "loss", "sample"] = ""

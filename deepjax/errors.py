@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 MANY = 40  # of more valid names than this, only the nearest are listed
 ADDRESS = re.compile(r"<([\w.]+)(?: object)? at 0x[0-9a-fA-F]+>")  # as repr writes an object: says nothing to a user
+PLACE = re.compile(r" at 0x[0-9a-fA-F]+")  # what is left of other objects, such as functions
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -39,7 +40,7 @@ def first_line(error: BaseException) -> str:
     lines = COLOR.sub("", str(error)).strip().splitlines()
     if not lines:
         return type(error).__name__
-    line = ADDRESS.sub(lambda match: match[1].rpartition(".")[2], lines[0]).strip()[:200]
+    line = PLACE.sub("", ADDRESS.sub(lambda match: match[1].rpartition(".")[2], lines[0])).strip()[:200]
     return f"KeyError {line}" if isinstance(error, KeyError) else line
 
 

@@ -45,6 +45,8 @@ def evaluate(arguments):
         raise InputError("eval needs a run: deepjax eval WORKDIR [WORKDIR ...]")
     from deepjax import inference
 
+    if options.pictures:  # before the evaluation, so that a wrong path costs nothing
+        Path(options.pictures).expanduser().mkdir(parents=True, exist_ok=True)
     runs = [inference.load_run(folder, warn=warn) for folder in options.workdir]
     choice = {"average": options.average, "split": options.split, "views": options.views}
     found = inference.evaluate_runs(runs, **choice, data_dir=options.data_dir)
@@ -113,6 +115,7 @@ def _record(options, runs, result) -> dict:
     return {
         "split": options.split,
         **where,
+        "views": options.views,
         "examples": len(result.labels),
         "error": result.error,
         "loss": result.loss,
@@ -146,7 +149,6 @@ def _draw(options, runs, result):
     from deepjax.runs import plots
 
     folder = Path(options.pictures).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     rows = getattr(inference.load_dataset(runs[0], options.data_dir), options.split)
     title = f"{options.split}: {runs[0].task.text(result.metrics)}"
     for name, figure in runs[0].task.figures(result, title, rows).items():

@@ -7,6 +7,10 @@ from collections.abc import Iterator, Sequence
 # Names of other libraries, and short forms: {name without dashes: our option}
 OTHERS = {
     "lr": "--optimizer.learning-rate",
+    "momentum": "--optimizer.momentum",
+    "hflip": "--data.augment.flip",
+    "gpu": "--devices.count",
+    "device": "--devices.count",
     "wd": "--optimizer.weight-decay",
     "bs": "--batch-size",
     "batch": "--batch-size",
@@ -53,6 +57,7 @@ def suggest(kind: type, arguments: Sequence[str]) -> str:
         if not word.startswith("--") or word in known:
             continue
         name = word.removeprefix("--")
+        name = name.rpartition(".")[2]  # of --optimizer.lr
         ends = [option for option in known if option.rpartition(".")[2].removeprefix("--") == name]
         if f"{word}.name" in known:
             meant = f"{word}.name"

@@ -30,9 +30,10 @@ def models(arguments):
 
     if options.options:
         return _list_options(options)
+    for pattern in options.patterns:
+        if not any(fnmatchcase(name, pattern) for name in zoo.MODELS):
+            raise InputError(f"models {pattern}: no such network; {_nearest(pattern)}")
     chosen = [name for name in zoo.MODELS if _matches(name, options.patterns)]
-    if not chosen:
-        raise InputError(f"models {' '.join(options.patterns)}: no such network; {_nearest(options.patterns[0])}")
     rows = [_row(name) for name in chosen]
     if options.json:
         print(json.dumps({row.pop("model"): row for row in rows}, indent=2))

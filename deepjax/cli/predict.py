@@ -45,7 +45,11 @@ def predict(arguments):
         raise InputError("predict needs images: deepjax predict WORKDIR-or-NAME IMAGE...")
     if options.json and options.csv:
         raise InputError("--json and --csv exclude each other; leave one out")
+    sheet = Path(options.show).expanduser()
+    if options.show and (sheet.suffix != ".png" or not sheet.absolute().parent.is_dir()):
+        raise InputError(f"--show {options.show}: give a file that ends in .png, in a folder that exists")
     from deepjax import inference
+    from deepjax.data.listing import describe_skipped, find_images
 
     run = classifier(options.source, options.weights)
     predictions = inference.predict(run, options.images, top=options.top, crops=options.crops)
@@ -60,8 +64,11 @@ def predict(arguments):
             table(("image", *(f"{i + 1}." for i in range(len(shown[0]) - 1))), shown)
     for prediction in problems:
         complain(prediction.problem, 1)
+    for path in map(Path, options.images):
+        if path.is_dir() and (skipped := describe_skipped(find_images(path)[1])):
+            warn(f"{path}: {skipped}")
     if options.show:
-        _draw(run, predictions, Path(options.show).expanduser())
+        _draw(run, predictions, sheet)
     return 1 if problems else 0
 
 

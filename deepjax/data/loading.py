@@ -34,7 +34,7 @@ def load(data: config.Data, data_dir: str, seed: int, *, given: Dataset | None =
     check_fields(data, seed)
     if given:
         _check_options(data, ())
-    found = given or _load(data, data_dir, seed)
+    found = given or _load(data, data_dir)
     if isinstance(found.train, Records):
         found = replace(found, fit=found.train.fit)
     found = _place(_resize(found, data.image_size), data)
@@ -43,21 +43,21 @@ def load(data: config.Data, data_dir: str, seed: int, *, given: Dataset | None =
     return _split(found, data.validation, seed)
 
 
-def _load(data: config.Data, data_dir: str, seed: int) -> Dataset:
-    wanted = as_wanted(data, data_dir, seed)
+def _load(data: config.Data, data_dir: str) -> Dataset:
+    wanted = as_wanted(data, data_dir)
     source = sources.find(wanted)
     _check_options(data, source.options)
     return source.load(wanted)
 
 
-def as_wanted(data: config.Data, data_dir: str, seed: int) -> sources.Wanted:
+def as_wanted(data: config.Data, data_dir: str) -> sources.Wanted:
     """Return what a source must know of a config."""
-    return sources.Wanted(data.name, data_dir, data.image_size, data.test, data.skip_broken, seed)
+    return sources.Wanted(data.name, data_dir, data.image_size, data.test, data.skip_broken, data.test_seed)
 
 
 def _check_options(data: config.Data, options: tuple[str, ...]) -> None:
     """Raise InputError for a field that only folders of images use, if it is set for another data set."""
-    for name in ("test", "skip_broken"):
+    for name in ("test", "test_seed", "skip_broken"):
         if getattr(data, name) and name not in options:
             raise InputError(f"data.{name} {getattr(data, name)}: is for folders of images; leave it out")
 
@@ -87,7 +87,7 @@ def about(data: config.Data, data_dir: str, seed: int) -> About:
     Raise InputError as `load` does; but the files of a well-known data set (mnist, cifar10, ...) need not exist.
     """
     check_fields(data, seed)
-    facts = sources.facts(as_wanted(data, data_dir, seed))
+    facts = sources.facts(as_wanted(data, data_dir))
     if facts is None:
         found = load(replace(data, placement="host"), data_dir, seed)
         sizes = [len(split) for split in (found.train, found.validation, found.test)]

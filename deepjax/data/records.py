@@ -86,6 +86,10 @@ class Records:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def names(self) -> list[str]:
+        """Return the names of the images, such as their paths."""
+        return [self.files.where(int(index)) for index in self.indices]
+
     def take(self, indices: np.ndarray) -> "Records":
         """Return the subset with these indices, in their order. Reads no image."""
         return replace(self, indices=self.indices[indices], labels=self.labels[indices])
@@ -171,6 +175,8 @@ class Dataset:
     """How an image file is brought to `shape` for prediction; see Records.fit."""
     notes: tuple[str, ...] = ()
     """Lines that a user should read: what was left out, what was drawn at random."""
+    drawn: bool = False
+    """Whether the test split was drawn from all images, so that other images would lead to another split."""
 
     def __post_init__(self):
         if not self.classes:

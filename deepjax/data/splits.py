@@ -13,7 +13,7 @@ def stratified(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted indices of the examples that remain, and of those that are taken.
 
-    At least as many examples are taken as there are classes.
+    The same fraction of every class is taken, but at least one example of each.
 
     Args:
       labels: int [N].
@@ -22,7 +22,7 @@ def stratified(
       classes: names of the classes.
       field: the option that `fraction` comes from, for the message.
 
-    Raise InputError if a class has a single example, or all examples of a class would have to be taken.
+    Raise InputError if a class has a single example, or too many examples would be taken.
 
     >>> remaining, taken = stratified(np.array([0, 0, 0, 1, 1, 1]), 0.1, 0, ("a", "b"), "data.validation")
     >>> len(remaining), len(taken)
@@ -34,7 +34,10 @@ def stratified(
     present = int((counts > 0).sum())
     if present and counts[counts > 0].min() < 2:
         single = ", ".join(repr(classes[i]) for i in np.flatnonzero(counts == 1)[:3])
-        raise InputError(f"{field} {fraction}: only one training image of {single} is there to split; add images")
+        raise InputError(
+            f"{field} {fraction}: only one training image of {single} is there to split; add images"
+            + (" or set data.validation 0" if field == "data.validation" else "")
+        )
     size = max(math.ceil(len(labels) * fraction), present)
     try:
         remaining, taken = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=seed)
@@ -43,4 +46,8 @@ def stratified(
             f"{field} {fraction}: {len(labels)} images of {present} classes cannot be split; give a smaller fraction "
             f"or add images"
         ) from error
+    rng = np.random.default_rng(seed)
+    for label in np.setdiff1d(labels, labels[taken]):  # of a small class, none may have been drawn
+        moved = rng.choice(remaining[labels[remaining] == label])
+        remaining, taken = remaining[remaining != moved], np.append(taken, moved)
     return np.sort(remaining), np.sort(taken)

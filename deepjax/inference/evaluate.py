@@ -12,6 +12,7 @@ from deepjax.errors import InputError, choices
 from deepjax.foreign import check_finite
 from deepjax.inference.run import Run
 from deepjax.parallel import make_mesh
+from deepjax.runs import workdir
 from deepjax.training import setup
 from deepjax.training.averaging import mean_parameters
 
@@ -58,18 +59,18 @@ def evaluate_runs(runs, *, average="predictions", split="test", views=1, data_di
             raise InputError(f"{name} {value!r} is unknown; {choices(str(value), valid)}")
     if views not in VIEWS:
         raise InputError(f"views {views} is unknown; choose from {', '.join(map(str, VIEWS))}")
-    if views > 1 and len(runs[0].shape) != 3:
-        raise InputError(f"views {views}: the run was trained on features of shape {runs[0].shape}; leave it 1")
+    if views > 1 and (len(runs[0].shape) != 3 or not hasattr(runs[0].task, "average_views")):
+        raise InputError(f"views {views}: needs classification of images; leave it 1 for this run")
     first, dataset = runs[0], load_dataset(runs[0], data_dir, data)
     rows = getattr(dataset, split)
     if not len(rows):
         raise InputError(f"split {split}: {dataset.name} has none in this run")
     for other in runs[1:]:
         _check_alike(first, other)
-        if split != "test" and not _same(rows, getattr(load_dataset(other, data_dir, data), split)):
+        if not _same(rows, getattr(load_dataset(other, data_dir, data), split)):
             raise InputError(
-                f"split {split} of {first.config.workdir} differs from that of {other.config.workdir}, as their seeds "
-                f"or data.validation do; --split test is the same for both"
+                f"split {split} of {first.config.workdir} differs from that of {other.config.workdir}, because their "
+                f"seeds or fractions do; evaluate a split that both runs share, or one run at a time"
             )
     merged = average_weights(runs, dataset.train) if average == "weights" else None
     task, found = first.task, [_rows(run, rows, views) for run in runs]
@@ -83,7 +84,7 @@ def load_dataset(run, data_dir="", given=None) -> data.Dataset:
     wanted, folder, dataset = run.config.data, data_dir or run.config.data_dir, data.as_dataset(given)
     if dataset is None:
         try:
-            sources.find(as_wanted(wanted, folder, run.config.seed))
+            sources.find(as_wanted(wanted, folder))
         except InputError as error:
             raise InputError(f"{error}; for a run of train(..., data=...), pass evaluate_run(..., data=...)") from None
     dataset = data.load(wanted, folder, run.config.seed, given=dataset)
@@ -91,6 +92,11 @@ def load_dataset(run, data_dir="", given=None) -> data.Dataset:
         raise InputError(
             f"data {dataset.name} now has {len(dataset.classes)} classes of shape {dataset.shape}, the run was trained "
             f"on {len(run.classes)} of {run.shape}; use the data set it was trained on"
+        )
+    if dataset.drawn and workdir.has_changed(run.config.workdir, dataset):
+        raise InputError(
+            f"the images of {dataset.name} have changed since {run.config.workdir} was trained, so that some of its "
+            f"training images would be drawn for testing; restore them, or put new images into test/"
         )
     return dataset
 
@@ -110,9 +116,10 @@ def _check_alike(first, other):
 
 
 def _same(rows, others):
-    """Return whether two splits of a data set hold the same examples; the seed draws a validation split."""
-    which = "images" if isinstance(rows, data.Arrays) else "indices"
-    return np.array_equal(getattr(rows, which), getattr(others, which))
+    """Return whether two splits of a data set hold the same examples; seeds draw splits."""
+    if isinstance(rows, data.Arrays):
+        return np.array_equal(rows.images, others.images)
+    return rows.names() == others.names()
 
 
 def _rows(run, split, views):

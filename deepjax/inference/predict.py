@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax import data, weights, zoo
+from deepjax.data.listing import describe_skipped
 from deepjax.errors import InputError, choices
 from deepjax.foreign import check_finite
 from deepjax.tasks import classification
@@ -128,8 +129,9 @@ def outputs(run, variables, images):
 
 def _image_files(path):
     if path.is_dir():
-        files, _ = data.find_images(path)
+        files, skipped = data.find_images(path)
         if not files:
-            raise InputError(f"folder {path} has no images ({', '.join(data.IMAGE_SUFFIXES)}); check the path")
+            why = f"; {describe_skipped(skipped)}" if skipped else ""
+            raise InputError(f"folder {path} has no images ({', '.join(data.IMAGE_SUFFIXES)}){why}; check the path")
         return files
     return [path]

@@ -67,15 +67,12 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
         return optax.chain(_until_thawed(direction, thaw), _by_rate(o, rate))
 
     trained = {pattern: group for pattern, group in groups.items() if not group.frozen}
-    links = [
+    chain = optax.chain(
         per_group(trained, first),
         optax.identity() if o.clip_norm is None else optax.clip_by_global_norm(o.clip_norm),
         per_group(trained, then),
-        scale_by_plateau() if schedule.name == "plateau" else optax.identity(),
-        optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one") if o.line_search else optax.identity(),
-        transforms.lookahead(o.lookahead, o.slow_rate) if o.lookahead else optax.identity(),
-    ]
-    chain = optax.chain(*links)
+        *_last_links(o, schedule),
+    )
     if o.accumulate > 1:
         chain = optax.MultiSteps(chain, times.batches if times else o.accumulate).gradient_transformation()
     transform = optax.with_extra_args_support(freeze(chain, groups))
@@ -93,6 +90,15 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
         return transform.update(updates, state, params, **({"grad_fn": grad_fn} if o.sam else extra))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _last_links(o, schedule):
+    """Return the links that change the whole update: plateau, line search, lookahead."""
+    return [
+        scale_by_plateau() if schedule.name == "plateau" else optax.identity(),
+        optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one") if o.line_search else optax.identity(),
+        transforms.lookahead(o.lookahead, o.slow_rate) if o.lookahead else optax.identity(),
+    ]
 
 
 def _ascent(o, groups, starts):

@@ -50,13 +50,22 @@ def find_workdir(config, name):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
             check_workdir(config, folder)
-        except Taken as error:
+            _check_images(config, folder)
+        except InputError as error:  # also for the damaged record of a run that the user did not name
             reason = reason or str(error).partition("; choose")[0]
             continue
         if (folder / "config.json").exists():
             return folder, "" if number == 1 else f"{folder} holds a run of this config"
         free.append((folder, f"writing to {folder}, because {reason}" if reason else ""))
     return free[0]
+
+
+def _check_images(config, workdir):
+    """Raise Taken for a run on another folder of images. With --workdir, the folder may have been moved."""
+    if config.data.name == "folder" and (workdir / "config.json").exists():
+        before = read_config(workdir).data_dir
+        if before != config.data_dir:
+            raise Taken(f"workdir {workdir} holds a run on other images ({before}); choose another with --workdir")
 
 
 def check_workdir(config, workdir):
@@ -299,15 +308,15 @@ def write_data(workdir, dataset, statistics):
 
     Raise InputError if the folder holds a run on other data.
     """
-    labels = [np.asarray(split.labels, np.int32) for split in (dataset.train, dataset.validation, dataset.test)]
     standardizer, lighting = statistics
+    examples, labels_sha256 = _fingerprint(dataset)
     of_channels = standardizer.kind == "channel"
     record = DataRecord(
         name=dataset.name,
         classes=tuple(dataset.classes),
         shape=tuple(dataset.shape),
-        examples=(len(dataset.train), len(dataset.validation), len(dataset.test)),
-        labels_sha256=hashlib.sha256(b"".join(split.tobytes() for split in labels)).hexdigest(),
+        examples=examples,
+        labels_sha256=labels_sha256,
         fit=dataset.fit,
         mean=tuple(standardizer.shift.tolist()) if of_channels else (),
         std=tuple(standardizer.scale.tolist()) if of_channels else (),
@@ -328,6 +337,19 @@ def write_data(workdir, dataset, statistics):
                 f"data set {dataset.name} has changed since the run in {workdir} was started: {field} was "
                 f"{old!r:.200}, is now {new!r:.200}; restore the data, or choose another --workdir"
             )
+
+
+def _fingerprint(dataset):
+    """Return (numbers of training, validation and test examples, hash of their labels)."""
+    labels = [np.asarray(split.labels, np.int32) for split in (dataset.train, dataset.validation, dataset.test)]
+    counts = len(labels[0]), len(labels[1]), len(labels[2])
+    return counts, hashlib.sha256(b"".join(split.tobytes() for split in labels)).hexdigest()
+
+
+def has_changed(workdir, dataset) -> bool:
+    """Return whether the labels of a data set differ from those that the run in a folder was trained on."""
+    record = read_data(workdir)
+    return (record.examples, record.labels_sha256) != _fingerprint(dataset)
 
 
 def read_data(workdir) -> DataRecord:

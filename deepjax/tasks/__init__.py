@@ -7,6 +7,8 @@ A task is an object with these functions. The first three are pure and run insid
   measure(outputs, targets, mask) -> sums over the real examples: "loss", "count" (the number of predictions), and
     other metrics. The step divides by the count over all devices.
   rows(outputs, batch) -> arrays with one row per example, for evaluation.
+  average_views(outputs) -> outputs [batch, ...] of the mean over several views, [views, batch, ...]. A task may lack
+    it: then evaluation refuses more than one view.
 
 Those that follow receive rows of a whole data set as NumPy arrays:
 

@@ -44,7 +44,7 @@ def read(where) -> Teacher:
 
     Raise InputError for anything else, and for the run of a module that is not in the zoo.
     """
-    path, kind = Path(where).expanduser(), weights.kind_of(where)
+    path, kind = Path(where).expanduser(), weights.kind_of(where, "teacher")
     if kind == "run":
         return _read_run(where, path)
     found = weights.load_pretrained(str(path) if kind == "file" else where)

@@ -34,7 +34,7 @@ def read(where, model):
 
     Raise InputError for a file, folder or name that is not a valid source.
     """
-    path, kind = Path(where).expanduser(), weights.kind_of(where)
+    path, kind = Path(where).expanduser(), weights.kind_of(where, "pretrained")
     if kind == "run":
         return _read_run(where, path)
     if kind == "file" and not is_ours(path):

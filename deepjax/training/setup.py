@@ -22,7 +22,7 @@ from deepjax.training.evaluator import Evaluator
 from deepjax.training.model import make_model
 from deepjax.training.state import init_state, state_shapes
 from deepjax.training.step import apply_model, eval_step, loss_function, train_step
-from deepjax.weights import is_network
+from deepjax.weights import is_path
 
 PARAMETERS, MOMENTS = 2**31, 2**31 + 1  # folded into the run's key; the steps' keys are folded from step numbers
 
@@ -57,9 +57,8 @@ def with_absolute_paths(config):
     if is_folder(config.data.name) or (path.suffix == ".npz" and path.exists()):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=str(path.absolute())))
     for name in ("pretrained", "teacher"):
-        path = Path(getattr(config, name)).expanduser()
-        if path.exists() and getattr(config, name) and not is_network(getattr(config, name)):
-            config = dataclasses.replace(config, **{name: str(path.absolute())})
+        if is_path(word := getattr(config, name)):
+            config = dataclasses.replace(config, **{name: str(Path(word).expanduser().absolute())})
     return dataclasses.replace(config, data_dir=str(Path(data_dir).expanduser().absolute()) if data_dir else "")
 
 

@@ -3,7 +3,7 @@
 from deepjax.weights.bundle import Pretrained, load_file, save_pretrained
 from deepjax.weights.files import load_variables, save_variables
 from deepjax.weights.hub import load_pretrained
-from deepjax.weights.naming import is_network, kind_of
+from deepjax.weights.naming import is_path, kind_of
 from deepjax.weights.pytorch import from_torch, to_torch
 from deepjax.zoo.cards import Preprocessing
 
@@ -11,7 +11,7 @@ __all__ = [
     "Preprocessing",
     "Pretrained",
     "from_torch",
-    "is_network",
+    "is_path",
     "kind_of",
     "load_file",
     "load_pretrained",

@@ -70,6 +70,7 @@ def test_own_validation_split():
         ({"validation": 1.0}, r"data.validation 1.0 must be in"),
         ({"validation": float("nan")}, r"data.validation nan must be finite"),
         ({"validation": 0.99}, "data.validation 0.99: 200 images of 10 classes cannot be split"),
+        ({"test_seed": 1}, "data.test_seed 1: is for folders of images"),
         ({"test": 0.1}, "data.test 0.1: is for folders of images"),
         ({"skip_broken": True}, "data.skip_broken True: is for folders of images"),
         ({"image_size": -1}, "image_size -1"),

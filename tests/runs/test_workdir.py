@@ -201,6 +201,29 @@ def test_runs_of_other_configs_get_folders_of_their_own(tmp_path, monkeypatch):
     assert workdir.find_workdir(third, "photos")[0] == folders[2]
 
 
+def test_another_folder_of_images_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, other = (replace(BASE, workdir="", data=Data("folder"), data_dir=f"/{place}") for place in "ab")
+    recorded(Path("runs/photos"), one)
+    assert workdir.find_workdir(one, "photos") == (Path("runs/photos"), "")
+    folder, note = workdir.find_workdir(other, "photos")
+    assert folder == Path("runs/photos-2")
+    assert "holds a run on other images (/a)" in note
+    moved = replace(other, workdir="runs/photos")  # with --workdir, the folder may have been moved
+    assert workdir.find_workdir(moved, "photos")[0] == Path("runs/photos")
+
+
+def test_a_damaged_record_that_was_not_named_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recorded(Path("runs/photos"))
+    Path("runs/photos/config.json").write_text("{")
+    folder, note = workdir.find_workdir(replace(BASE, workdir=""), "photos")
+    assert folder == Path("runs/photos-2")
+    assert "runs/photos/config.json is not valid JSON" in note
+    with pytest.raises(InputError, match="not valid JSON"):
+        workdir.find_workdir(replace(BASE, workdir="runs/photos"), "photos")
+
+
 def test_one_process_at_a_time(tmp_path):
     with workdir.locked(tmp_path), pytest.raises(InputError, match="in use by another process"):
         workdir.locked(tmp_path).__enter__()

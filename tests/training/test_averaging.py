@@ -384,6 +384,7 @@ def test_a_single_run_is_shown_as_before(runs, capsys):
         "examples",
         "error",
         "loss",
+        "views",
         "mean_f1",
         "calibration_error",
         "classes",

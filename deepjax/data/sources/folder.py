@@ -51,6 +51,8 @@ class Listing:
         self.classes = tuple(entry.name for entry in _subfolders(top))
         if set(self.classes) <= set(SPLITS):  # also for train/*.jpg, without classes
             raise InputError(f"data.name {root}: has no classes; put images into CLASS/*.jpg or train/CLASS/*.jpg")
+        if not self.divided and (held := [name for name in self.classes if name in SPLITS[1:]]):
+            raise InputError(f"{root / held[0]}: {root} has no train/ with classes; move the classes into train/")
         held_out = [root / name for name in ("val", "validation") if self.divided and (root / name).is_dir()]
         tests = [root / "test"] if self.divided and (root / "test").is_dir() else held_out[:1]
         self.splits = {"train": self._listed(top)}
@@ -68,14 +70,22 @@ class Listing:
                 raise InputError(f"{folder}: class {folder.name!r} is not in train/; add it there or remove it here")
             found, skipped = find_images(folder)
             if not found:
-                raise InputError(f"{folder}: has no {', '.join(SUFFIXES)} files; add images or remove the folder")
+                why = f" ({describe_skipped(skipped)})" if skipped else ""
+                raise InputError(f"{folder}: has no {', '.join(SUFFIXES)} files{why}; add images or remove the folder")
             self.skipped += skipped
             paths += found
             labels += [self.classes.index(folder.name)] * len(found)
-        present = set(labels)
-        if missing := [name for i, name in enumerate(self.classes) if i not in present]:
-            self.notes.append(f"{split} has no images of {_few(missing)}")
         return paths, labels
+
+    def note_missing(self):
+        """Note classes without images in a split. Raise InputError for a class without training images."""
+        for split, (_, labels) in self.splits.items():
+            present = set(labels)
+            missing = [name for i, name in enumerate(self.classes) if i not in present]
+            if missing and split == "train":
+                raise InputError(f"{self.root}: class {missing[0]!r} has no image that can be read; add images")
+            if missing:
+                self.notes.append(f"the {split} split has no images of {_few(missing)}")
 
     def _note_beside(self):
         """Note images and folders that are in no class."""
@@ -100,18 +110,19 @@ class Listing:
         if len(broken) > NAMED:
             self.notes.append(f"left out: {len(broken) - NAMED:,} more images that cannot be read")
 
-    def draw_test(self, fraction: float | None, seed: int):
-        """Take the test images from the training images, if the folder has no test split."""
+    def draw_test(self, fraction: float | None, seed: int) -> bool:
+        """Take the test images from the training images, if there is no test split. Return whether there is none."""
         if "test" in self.splits:
             if fraction is not None:
                 raise InputError(f"data.test {fraction}: {self.root} has its own test split; leave it unset")
-            return
+            return False
         fraction = TEST if fraction is None else fraction
         paths, labels = self.splits["train"]
         parts = stratified(np.array(labels, np.int32), fraction, seed, self.classes, "data.test")
         for split, indices in zip(("train", "test"), parts):
             self.splits[split] = [paths[i] for i in indices], [labels[i] for i in indices]
         self.notes.append(f"{len(parts[1]):,} of {len(labels):,} images were drawn for testing, with seed {seed}")
+        return True
 
 
 def folder(path: str, wanted: Wanted) -> Dataset:
@@ -131,7 +142,8 @@ def folder(path: str, wanted: Wanted) -> Dataset:
     listing = Listing(root)
     if wanted.skip_broken:
         listing.drop_broken()
-    listing.draw_test(wanted.test, wanted.seed)
+    drawn = listing.draw_test(wanted.test, wanted.seed)
+    listing.note_missing()
     if skipped := describe_skipped(listing.skipped):
         listing.notes.append(skipped)
     size = wanted.image_size
@@ -146,7 +158,9 @@ def folder(path: str, wanted: Wanted) -> Dataset:
     splits = {split: records(*parts) for split, parts in listing.splits.items()}
     validation = splits.get("validation") or splits["train"].take(np.arange(0))
     shape, notes = (height, width, 3), tuple(listing.notes)
-    return Dataset(root.name, listing.classes, shape, splits["train"], validation, splits["test"], notes=notes)
+    return Dataset(
+        root.name, listing.classes, shape, splits["train"], validation, splits["test"], notes=notes, drawn=drawn
+    )
 
 
 def _few(names: Sequence[str]) -> str:
@@ -208,4 +222,4 @@ def _load(wanted: Wanted) -> Dataset:
     return folder(str(path), wanted)
 
 
-SOURCE = DataSource(_owns, _load, options=("test", "skip_broken"))
+SOURCE = DataSource(_owns, _load, options=("test", "test_seed", "skip_broken"))

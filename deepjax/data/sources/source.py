@@ -21,7 +21,7 @@ class Wanted(NamedTuple):
     skip_broken: bool = False
     """config.Data.skip_broken: leave out images that cannot be decoded."""
     seed: int = 0
-    """config.Config.seed: of the draw of test images."""
+    """config.Data.test_seed: of the draw of test images."""
 
 
 class Facts(NamedTuple):
@@ -65,4 +65,4 @@ class DataSource:
     facts: Callable[[Wanted], Facts | None] = _nothing
     """Return the facts that are known without reading images, or None if the data set must be loaded."""
     options: tuple[str, ...] = ()
-    """Which of the fields test and skip_broken of config.Data the source uses. For other sources they are refused."""
+    """Those fields of config.Data that other sources refuse, but this one uses."""

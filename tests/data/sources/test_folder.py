@@ -57,8 +57,11 @@ def test_folder_of_classes_is_split_by_seed(tmp_path):
     assert np.bincount(found.test.labels).tolist() == [2, 4, 6]
     assert "12 of 60 images were drawn for testing, with seed 0" in found.notes
     np.testing.assert_array_equal(found.test.images, again.test.images)
-    other = load(f"{tmp_path}/", seed=1, test=0.2, validation=0.0)
+    other = load(f"{tmp_path}/", test_seed=1, test=0.2, validation=0.0)
     assert (other.test.images != found.test.images).any()
+    alike = load(f"{tmp_path}/", seed=1, test=0.2)  # runs of other seeds have the same test images
+    np.testing.assert_array_equal(found.test.images, alike.test.images)
+    assert found.drawn
     both = [{image.tobytes() for image in part.images} for part in (found.train, found.test)]
     assert not both[0] & both[1]
     tiny = load(f"{tmp_path}/", test=0.01)
@@ -88,10 +91,36 @@ def test_what_is_not_read_is_said(tmp_path):
     found = load(tmp_path, validation=0.0)
     assert np.bincount(found.train.labels).tolist() == [7, 4]
     assert found.notes == (
-        f"{tmp_path / 'val'} has no images of b",
         f"not read, because they are in no class: others of {tmp_path}",
+        "the test split has no images of b",
         "2 files were not read (no images of a known kind): 1 .heic, 1 .txt; convert .heic to .jpg",
     )
+
+
+def test_of_a_small_class_one_image_is_drawn(tmp_path):
+    write_images(tmp_path, {"many": 100, "few": 3})
+    for seed in range(3):
+        found = load(f"{tmp_path}/", seed, test_seed=seed, test=0.1)
+        counts = [np.bincount(split.labels).tolist() for split in (found.test, found.validation)]
+        assert [few for few, _ in counts] == [1, 1]
+
+
+def test_unlabeled_images_beside_the_classes_are_no_class(tmp_path):
+    write_images(tmp_path, {"cat": 3, "dog": 3, "test": 3})
+    fails("has no train/ with classes; move the classes into train/", f"{tmp_path}/")
+
+
+def test_a_class_of_other_files_says_what_they_are(tmp_path):
+    write_images(tmp_path, {"cat": 3, "dog": 0})
+    (tmp_path / "dog" / "one.HEIC").touch()
+    fails(r"dog: has no .png.*1 .heic; convert .heic to .jpg", f"{tmp_path}/")
+
+
+def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path):
+    write_images(tmp_path / "train", {"a": 4, "b": 1})
+    write_images(tmp_path / "test", {"a": 1, "b": 1})
+    (tmp_path / "train" / "b" / "000.png").write_bytes(b"")
+    fails("class 'b' has no image that can be read", tmp_path, skip_broken=True, image_size=8)
 
 
 def test_links_are_followed_once(tmp_path):
