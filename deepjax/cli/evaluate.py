@@ -111,7 +111,9 @@ def _record(options, runs, result) -> dict:
     columns = {name: [_number(value) for value in values.tolist()] for name, values in scores._asdict().items()}
     columns["error"] = [None if recall is None else 1 - recall for recall in columns["recall"]]
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    known = [row["f1"] for row in rows if row["examples"]]
+    for row in rows:
+        row["f1"] = row["f1"] if row["examples"] else None
+    known = [row["f1"] for row in rows if row["f1"] is not None]
     return {
         "split": options.split,
         **where,

@@ -9,8 +9,13 @@ OTHERS = {
     "lr": "--optimizer.learning-rate",
     "momentum": "--optimizer.momentum",
     "hflip": "--data.augment.flip",
-    "gpu": "--devices.count",
-    "device": "--devices.count",
+    "amp": "--dtype",
+    "fp16": "--dtype",
+    "val-split": "--data.validation",
+    "validation-split": "--data.validation",
+    "class-weights": "--data.balance",
+    "class-weight": "--data.balance",
+    "outdir": "--workdir",
     "wd": "--optimizer.weight-decay",
     "bs": "--batch-size",
     "batch": "--batch-size",
@@ -41,6 +46,13 @@ OTHERS = {
 }
 
 
+NOTES = {  # what has no option
+    "--resume": "--resume is no option; run the same command again to resume",
+    "--gpu": "--gpu is no option; choose GPUs by the environment variable CUDA_VISIBLE_DEVICES",
+    "--device": "--device is no option; choose devices by the environment variable JAX_PLATFORMS",
+}
+
+
 def suggest(kind: type, arguments: Sequence[str]) -> str:
     """Return "--lr is unknown; did you mean --optimizer.learning-rate?" for the first such option, or "".
 
@@ -53,6 +65,10 @@ def suggest(kind: type, arguments: Sequence[str]) -> str:
     """
     known = set(_options(kind))
     for argument in arguments:
+        if argument.lower() in ("true", "false"):
+            return f"{argument} belongs to no option; a switch has no value: --NAME, or --no-NAME"
+        if argument in NOTES:
+            return NOTES[argument]
         word = argument.partition("=")[0].replace("_", "-")
         if not word.startswith("--") or word in known:
             continue

@@ -139,4 +139,8 @@ def _split(found: Dataset, fraction: float | None, seed: int) -> Dataset:
         return found
     train: Split = found.train
     remaining, taken = stratified(train.labels, fraction, seed, found.classes, "data.validation")
-    return replace(found, train=train.take(remaining), validation=train.take(taken))
+    notes = found.notes
+    if missing := np.setdiff1d(train.labels, train.labels[taken]).tolist():
+        names = ", ".join(found.classes[label] for label in missing[:5])
+        notes += (f"no validation images of {names}{' and others' if missing[5:] else ''}, which have one image left",)
+    return replace(found, train=train.take(remaining), validation=train.take(taken), notes=notes)

@@ -13,7 +13,7 @@ def stratified(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted indices of the examples that remain, and of those that are taken.
 
-    The same fraction of every class is taken, but at least one example of each.
+    The same fraction of every class is taken, but at least one example of each. A class with a single example keeps it.
 
     Args:
       labels: int [N].
@@ -22,7 +22,7 @@ def stratified(
       classes: names of the classes.
       field: the option that `fraction` comes from, for the message.
 
-    Raise InputError if a class has a single example, or too many examples would be taken.
+    Raise InputError if too many examples would be taken, or no class has two examples.
 
     >>> remaining, taken = stratified(np.array([0, 0, 0, 1, 1, 1]), 0.1, 0, ("a", "b"), "data.validation")
     >>> len(remaining), len(taken)
@@ -31,23 +31,19 @@ def stratified(
     from sklearn.model_selection import train_test_split
 
     counts = np.bincount(labels, minlength=len(classes))
-    present = int((counts > 0).sum())
-    if present and counts[counts > 0].min() < 2:
-        single = ", ".join(repr(classes[i]) for i in np.flatnonzero(counts == 1)[:3])
-        raise InputError(
-            f"{field} {fraction}: only one training image of {single} is there to split; add images"
-            + (" or set data.validation 0" if field == "data.validation" else "")
-        )
+    shared = np.flatnonzero(counts[labels] > 1)  # the other examples are the only ones of their class
+    present = int((counts > 1).sum())
     size = max(math.ceil(len(labels) * fraction), present)
     try:
-        remaining, taken = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=seed)
+        remaining, taken = train_test_split(shared, test_size=size, stratify=labels[shared], random_state=seed)
     except ValueError as error:  # more images to take than would leave one of each class
         raise InputError(
             f"{field} {fraction}: {len(labels)} images of {present} classes cannot be split; give a smaller fraction "
             f"or add images"
         ) from error
+    remaining = np.append(remaining, np.flatnonzero(counts[labels] == 1))
     rng = np.random.default_rng(seed)
-    for label in np.setdiff1d(labels, labels[taken]):  # of a small class, none may have been drawn
+    for label in np.setdiff1d(labels[shared], labels[taken]):  # of a small class, none may have been drawn
         moved = rng.choice(remaining[labels[remaining] == label])
         remaining, taken = remaining[remaining != moved], np.append(taken, moved)
     return np.sort(remaining), np.sort(taken)

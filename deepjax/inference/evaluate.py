@@ -96,7 +96,8 @@ def load_dataset(run, data_dir="", given=None) -> data.Dataset:
     if dataset.drawn and workdir.has_changed(run.config.workdir, dataset):
         raise InputError(
             f"the images of {dataset.name} have changed since {run.config.workdir} was trained, so that some of its "
-            f"training images would be drawn for testing; restore them, or put new images into test/"
+            f"training images would be drawn for testing; restore them; to test on new images, give a folder "
+            f"with train/CLASS and test/CLASS"
         )
     return dataset
 

@@ -144,7 +144,7 @@ def confusion(counts, totals, classes, title):
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the true class")
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(drawn(title), parse_math=False)  # in names, dollar signs are dollar signs
+    figure.suptitle(drawn(title), fontsize=10, parse_math=False)  # in names, dollar signs are dollar signs
     if n <= 30:
         names = [drawn(name, LETTERS) for name in classes]
         axes.set_xticks(range(n), names, rotation=45, ha="right", parse_math=False)

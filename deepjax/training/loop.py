@@ -158,6 +158,8 @@ class Trainer:
             self.display(note)
         if config.data.balance:
             self.display(data.describe_balance(config.data, dataset.train.labels, dataset.classes))
+        if config.teacher:
+            self.display(f"teacher: {config.teacher}, {config.teacher_share:g} of the loss")
         if config.pretrained or config.init != "model":
             start = f"pretrained: {config.pretrained}" if config.pretrained else f"initialized by {config.init}"
         self.display(f"{config.model}: {self.parameters:,} parameters, {start}")

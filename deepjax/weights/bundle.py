@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from deepjax import zoo
 from deepjax.errors import InputError
 from deepjax.foreign import check_finite, reading
-from deepjax.weights.files import is_ours, load_variables, read_state_dict, save_variables
+from deepjax.weights.files import existing, is_ours, load_variables, read_state_dict, save_variables
 from deepjax.weights.pytorch import fit, from_torch
 from deepjax.zoo.cards import Preprocessing
 
@@ -43,9 +43,11 @@ def load_file(path, network=None, *, num_classes=None, reset_head=False, key=Non
     """
     if is_ours(path):
         return _load_ours(path, network, num_classes, reset_head, key, options)
+    existing(path)
     if network is None:
         raise InputError(
-            f"{path}: the network is unknown, because files in PyTorch's layout do not record it; name the network"
+            f"{path}: the network is unknown, because files in PyTorch's layout do not record it; name the network, as "
+            f"in deepjax predict resnet18 IMAGE --weights {path}"
         )
     state_dict = read_state_dict(path)
     if num_classes is None and not reset_head:

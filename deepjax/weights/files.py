@@ -105,7 +105,7 @@ def check_suffix(path, suffixes):
 
 def _read_safetensors(path, names_only=False) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     """Return (arrays, our metadata). The metadata is None in a file that is not in our layout."""
-    path = _existing(path)
+    path = existing(path)
     damaged = reading(f"{path} is damaged, or not a .safetensors file", "fetch or write it again")
     with damaged, safe_open(path, framework="np") as file:
         metadata, names = (file.metadata() or {}).get(MARK), list(file.keys())
@@ -122,7 +122,7 @@ def _tensor(file, name, path):
 
 
 def _read_pickle(path):
-    path = _existing(path)
+    path = existing(path)
     torch = _torch(path)
     try:
         # PyTorch warns of tensors in beta. Training scripts store their options as a Namespace, which has no code.
@@ -156,7 +156,8 @@ def _torch(path):
     return torch
 
 
-def _existing(path):
+def existing(path):
+    """Return the Path of a file. Raise InputError if there is no such file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"weights file {path} {'is a folder' if path.is_dir() else 'does not exist'}")

@@ -96,7 +96,7 @@ def test_errors_of_very_many_classes_need_no_matrix():
     names = [int(label.get_text()) for label in axes.get_yticklabels()]
     wrong = whole.sum(1) - np.diag(whole)
     assert names == sorted(range(50), key=lambda k: -wrong[k])[:30]
-    assert axes.get_title() == "title\nthe 30 of 200,000 classes with the most wrong predictions"
+    assert axes.figure.get_suptitle() == "title\nthe 30 of 200,000 classes with the most wrong predictions"
     whole = Classification(tuple(map(str, range(100)))).figures(found, "", points)["confusion.png"]
     assert len(whole.axes[0].images[0].get_array()) == 100
 

@@ -1,5 +1,7 @@
 """Sources of data sets: one file per kind. To add a kind, add a file with a SOURCE and its line in SOURCES."""
 
+from pathlib import Path
+
 from deepjax.data.sources import builtin, folder, npz, original, prepared
 from deepjax.data.sources.source import DataSource, Facts, Listed, Wanted
 from deepjax.errors import InputError
@@ -22,6 +24,8 @@ def find(wanted: Wanted) -> DataSource:
     for source in SOURCES:
         if source.owns(wanted):
             return source
+    if wanted.name and Path(wanted.name).is_dir():
+        raise InputError(f"data.name {wanted.name}: give this folder of images as --data.name ./{wanted.name}")
     prepared.check_data_dir(wanted.data_dir)
     names = {row.name for row in available(wanted.data_dir)}
     hint = prepared.nearest(prepared.base_name(wanted.name), names)

@@ -66,8 +66,14 @@ def test_folder_of_classes_is_split_by_seed(tmp_path):
     assert not both[0] & both[1]
     tiny = load(f"{tmp_path}/", test=0.01)
     assert np.bincount(tiny.test.labels).tolist() == [1, 1, 1]
-    write_images(tmp_path, {"dog": 1})
-    fails("data.test 0.2: only one training image of 'dog'", f"{tmp_path}/")
+    write_images(tmp_path, {"dog": 1, "eel": 2})
+    small = load(f"{tmp_path}/")
+    counts = [
+        np.bincount(part.labels, minlength=5)[3:].tolist() for part in (small.train, small.validation, small.test)
+    ]
+    assert counts == [[1, 1], [0, 0], [0, 1]]
+    assert "the test split has no images of dog" in small.notes
+    assert "no validation images of dog, eel, which have one image left" in small.notes
 
 
 def test_test_images_are_drawn_from_train_where_nothing_is_held_out(tmp_path):
