@@ -144,7 +144,7 @@ def replace_what_takes_long():
     def train(config, name, log=None, **ignored):
         config = setup.with_absolute_paths(config)
         network = setup.check(config)
-        folder = workdir.check_workdir(config, name)
+        folder, _ = workdir.find_workdir(config, name)
         setup.setup(config, network, folder)
         return {"suggestion": 0.1}
 
