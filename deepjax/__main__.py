@@ -14,7 +14,7 @@ def main(argv=None):
 
     A KeyboardInterrupt is swallowed, or becomes an abort or pages of output, where it meets the import of a compiled
     module, a callback of XLA or a destructor. Therefore the process ends at once, with 128 plus the signal's number.
-    Parts that must finish first set handlers of their own (`training.signals`).
+    Parts that must finish first set their own handlers (`training.signals`).
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
@@ -38,9 +38,8 @@ def end(number, _=None):
         return
     show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar hides it
     what = f"deepjax: stopped by {signal.Signals(number).name}; what was saved before is complete"
-    with contextlib.suppress(
-        AttributeError, OSError, RuntimeError, ValueError
-    ):  # closed, or the signal interrupts a write
+    # Standard output may be closed, or the signal may interrupt a write.
+    with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
         os.write(2, f"{show_cursor}{what}\n".encode())

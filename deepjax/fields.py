@@ -155,9 +155,8 @@ def _check_type(where, value, kind):
             _check_type(f"{where}.{name}", item, arguments[1])
     elif not _fits(value, kind):
         raise InputError(f"{where} {value!r} must be {_described(kind)}")
-    elif not all(
-        abs(number) <= sys.float_info.max for number in _numbers(value)
-    ):  # an int may be too large for a float
+    # An int may be too large for a float.
+    elif not all(abs(number) <= sys.float_info.max for number in _numbers(value)):
         raise InputError(f"{where} {value!r:.40} must be finite")
 
 

@@ -59,7 +59,7 @@ def evaluate(arguments):
     else:
         _print(options, runs, found, record, parts)
     if options.pictures:
-        _draw(options, runs, found.together)
+        _draw(options, runs, found)
     return 0
 
 
@@ -145,14 +145,12 @@ def _parts(options, runs, alone):
     ]
 
 
-def _draw(options, runs, result):
+def _draw(options, runs, found):
     """Write the task's pictures into options.pictures."""
-    from deepjax import inference
     from deepjax.runs import plots
 
     folder = Path(options.pictures).expanduser()
-    rows = getattr(inference.load_dataset(runs[0], options.data_dir), options.split)
-    title = f"{options.split}: {runs[0].task.text(result.metrics)}"
-    for name, figure in runs[0].task.figures(result, title, rows).items():
+    title = f"{options.split}: {runs[0].task.text(found.together.metrics)}"
+    for name, figure in runs[0].task.figures(found.together, title, found.examples).items():
         plots.save(figure, folder / name)
         print(f"wrote {folder / name}")

@@ -44,8 +44,6 @@ OTHERS = {
     "width": "--model-options width=",
     "dropout": "--model-options dropout=",
 }
-
-
 NOTES = {  # what has no option
     "--resume": "--resume is no option; run the same command again to resume",
     "--gpu": "--gpu is no option; choose GPUs by the environment variable CUDA_VISIBLE_DEVICES",
@@ -72,8 +70,7 @@ def suggest(kind: type, arguments: Sequence[str]) -> str:
         word = argument.partition("=")[0].replace("_", "-")
         if not word.startswith("--") or word in known:
             continue
-        name = word.removeprefix("--")
-        name = name.rpartition(".")[2]  # of --optimizer.lr
+        name = word.removeprefix("--").rpartition(".")[2]  # lr of --optimizer.lr
         ends = [option for option in known if option.rpartition(".")[2].removeprefix("--") == name]
         if f"{word}.name" in known:
             meant = f"{word}.name"

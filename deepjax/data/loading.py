@@ -1,6 +1,5 @@
 """From a name to a Dataset: load the data set, resize it, place it, split it, check it."""
 
-import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from deepjax import config
 from deepjax.data import sources
 from deepjax.data.augment import check as check_augment
 from deepjax.data.records import MEMORY_LIMIT, Arrays, Dataset, Records, Split
-from deepjax.data.splits import stratified
+from deepjax.data.splits import drawn_size, stratified
 from deepjax.data.standardize import check as check_standardize
 from deepjax.errors import InputError
 
@@ -95,7 +94,7 @@ def about(data: config.Data, data_dir: str, seed: int) -> About:
     train = facts.examples.get("train", 0)
     if "validation" not in facts.examples or "test" not in facts.examples:
         fraction = VALIDATION if data.validation is None else data.validation
-        train -= max(math.ceil(train * fraction), facts.classes) if fraction else 0
+        train -= drawn_size(train, fraction, facts.classes) if fraction else 0
     return About(facts.shape, facts.classes, train, sum(facts.examples.values()))
 
 
@@ -138,7 +137,7 @@ def _split(found: Dataset, fraction: float | None, seed: int) -> Dataset:
     if fraction == 0:
         return found
     train: Split = found.train
-    remaining, taken = stratified(train.labels, fraction, seed, found.classes, "data.validation")
+    remaining, taken = stratified(train.labels, fraction, seed, "data.validation")
     notes = found.notes
     if missing := np.setdiff1d(train.labels, train.labels[taken]).tolist():
         names = ", ".join(found.classes[label] for label in missing[:5])

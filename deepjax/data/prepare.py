@@ -32,7 +32,7 @@ def prepare(name: str, data_dir: str) -> None:
     command = [sys.executable, "-c", CHILD, name, data_dir]
     # TensorFlow must not allocate the GPU's memory.
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    # In a session of its own, a terminal's Ctrl-C reaches this process alone, which then ends the other.
+    # The child starts a new session, so that Ctrl-C in a terminal reaches only this process, which then ends the child.
     done = subprocess.run(
         command,
         env={**os.environ, **quiet},

@@ -1,16 +1,18 @@
 """Draw a part of a data set at random, with the same fraction of every class."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from deepjax.errors import InputError
 
 
-def stratified(
-    labels: np.ndarray, fraction: float, seed: int, classes: Sequence[str], field: str
-) -> tuple[np.ndarray, np.ndarray]:
+def drawn_size(count: int, fraction: float, classes: int) -> int:
+    """Return how many of `count` examples of so many classes `stratified` takes: at least one of each class."""
+    return max(math.ceil(count * fraction), classes)
+
+
+def stratified(labels: np.ndarray, fraction: float, seed: int, field: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted indices of the examples that remain, and of those that are taken.
 
     The same fraction of every class is taken, but at least one example of each. A class with a single example keeps it.
@@ -19,21 +21,20 @@ def stratified(
       labels: int [N].
       fraction: fraction of the examples to take, rounded up to whole examples.
       seed: seed of the draw.
-      classes: names of the classes.
       field: the option that `fraction` comes from, for the message.
 
     Raise InputError if too many examples would be taken, or no class has two examples.
 
-    >>> remaining, taken = stratified(np.array([0, 0, 0, 1, 1, 1]), 0.1, 0, ("a", "b"), "data.validation")
+    >>> remaining, taken = stratified(np.array([0, 0, 0, 1, 1, 1]), 0.1, 0, "data.validation")
     >>> len(remaining), len(taken)
     (4, 2)
     """
     from sklearn.model_selection import train_test_split
 
-    counts = np.bincount(labels, minlength=len(classes))
+    counts = np.bincount(labels)
     shared = np.flatnonzero(counts[labels] > 1)  # the other examples are the only ones of their class
     present = int((counts > 1).sum())
-    size = max(math.ceil(len(labels) * fraction), present)
+    size = drawn_size(len(labels), fraction, present)
     try:
         remaining, taken = train_test_split(shared, test_size=size, stratify=labels[shared], random_state=seed)
     except ValueError as error:  # more images to take than would leave one of each class

@@ -25,6 +25,7 @@ class Evaluated(NamedTuple):
 
     together: Any
     alone: list  # of each run; if there is only one run, of each of its members
+    examples: Any  # data.Arrays or data.Records, on which they were evaluated
 
 
 def evaluate_run(run, *, split="test", views=1, data_dir="", data=None) -> Any:
@@ -76,7 +77,7 @@ def evaluate_runs(runs, *, average="predictions", split="test", views=1, data_di
     task, found = first.task, [_rows(run, rows, views) for run in runs]
     parts = found[0] if len(runs) == 1 else [task.average(members) for members in found]
     together = task.average(_rows(merged, rows, views) if merged else parts)
-    return Evaluated(task.evaluate(together), [task.evaluate(part) for part in parts])
+    return Evaluated(task.evaluate(together), [task.evaluate(part) for part in parts], rows)
 
 
 def load_dataset(run, data_dir="", given=None) -> data.Dataset:

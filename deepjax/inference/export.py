@@ -9,7 +9,7 @@ from deepjax import files, weights
 from deepjax.errors import InputError
 from deepjax.inference.predict import outputs
 from deepjax.inference.run import Run
-from deepjax.weights.files import TORCH, check_suffix, save_state_dict
+from deepjax.weights.files import SUFFIXES, check_suffix, save_state_dict
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -107,7 +107,7 @@ def export(run, form, path, *, layout="deepjax", platforms=PLATFORMS):
     elif form == "safetensors" and layout == "deepjax":
         weights.save_pretrained(check_suffix(path, (".safetensors",)), to_pretrained(run))
     elif form == "safetensors" and layout == "torch":
-        check_suffix(path, (".safetensors", *TORCH))
+        check_suffix(path, SUFFIXES)
         found = to_pretrained(run)
         save_state_dict(path, weights.to_torch(found.network, found.variables))
     else:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
 from deepjax import data, tasks
 from deepjax.config import Config
@@ -14,6 +13,7 @@ from deepjax.errors import InputError
 from deepjax.runs import workdir
 from deepjax.runs.weights import read_weights
 from deepjax.trace import call_arguments, input_errors
+from deepjax.training.averaging import first_difference
 from deepjax.training.model import check_in_zoo, make_model
 
 
@@ -105,17 +105,10 @@ def _check_weights(folder, run):
     with input_errors((1, *run.shape)):
         inputs = jax.eval_shape(run.standardizer.apply, images)
         variables = jax.eval_shape(lambda x: init(jax.random.key(0), x), inputs)
-    wanted = _shapes(variables)
     for member in run.members:
-        found = _shapes(member)
-        for path in sorted(wanted.keys() | found.keys()):
-            if wanted.get(path) != found.get(path):
-                raise InputError(
-                    f"the weights in {folder} are not of the network of its config.json and data.json: "
-                    f"{'/'.join(path)} has shape {found.get(path)}, not {wanted.get(path)}; restore these records"
-                )
-
-
-def _shapes(variables) -> dict[tuple[str, ...], tuple[int, ...]]:
-    leaves: Any = flatten_dict(variables)
-    return {path: leaf.shape for path, leaf in leaves.items()}
+        if difference := first_difference(variables, member):
+            path, wanted, found = difference
+            raise InputError(
+                f"the weights in {folder} are not of the network of its config.json and data.json: {path} has shape "
+                f"{found}, not {wanted}; restore these records"
+            )

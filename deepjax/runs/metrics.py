@@ -70,7 +70,7 @@ class MetricsLog:
 
 
 class _Table:
-    """metrics.csv: a row for each line of metrics.jsonl, a column for each name. It is written anew for a new name."""
+    """metrics.csv: a row for each line of metrics.jsonl, a column for each name. A line with a new name rewrites it."""
 
     def __init__(self, workdir, lines):
         self.workdir = workdir

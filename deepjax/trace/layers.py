@@ -47,7 +47,7 @@ class Layer(NamedTuple):
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Sizes of the kernel's first axes that are positions of the input; each position has a kernel of its own."""
+        """Sizes of the kernel's first axes that are positions of the input; each position has a separate kernel."""
         return self.shape[: sum(axis == i for i, axis in enumerate(self.outputs))]
 
     @property
@@ -225,7 +225,7 @@ def _owns_kernel(module):
 def _describe(module, args):
     kernel = module.variables["params"]["kernel"]
     outputs, groups = (kernel.ndim - 1,), getattr(module, "feature_group_count", getattr(module, "groups", 1))
-    positions = 0  # the first axes of the kernel, for each entry of which there is a kernel of its own
+    positions = 0  # the first axes of the kernel, each entry of which has a separate kernel
     if isinstance(module, nn.Einsum):
         outputs, _ = _einsum_axes(module, args)
     elif isinstance(module, nn.DenseGeneral):

@@ -88,21 +88,28 @@ def mean_parameters(trees: Sequence, names: Sequence[str]):
     >>> mean_parameters([{"kernel": jnp.ones(2)}, {"kernel": 3 * jnp.ones(2)}], ["a", "b"])["kernel"].tolist()
     [2.0, 2.0]
     """
-    first = _shapes(trees[0])
     for tree, name in zip(trees[1:], names[1:], strict=True):
-        other = _shapes(tree)
-        for path in sorted(first.keys() | other.keys()):
-            if first.get(path) != other.get(path):
-                raise InputError(
-                    f"weights of different networks cannot be averaged: parameter {path} is "
-                    f"{first.get(path, 'missing')} in {names[0]}, {other.get(path, 'missing')} in {name}; "
-                    f"average predictions"
-                )
+        if difference := first_difference(trees[0], tree):
+            path, one, other = difference
+            raise InputError(
+                f"weights of different networks cannot be averaged: parameter {path} is {one} in {names[0]}, {other} "
+                f"in {name}; average predictions"
+            )
 
     def mean(*leaves):
         return jnp.stack(leaves).mean(0)
 
     return jax.tree.map(mean, *trees)
+
+
+def first_difference(tree, other):
+    """Return (path, shape in `tree`, shape in `other`) of the first leaf whose shapes differ, or None.
+
+    A shape is "missing" where a tree does not have the leaf.
+    """
+    one, two = _shapes(tree), _shapes(other)
+    paths = (path for path in sorted(one.keys() | two.keys()) if one.get(path) != two.get(path))
+    return next(((path, one.get(path, "missing"), two.get(path, "missing")) for path in paths), None)
 
 
 def _shapes(tree):

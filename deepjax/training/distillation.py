@@ -1,6 +1,5 @@
 """A teacher: a trained network whose answers a run learns, beside the labels (Hinton et al. 2015)."""
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +9,9 @@ import numpy as np
 from deepjax import data, tasks, weights, zoo
 from deepjax.config import Config
 from deepjax.errors import InputError
-from deepjax.runs import workdir
 from deepjax.trace import input_errors
-from deepjax.training.model import check_in_zoo, make_model
 from deepjax.training.step import apply_model
+from deepjax.training.trained import read_trained
 
 
 class Teacher(NamedTuple):
@@ -46,23 +44,12 @@ def read(where) -> Teacher:
     """
     path, kind = Path(where).expanduser(), weights.kind_of(where, "teacher")
     if kind == "run":
-        return _read_run(where, path)
+        run = read_trained(path, f"teacher {where}")
+        return Teacher(where, run.network, run.variables, run.standardizer, run.classes, len(run.classes))
     found = weights.load_pretrained(str(path) if kind == "file" else where)
     steps = found.preprocessing or zoo.preprocessing(found.source["network"])
     standardizer = data.Standardizer("channel", *(np.asarray(v, np.float32) for v in (steps.mean, steps.std)))
     return Teacher(where, found.network, found.variables, standardizer, found.classes, found.network.num_classes)
-
-
-def _read_run(where, path):
-    from deepjax.runs.weights import read_weights  # imports Orbax
-
-    config, record = workdir.read_config(path), workdir.read_data(path)
-    check_in_zoo(f"teacher {where}", config.model, "name a run of a network of the zoo")
-    classes = record.classes
-    newest = read_weights(path, config, warnings.warn)[-1]
-    statistics: Any = workdir.read_statistics(path)  # not None, since data.json exists
-    model = make_model(config, len(classes))
-    return Teacher(where, model, newest.variables, statistics.standardizer, classes, len(classes))
 
 
 def taught(task, teacher, config, dataset, statistics):

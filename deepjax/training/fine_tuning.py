@@ -1,6 +1,5 @@
 """Pretrained weights as the initial parameters of a run: `config.pretrained`."""
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from deepjax import data, weights, zoo
 from deepjax.errors import InputError
 from deepjax.foreign import check_finite
-from deepjax.runs import workdir
-from deepjax.training.model import check_in_zoo, make_model
+from deepjax.training.trained import read_trained
 from deepjax.weights.files import is_ours, read_state_dict
 from deepjax.weights.hub import PRETRAINED, find
 from deepjax.weights.pytorch import LEAVES, fit
@@ -36,7 +34,8 @@ def read(where, model):
     """
     path, kind = Path(where).expanduser(), weights.kind_of(where, "pretrained")
     if kind == "run":
-        return _read_run(where, path)
+        run = read_trained(path, f"pretrained {where}")
+        return Source(where, run.name, run.network, run.variables, run.standardizer)
     if kind == "file" and not is_ours(path):
         return Source(where, None, None, read_state_dict(path), _standardizer(zoo.preprocessing(model)))
     if kind == "network":  # before anything is fetched
@@ -45,18 +44,6 @@ def read(where, model):
     name = found.source["network"]
     preprocessing = found.preprocessing or zoo.preprocessing(name)
     return Source(where, name, found.network, found.variables, _standardizer(preprocessing))
-
-
-def _read_run(where, path):
-    from deepjax.runs.weights import read_weights  # imports Orbax
-
-    config, record = workdir.read_config(path), workdir.read_data(path)
-    remedy = "weights of a module of your own cannot be used; name a run of a network of the zoo"
-    check_in_zoo(f"pretrained {where}", config.model, remedy)
-    network = make_model(config, len(record.classes))
-    newest = read_weights(path, config, warnings.warn)[-1]
-    statistics: Any = workdir.read_statistics(path)  # not None, since data.json exists
-    return Source(where, config.model, network, newest.variables, statistics.standardizer)
 
 
 def _check_network(where, name, model, borrowed):

@@ -25,6 +25,7 @@ from deepjax.foreign import reading
 from deepjax.weights.state_dict import unwrap
 
 TORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # PyTorch's pickles; .ckpt is Lightning's, .tar that of .pth.tar
+SUFFIXES = (".safetensors", *TORCH)
 MARK = "deepjax"  # the key of our JSON in a file's metadata
 REFUSED = re.compile(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>")  # what PyTorch's restricted reader refuses
 
@@ -68,7 +69,7 @@ def save_state_dict(path, state_dict):
 
     Raise InputError for another ending.
     """
-    path = check_suffix(path, (".safetensors", *TORCH))
+    path = check_suffix(path, SUFFIXES)
     if path.suffix == ".safetensors":
         _save(path, state_dict, {"format": "pt"})
         return
@@ -86,7 +87,7 @@ def read_state_dict(path) -> dict[str, Any]:
     Raises:
       InputError: no such file, another ending, a file that is damaged or holds something else, PyTorch is missing.
     """
-    path = check_suffix(path, (".safetensors", *TORCH))
+    path = check_suffix(path, SUFFIXES)
     if path.suffix != ".safetensors":
         return unwrap(_read_pickle(path), path)
     leaves, metadata = _read_safetensors(path)

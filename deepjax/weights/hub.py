@@ -18,7 +18,7 @@ from deepjax import zoo
 from deepjax.errors import InputError, choices, first_line
 from deepjax.files import write_json
 from deepjax.weights.bundle import Pretrained, load_file
-from deepjax.weights.files import TORCH, read_state_dict
+from deepjax.weights.files import SUFFIXES, read_state_dict
 from deepjax.weights.pytorch import from_torch
 from deepjax.zoo.cards import HubFile, Preprocessing
 
@@ -51,7 +51,7 @@ def load_pretrained(
       InputError: an unknown name, revision or file; weights that cannot be fetched, are damaged, or do not fit.
     """
     key = jax.random.key(0) if key is None else key
-    if Path(name).suffix in (".safetensors", *TORCH):
+    if Path(name).suffix in SUFFIXES:
         if revision is not None:
             raise InputError(f"revision {revision!r}: {name} is a file, and files have no revision; leave it out")
         return load_file(name, num_classes=num_classes, reset_head=reset_head, key=key, **options)

@@ -5,10 +5,8 @@ from typing import Literal
 
 from deepjax import zoo
 from deepjax.errors import InputError, choices
-from deepjax.weights.files import TORCH
+from deepjax.weights.files import SUFFIXES
 from deepjax.weights.hub import PRETRAINED
-
-SUFFIXES = (".safetensors", *TORCH)
 
 
 def is_network(word: str) -> bool:

@@ -13,12 +13,8 @@ ENTRIES = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "network", "net",
 )  # fmt: skip
 DEPTH = 5  # of entries inside entries
-WRAPPERS = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "net.",
-)  # DataParallel and AveragedModel, torch.compile, Lightning's usual
+# Prefixes of DataParallel and AveragedModel, of torch.compile, and the usual ones in a LightningModule.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
 COMPILED = "_orig_mod."  # also inside a name, where a part of the network was compiled
 AVERAGED = "n_averaged"  # the count that an AveragedModel adds to a state dict
 

@@ -37,7 +37,7 @@ def test_each_epoch_has_equally_many_examples_of_each_class():
             times = used[label == LABELS]
             assert times.max() - times.min() <= 1
         shares, uses = shares + counts, uses + used
-    # The larger half of the remainder goes to two of four classes, drawn anew; and so do a class's repeated examples.
+    # Two of four classes get the larger half of the remainder. They are drawn in each epoch, as are repeated examples.
     assert (abs(shares[[0, 1, 2, 4]] - 300 * 19.5) < 4 * np.sqrt(300 / 4)).all()
     of_first = uses[LABELS == 0]
     assert (abs(of_first - of_first.mean()) < 4 * np.sqrt(300 * 0.39 * 0.61)).all()
@@ -75,7 +75,7 @@ def test_the_loaders_of_arrays_balance_in_training_only(placement):
         assert (labels == 4).sum() in ((19, 20) if train else (1,))
 
 
-def test_a_repeated_file_is_cropped_anew(tmp_path):
+def test_a_repeated_file_is_cropped_at_another_place(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "one.png")
     files = FolderFiles((tmp_path / "one.png",))

@@ -124,7 +124,7 @@ def test_randaugment_draws_operations_and_directions_evenly():
 
 
 def test_two_operations_follow_each_other():
-    """Both are drawn anew: a gray image stays with probability 2/14 squared, by Identity and Color."""
+    """Both are drawn independently: a gray image stays with probability 2/14 squared, by Identity and Color."""
     images = np.broadcast_to(as_float(picture(1)), (6000, HEIGHT, WIDTH, 1))
     out = drawn(images, Augment(randaugment=2, magnitude=30))
     assert 0 <= out.min() < out.max() <= 1

@@ -21,7 +21,7 @@ def start():
 
 
 def bowl(params, center=0.3):
-    """Half the squared distance from a center, each parameter with a curvature of its own."""
+    """Half the squared distance from a center, each parameter with a different curvature."""
     leaves = jax.tree.leaves(params)
     return sum((np.linspace(0.5, 2, p.size).reshape(p.shape) * (p - center) ** 2).sum() / 2 for p in leaves)
 
@@ -89,7 +89,7 @@ def test_muon_turns_each_kernel_of_a_stack_into_a_matrix_of_its_own():
 
 
 def test_a_group_thaws_into_the_runs_rate():
-    """prodigy, whose direction includes the learning rate, starts anew at the thaw, at the rate of that time."""
+    """prodigy, whose direction includes the learning rate, starts again at the thaw, with its learning rate."""
     groups = {"dense/*": {"frozen_until": 2}}
     optimizer = config.Optimizer("prodigy", learning_rate=0.2, groups=groups)
     with jax.enable_x64(True):

@@ -113,4 +113,4 @@ def test_without_the_package_or_its_account_nothing_is_trained(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "wandb", Wandb("no API key\nmore"))
     with pytest.raises(InputError, match=r"wandb deep: no API key; run `wandb login`, or set WANDB_MODE=offline"):
         helpers.train(TINY, tmp_path / "run", wandb="deep")
-    helpers.train(TINY, tmp_path / "run")  # a free field: the run goes on without it
+    helpers.train(TINY, tmp_path / "run")  # a free field: the run resumes without it

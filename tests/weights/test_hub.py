@@ -316,7 +316,7 @@ def test_dense_layers_that_timm_has_as_convolutions():
     np.testing.assert_allclose(found["classifier.0.weight"] @ maps.reshape(-1), convolved)
 
 
-def test_layers_that_a_file_may_lack_begin_anew():
+def test_layers_that_a_file_may_lack_are_initialized():
     network, theirs = zoo.create("resnet18", **THIN), state_dict(0)
     whole = weights.from_torch(network, theirs)
     lacking = {name: value for name, value in theirs.items() if not name.startswith("fc.")}

@@ -118,7 +118,7 @@ class Listing:
             return False
         fraction = TEST if fraction is None else fraction
         paths, labels = self.splits["train"]
-        parts = stratified(np.array(labels, np.int32), fraction, seed, self.classes, "data.test")
+        parts = stratified(np.array(labels, np.int32), fraction, seed, "data.test")
         for split, indices in zip(("train", "test"), parts):
             self.splits[split] = [paths[i] for i in indices], [labels[i] for i in indices]
         self.notes.append(f"{len(parts[1]):,} of {len(labels):,} images were drawn for testing, with seed {seed}")
