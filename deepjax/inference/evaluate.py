@@ -70,8 +70,8 @@ def evaluate_runs(runs, *, average="predictions", split="test", views=1, data_di
         _check_alike(first, other)
         if not _same(rows, getattr(load_dataset(other, data_dir, data), split)):
             raise InputError(
-                f"split {split} of {first.config.workdir} differs from that of {other.config.workdir}, because their "
-                f"seeds or fractions do; evaluate a split that both runs share, or one run at a time"
+                f"split {split} of {first.config.workdir} differs from that of {other.config.workdir}: their "
+                f"seed, data.validation or data.test differs; evaluate a split that both share, or one run at a time"
             )
     merged = average_weights(runs, dataset.train) if average == "weights" else None
     task, found = first.task, [_rows(run, rows, views) for run in runs]

@@ -356,7 +356,7 @@ def test_eval_averages_weights_of_workdirs(runs, capsys):
         (["a", "SNAPPED"], "in one, spirals in the other; average runs of one data set"),
         (
             ["a", "b", "--split", "validation"],
-            "as their seeds or data.validation do; --split test is the same for both",
+            "of b: their seed, data.validation or data.test differs; evaluate a split that both share",
         ),
         (["a", "nowhere"], "nowhere holds no run"),
         ([], "eval needs a run"),
