@@ -16,6 +16,7 @@ from deepjax.cli.convert import convert
 from deepjax.cli.datasets import datasets
 from deepjax.cli.evaluate import evaluate
 from deepjax.cli.export import export
+from deepjax.cli.figure import figure, figures
 from deepjax.cli.find_lr import find_lr
 from deepjax.cli.models import models
 from deepjax.cli.plan import plan
@@ -39,6 +40,8 @@ COMMANDS = {
     "convert": convert,
     "weights": weights,
     "compare": compare,
+    "figures": figures,
+    "figure": figure,
     "bench": bench,
 }
 

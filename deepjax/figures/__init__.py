@@ -1,0 +1,32 @@
+"""The lectures' experiments: numbers computed from a seed, a claim about them that is checked, and a drawing of them.
+
+An experiment is one module with
+
+  TITLE: what it shows, as one line.
+  SOURCE: the lecture's topic, or the paper, that it comes from.
+  numbers(settings) -> a frozen dataclass of plain numbers, texts, tuples and dicts, which is written as JSON. It is a
+    pure function of `experiment.Settings`. The usual size takes less than a minute on two CPU cores.
+  table(numbers) -> (header, rows): what is printed.
+  claim(numbers) -> a `experiment.Claim`: what the numbers are to show, with its tolerance, and whether they do.
+  draw(numbers) -> a matplotlib Figure.
+
+and one line in FIGURES. `figures/squared_error_sigmoid.py` is the example to follow.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from deepjax.errors import InputError, choices
+from deepjax.figures.experiment import Claim, Settings
+
+__all__ = ["FIGURES", "Claim", "Settings", "find"]
+
+FIGURES = ("squared-error-sigmoid",)
+"""Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
+
+
+def find(name: str) -> Any:
+    """Return the module of an experiment. Raises InputError if there is none of that name."""
+    if name not in FIGURES:
+        raise InputError(f"figure {name!r} is unknown; {choices(name, FIGURES)}")
+    return import_module(f"deepjax.figures.{name.replace('-', '_')}")

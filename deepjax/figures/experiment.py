@@ -1,0 +1,18 @@
+"""What all experiments have in common."""
+
+from typing import NamedTuple
+
+
+class Settings(NamedTuple):
+    """What an experiment is computed from."""
+
+    seed: int = 0
+    full: bool = False  # the lecture's own size instead of one for two CPU cores
+    data_dir: str = ""  # folder of the data set, for experiments on one that is not part of the package
+
+
+class Claim(NamedTuple):
+    """What the numbers of an experiment are to show."""
+
+    text: str  # with the measured values and the tolerance
+    holds: bool
