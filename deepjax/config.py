@@ -247,6 +247,10 @@ class Config:
     reset_head: bool = True
     """pretrained: initialize the last layers, whose size is the number of classes, from scratch. False: load them
     too."""
+    pretrained_layers: tuple[str, ...] = ()
+    """pretrained: patterns of parameters to load, such as 'stage1*'; the others are initialized from scratch. The
+    weights may then be those of another network, if what matches has the same names and shapes in both. Units of a
+    stack are unit1, unit2, .... Empty: all."""
     freeze: tuple[str, ...] = ()
     """pretrained: patterns of parameters that are not trained, such as 'stem*' 'stage1*'. They follow those of
     optimizer.groups; the first match counts."""

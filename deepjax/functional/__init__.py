@@ -57,10 +57,12 @@ from deepjax.functional.normalization import (
     weight_norm,
 )
 from deepjax.functional.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
+from deepjax.functional.resampling import affine_grid, grid_sample
 
 __all__ = [
     "Moments",
     "adaptive_avg_pool",
+    "affine_grid",
     "alpha_dropout",
     "avg_pool",
     "batch_moments",
@@ -82,6 +84,7 @@ __all__ = [
     "gain",
     "ghost_batch_norm",
     "global_avg_pool",
+    "grid_sample",
     "group_norm",
     "huber",
     "instance_norm",

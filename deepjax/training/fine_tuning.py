@@ -1,5 +1,6 @@
 """Pretrained weights as the initial parameters of a run: `config.pretrained`."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ from deepjax import data, weights, zoo
 from deepjax.errors import InputError
 from deepjax.foreign import check_finite
 from deepjax.training.trained import read_trained
+from deepjax.units import stack_units, unstack_units
 from deepjax.weights.files import is_ours, read_state_dict
 from deepjax.weights.hub import PRETRAINED, find
-from deepjax.weights.pytorch import LEAVES, fit
+from deepjax.weights.pytorch import LEAVES, expected_variables, fit, heads, is_stacked
 
 
 class Source(NamedTuple):
@@ -27,8 +29,8 @@ class Source(NamedTuple):
     standardizer: data.Standardizer
 
 
-def read(where, model):
-    """Return the Source that `config.pretrained` names; `model` is the name of the network to be trained.
+def read(where, model, only=()):
+    """Return the Source that `config.pretrained` names, for the network called `model` and its parameters `only`.
 
     Raise InputError for a file, folder or name that is not a valid source.
     """
@@ -39,27 +41,31 @@ def read(where, model):
     if kind == "file" and not is_ours(path):
         return Source(where, None, None, read_state_dict(path), _standardizer(zoo.preprocessing(model)))
     if kind == "network":  # before anything is fetched
-        _check_network(where, PRETRAINED[find(where)][0], model, zoo.create(model).borrowed)
+        _check_network(where, PRETRAINED[find(where)][0], model, zoo.create(model).borrowed, only)
     found = weights.load_pretrained(path if kind == "file" else where)
     name = found.source["network"]
     preprocessing = found.preprocessing or zoo.preprocessing(name)
     return Source(where, name, found.network, found.variables, _standardizer(preprocessing))
 
 
-def _check_network(where, name, model, borrowed):
+def _check_network(where, name, model, borrowed, only):
     """Raise InputError if weights of the network `name` cannot be used for `model`."""
-    if name != model and not borrowed:
-        raise InputError(f"pretrained {where} is of the network {name}, model is {model}; set one to the other")
+    if name != model and not borrowed and not only:
+        raise InputError(
+            f"pretrained {where} is of the network {name}, model is {model}; set one to the other, or name the "
+            f"parameters that both have in pretrained_layers"
+        )
 
 
 def _standardizer(preprocessing):
     return data.Standardizer("channel", *(np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std)))
 
 
-def initial_variables(source, model, name, shape, key, *, reset_head):
+def initial_variables(source, model, name, shape, key, *, reset_head, only=()):
     """Return the initial variables of the network `model`, called `name`, for examples of `shape`.
 
-    From a network of the same name, all weights are taken, except those of the head if `reset_head` is set. A network
+    From a network of the same name, all weights are taken, except those of the head if `reset_head` is set. With
+    `only`, those that match one of its patterns are taken, from any network that has them in the same shape. A network
     that borrows layers of another network (`Network.borrowed`) takes only these layers. The rest is initialized with
     the PRNG key `key`.
 
@@ -67,7 +73,9 @@ def initial_variables(source, model, name, shape, key, *, reset_head):
     """
     model = model.clone(usual_input=tuple(shape))  # a head of flattened maps, or a stem of gray images, depends on it
     if source.name is not None:
-        _check_network(source.where, source.name, name, model.borrowed)
+        _check_network(source.where, source.name, name, model.borrowed, only)
+    if only:
+        return _take(model, source, key, only, reset_head)
     if source.name == name:
         return fit(model, source.tensors, reset_head=reset_head, key=key)
     if model.borrowed:
@@ -76,6 +84,43 @@ def initial_variables(source, model, name, shape, key, *, reset_head):
         tensors = source.tensors if source.name is None else weights.to_torch(source.network, source.tensors)
         return _borrow(model, tensors, source.where, key)
     return weights.from_torch(model, source.tensors, reset_head=reset_head, key=key)
+
+
+def _take(model, source, key, patterns, reset_head):
+    """Return new variables, with those that match one of the patterns, and moments beside them, from the source."""
+    where = source.where
+    if source.name is None:  # a PyTorch state dict of the same network
+        theirs: Any = flatten_dict(
+            unstack_units(weights.from_torch(model, source.tensors, reset_head=reset_head, key=key))
+        )
+    else:
+        theirs = flatten_dict(unstack_units(jax.device_get(dict(source.tensors))))
+    expected = expected_variables(model)
+    head = heads(model, expected) if reset_head else set()
+    taken = {
+        path for path in expected if path not in head and any(fnmatchcase("/".join(path[1:]), p) for p in patterns)
+    }
+    for pattern in patterns:
+        if not any(fnmatchcase("/".join(path[1:]), pattern) for path in taken):
+            without = " (reset_head leaves out the head)" if reset_head else ""
+            raise InputError(f"pretrained_layers {pattern!r} matches no parameter{without}; {_nearest(expected)}")
+    for path in sorted(taken):
+        shape, found = expected[path].shape, theirs.get(path)
+        if found is None or found.shape != shape:
+            raise InputError(
+                f"pretrained_layers: {'/'.join(path[1:])} is {shape} in the network, but "
+                f"{'missing' if found is None else found.shape} in {where}; leave it out of the patterns"
+            )
+        check_finite({"/".join(path): found}, f"pretrained {where}")
+    drawn = jax.jit(lambda key: model.init(key, jnp.zeros((1, *model.usual_input)), train=False))(key)
+    leaves: Any = flatten_dict(unstack_units(jax.device_get(drawn)))
+    leaves |= {path: np.asarray(theirs[path], expected[path].dtype) for path in taken}
+    return stack_units(unflatten_dict(leaves)) if is_stacked(model) else unflatten_dict(leaves)
+
+
+def _nearest(expected):
+    names = sorted({path[1] for path in expected})
+    return f"choose from {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
 
 
 def _borrow(model, tensors, where, key):

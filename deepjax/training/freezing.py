@@ -10,6 +10,8 @@ from deepjax.trace.batch_norm import frozen_batch_norms
 
 def check(config):
     """Raise InputError if freeze, thaw and related fields do not go together."""
+    if config.pretrained_layers and not config.pretrained:
+        raise InputError("pretrained_layers does nothing without pretrained; set pretrained, or leave it out")
     if not config.reset_head and not config.pretrained:
         raise InputError("reset_head False does nothing without pretrained; set pretrained, or leave it out")
     groups = config.optimizer.groups.values()

@@ -189,9 +189,12 @@ def setup(config, network, folder, *, dataset=None, schedule=None) -> Experiment
         network = network.clone(num_classes=task.outputs(dataset.classes, dataset.shape))
     source = variables = None
     if config.pretrained and not (folder and has_checkpoint(folder)):
-        source = fine_tuning.read(config.pretrained, config.model)
+        only = config.pretrained_layers
+        source = fine_tuning.read(config.pretrained, config.model, only)
         key, reset = jax.random.fold_in(key_of(config), PARAMETERS), config.reset_head
-        variables = fine_tuning.initial_variables(source, network, config.model, dataset.shape, key, reset_head=reset)
+        variables = fine_tuning.initial_variables(
+            source, network, config.model, dataset.shape, key, reset_head=reset, only=only
+        )
     statistics = (folder and read_statistics(folder)) or task.fit_statistics(config, dataset, source)
     teacher = distillation.read(config.teacher) if config.teacher else None
     experiment = assemble(

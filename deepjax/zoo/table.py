@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from deepjax import functional
 from deepjax.errors import InputError
@@ -26,6 +27,7 @@ class TableNetwork(Network):
     stages: Mapping[str, Sequence[Step]]  # {stage: its steps}
     input_dropout: float = 0.0
     grid: int | None = 1  # the last maps are averaged to grid x grid pixels; None: not averaged, for one image size
+    sliding: bool = False  # apply the head at every position of the last maps, and average the logits
     hidden: Sequence[int] = ()  # units of the dense ReLU layers before the logits
     hidden_bias: float = 0.0  # initial value of the biases of these layers
     drops: str = "outputs"  # which of the "outputs" or the "inputs" of hidden layers dropout drops
@@ -86,17 +88,20 @@ class TableNetwork(Network):
             )
 
     def _dense_head(self, x, train):
-        if self.grid == 1:
+        if self.sliding:
+            x = _windows(x, self.grid)
+        elif self.grid == 1:
             x = functional.global_avg_pool(x)
         elif self.grid:
             x = functional.adaptive_avg_pool(x, self.grid)
-        x = x.reshape(x.shape[0], -1)
+        x = x if self.sliding else x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden, 1):
             x = Dropout(self.dropout)(x, train=train) if i > 1 or self.drops == "inputs" else x
             bias = constant(self.hidden_bias)
             dense = Dense(width, kernel_init=self.kernel_init, bias_init=bias, dtype=self.dtype, name=f"hidden{i}")
             x = functional.relu(dense(x))
-        return self.classify(x, train=train, dropout=0.0 if self.drops == "inputs" else None)
+        y = self.classify(x, train=train, dropout=0.0 if self.drops == "inputs" else None)
+        return y.mean((1, 2)) if self.sliding else y
 
     def _conv_head(self, x):
         if self.return_logits:
@@ -105,6 +110,13 @@ class TableNetwork(Network):
             )
             x = functional.relu(conv(x))
         return functional.global_avg_pool(x)
+
+
+def _windows(x, side):
+    """[batch, H, W, features] -> [batch, H', W', side * side * features]: all windows, each flattened."""
+    height, width = (size - side + 1 for size in x.shape[1:3])
+    offsets = itertools.product(range(side), repeat=2)
+    return jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in offsets], -1)
 
 
 def check_table(network, *, norm="none", order="post", num_classes=1, **rates):

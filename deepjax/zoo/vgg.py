@@ -54,10 +54,12 @@ class VGG(TableNetwork):
         return names | {"hidden1": ("classifier.0", (GRID, GRID)), "hidden2": "classifier.3", "head": "classifier.6"}
 
 
-def vgg(config, num_classes=1000, *, norm="none", order="post", dropout=0.5, scan=True, dtype=None):
+def vgg(config, num_classes=1000, *, norm="none", order="post", dropout=0.5, sliding=False, scan=True, dtype=None):
     """Make a VGG network, in torchvision's form if torchvision has it.
 
-    The last maps are averaged to 7x7 pixels, which is their size for images of 224x224.
+    The last maps are averaged to 7x7 pixels, which is their size for images of 224x224. With `sliding`, the dense
+    layers are applied to every window of 7x7 pixels of these maps instead, and the logits are averaged: the paper's
+    dense evaluation (section 3.2). The parameters are the same in both forms.
 
     Args:
       config: a column of the paper's table 1, a key of `COLUMNS`.
@@ -66,17 +68,19 @@ def vgg(config, num_classes=1000, *, norm="none", order="post", dropout=0.5, sca
         "instance". The convolutions keep their biases.
       order: "post": the norm before the ReLU; "last": after it.
       dropout: probability that a unit of the two hidden layers is dropped.
+      sliding: apply the dense layers at every position, as above.
       scan: run equal convolutions as one scan; False unrolls them.
       dtype: dtype of the computation.
 
     Raises:
       InputError: an unknown norm or order, order "last" without a norm, a dropout outside [0, 1]. When called: images
-        smaller than 32x32 pixels.
+        smaller than 32x32 pixels, or than 224x224 with `sliding`.
     """
     check_table("vgg", norm=norm, order=order, num_classes=num_classes, dropout=dropout)
     return VGG(
         COLUMNS[config],
         grid=GRID,
+        sliding=sliding,
         hidden=(4096, 4096),
         order=order,
         use_bias=True,
@@ -86,7 +90,7 @@ def vgg(config, num_classes=1000, *, norm="none", order="post", dropout=0.5, sca
         dropout=dropout,
         kernel_init=INITS["he_fan_in"],
         dtype=dtype,
-        min_size=32,
+        min_size=32 * GRID if sliding else 32,
     )
 
 

@@ -226,3 +226,30 @@ def test_torch_names():
 def test_errors(name, options, message):
     with pytest.raises(InputError, match=message):
         zoo.create(name, **options)
+
+
+def test_the_dense_map_is_the_mean_over_windows():
+    """On 224 pixels, the map has one position; on 256x224, two, of which the logits are the mean."""
+    stages = {"stage1": (Convolve(2, 3, 32, 1),)}  # maps of 7x7 pixels for images of 224x224
+    model = VGG(stages, grid=GRID, hidden=(4, 4), num_classes=3, norm="none")
+    x = np.random.default_rng(0).standard_normal((2, 256, 224, 3)).astype(np.float32)
+
+    @jax.jit
+    def run():
+        variables = model.init(KEY, x[:, :224], train=False)
+        sliding = model.clone(sliding=True)
+        whole = sliding.apply(variables, x, train=False)
+        maps = model.clone(features_only=True).apply(variables, x, train=False)["stage1"]
+        heads = [model.clone(stages={}).apply(variables, maps[:, i : i + 7], train=False) for i in (0, 1)]
+        one = [network.apply(variables, x[:, :224], train=False) for network in (model, sliding)]
+        return whole, (heads[0] + heads[1]) / 2, *one
+
+    whole, mean, dense, slid = run()
+    assert_allclose(whole, mean, rtol=1e-5, atol=1e-6)
+    assert_allclose(slid, dense, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(whole, slid)
+
+
+def test_a_dense_map_needs_images_of_224_pixels():
+    with pytest.raises(InputError, match="minimum of 224x224"):
+        output(zoo.create("vgg11", sliding=True), 223)

@@ -99,6 +99,9 @@ SMALL = {  # one of each kind, as small as it can be: the network, then what dif
     "mobilenet_v3_small": {"width": 0.1},
     "efficientnet_b0": {"width": 0.1, "depth": 0.1, "survival": 1.0},
     "xception": {"width": 0.02, "middle": 1},
+    "fitnet1": {"norm": "batch"},
+    "mcdnn": {"columns": 2},
+    "st_cnn": {"width": 4},
 }
 # One of each family. Masks and gradients of the large families' networks are tested in these families' own files.
 COMPUTED = (
