@@ -89,14 +89,12 @@ def summarize(model, input_shape, *, count="macs", level=None, **call):
 
 def read_layers(model, input_shape, *, count="macs", level=None, **call):
     """Return (rows of `summarize`, the `costs.Reader` that has read the model)."""
-    shape, dtype = getattr(input_shape, "shape", input_shape), getattr(input_shape, "dtype", jnp.float32)
-    if min(shape, default=1) < 1:
-        raise InputError(f"input {','.join(map(str, shape))}: every axis must be at least 1")
     if count not in COUNTS:
         raise InputError(f"count {count!r} is unknown; {choices(str(count), COUNTS)}")
     if level is not None and level < 1:
         raise InputError(f"level {level} must be at least 1")
-    jaxpr, variables = _trace(model, shape, dtype, call_arguments(model, train=False) | call)
+    jaxpr, variables = trace_model(model, input_shape, **call)
+    shape = getattr(input_shape, "shape", input_shape)
     image = tuple(Span(axis + 1, 1, 1, 0, pixels) for axis, pixels in enumerate(shape[:-1]))
     reader = Reader()
     reader.run(jaxpr, [*[Seen(fixed=False)] * (len(jaxpr.invars) - 1), Seen(image, fixed=False)])
@@ -108,8 +106,12 @@ def read_layers(model, input_shape, *, count="macs", level=None, **call):
     return rows, reader
 
 
-def _trace(model, shape, dtype, call):
-    """Return (jaxpr of an inference call on one example, shapes of the variables)."""
+def trace_model(model, input_shape, **call):
+    """Return (jaxpr of an inference call on one example, shapes of the variables). For arguments, see `summarize`."""
+    shape, dtype = getattr(input_shape, "shape", input_shape), getattr(input_shape, "dtype", jnp.float32)
+    if min(shape, default=1) < 1:
+        raise InputError(f"input {','.join(map(str, shape))}: every axis must be at least 1")
+    call = call_arguments(model, train=False) | call
     x = jax.ShapeDtypeStruct((1, *shape), dtype)
     keys = {"params": jax.random.key(0)}  # the stream that Flax uses in place of all others
     with input_errors(shape):
