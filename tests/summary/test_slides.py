@@ -1,5 +1,6 @@
 """The tables that the lectures print, number by number."""
 
+import functools
 import json
 
 import flax.linen as nn
@@ -117,6 +118,15 @@ def test_googlenets_rows():
 )
 def test_vgg_has_the_printed_millions_of_parameters(network, parameters):
     assert round(zoo.parameter_count(network) / 1e6) == parameters
+
+
+def test_the_growing_receptive_field():
+    """Two 3x3, a pool to half the size, two 3x3: 3, 5, 6, 10, 14 pixels."""
+    conv = functools.partial(nn.Conv, 4, (3, 3))
+    net = nn.Sequential([conv(), conv(), lambda x: nn.max_pool(x, (2, 2), (2, 2)), conv(), conv()])
+    layers = summarize(net, (28, 28, 1))
+    assert [layer.output[0] for layer in layers] == [28, 28, 14, 14, 14]
+    assert [layer.field.size[0] for layer in layers] == [3, 5, 6, 10, 14]
 
 
 def test_words_for_other_layers():
