@@ -87,6 +87,7 @@ def test_alexnet_layer_by_layer():
         assert abs(operations - ops) < ops_unit
 
 
+@pytest.mark.slow
 def test_googlenets_rows():
     """A K is 1,024 there. Parameters of 4a to 5b, the first convolution, and operations of 4a and 5a are slips."""
     lines = {line.layer: line for line in lines_of("googlenet_paper", "kernels")}
