@@ -97,6 +97,8 @@ MUTATIONS = [
     Mutation("summary: padding of receptive fields", "summary/spans.py",
              "offset=span.offset - window.low * step", "offset=span.offset + window.low * step",
              "tests/summary/test_receptive_field.py"),
+    Mutation("summary: one selection of pixels per map", "summary/costs.py",
+             "if kept and taken not in self.cost.taken:", "if kept:", "tests/summary/test_slides.py"),
     Mutation("folding: sign of the shift", "transforms/fold.py",
              "bias = bias * factor + shift", "bias = bias * factor - shift", "tests/transforms/test_fold.py"),
     Mutation("PyTorch weights: features exchanged", "weights/pytorch.py",

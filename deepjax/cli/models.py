@@ -19,6 +19,9 @@ class Models:
     """Names to list, such as 'resnet*'. Without any: all."""
     options: str = ""
     """Name of a network whose options to list instead."""
+    layers: bool = False
+    """List the number of layers too: the convolutions and dense layers on the longest way through the network. Networks
+    are traced for this, which takes up to some seconds for each."""
     json: bool = False
     """Print JSON."""
 
@@ -34,14 +37,19 @@ def models(arguments):
         if not any(fnmatchcase(name, pattern) for name in zoo.MODELS):
             raise InputError(f"models {pattern}: no such network; {_nearest(pattern)}")
     chosen = [name for name in zoo.MODELS if _matches(name, options.patterns)]
-    rows = [_row(name) for name in chosen]
+    rows = [_row(name, options.layers) for name in chosen]
     if options.json:
         print(json.dumps({row.pop("model"): row for row in rows}, indent=2))
         return 0
-    shown = [(r["model"], f"{r['parameters']:,}", "x".join(map(str, r["input"])), r["weights"] or "-") for r in rows]
-    table(("model", "parameters", "input", "trained weights"), shown)
+    layers = ("layers",) if options.layers else ()
+    table(("model", *layers, "parameters", "input", "trained weights"), [_cells(row) for row in rows])
     print("`deepjax models --options NAME` lists the options of a network")
     return 0
+
+
+def _cells(row):
+    shown = row | {"parameters": f"{row['parameters']:,}", "input": "x".join(map(str, row["input"]))}
+    return [value or "-" for value in shown.values()]
 
 
 def _matches(name, patterns):
@@ -54,14 +62,16 @@ def _nearest(pattern):
     return choices(pattern.strip("*"), zoo.MODELS)
 
 
-def _row(name):
+def _row(name, layers):
     """Return what is listed of a network. Parameters are those of the usual input and number of classes."""
     from deepjax import zoo
+    from deepjax.summary.depth import count_layers
 
     card = zoo.CARDS.get(name)
     weights = "" if card is None else "hub" if card.hub else "file"
     return {
         "model": name,
+        **({"layers": count_layers(zoo.create(name), zoo.usual_input(name))} if layers else {}),
         "parameters": zoo.parameter_count(name),
         "input": list(zoo.usual_input(name)),
         "weights": weights,

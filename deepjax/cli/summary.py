@@ -8,8 +8,10 @@ import tyro
 
 from deepjax.cli.terminal import parse, table
 from deepjax.config import Options
-from deepjax.errors import InputError
+from deepjax.errors import InputError, choices
 from deepjax.fields import option
+
+STYLES = ("layers", "slide")
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,12 @@ class Summary:
     """Number of logits. Unset: the network's usual number."""
     options: Options = option({})
     """Options of the model: --options depth=38 shortcut=B."""
-    count: str = "macs"
-    """macs: multiply-adds of convolutions and matrix products. conv-bias: parameters and operations as counted by hand:
-    every convolution has a bias, batch norms are left out, and a pooling counts its outputs."""
+    style: str = "layers"
+    """layers: a row for each layer. slide: the table of a lecture, with rows such as 3 x res(3, 64)."""
+    count: str = ""
+    """macs: multiply-adds of convolutions and matrix products, all parameters. kernels: the same, without the
+    parameters of biases and norms. conv-bias: parameters and operations as counted by hand: every convolution has a
+    bias, batch norms are left out, a pooling counts its inputs. Empty: macs, or kernels in style slide."""
     level: int | None = None
     """Sum the layers whose paths share this many first names: 1 gives the stages."""
     json: bool = False
@@ -44,20 +49,62 @@ def summary(arguments):
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise InputError(f"--input {text!r} must be numbers separated by commas, such as 32,32,3")
     shape = tuple(map(int, text.split(",")))
-    rows = summarize(model, shape, count=options.count, level=options.level)
-    parameters, macs = (sum(getattr(row, name) for row in rows) for name in ("parameters", "macs"))
-    cost = "macs" if options.count == "macs" else "operations"
+    if options.style not in STYLES:
+        raise InputError(f"style {options.style!r} is unknown; {choices(options.style, STYLES)}")
+    if options.style == "slide":
+        return _print_slide(options, model, shape)
+    count = options.count or "macs"
+    rows = summarize(model, shape, count=count, level=options.level)
+    parameters, macs = _sums(rows, "macs")
+    cost = "operations" if count == "conv-bias" else "macs"
     if options.json:
-        record = {"model": options.model, "input": shape, "count": options.count, "parameters": parameters, cost: macs}
+        record = {"model": options.model, "input": shape, "count": count, "parameters": parameters, cost: macs}
         record["layers"] = [_row_record(row, cost) for row in rows]
         print(json.dumps(record, indent=2))
         return 0
     header = ("layer", "kind", "output", "repeats", "parameters", "MACs" if cost == "macs" else cost)
     table(*_right((*header, "field", "stride", "offset"), [_row_cells(row) for row in rows], first=4))
     print("field, stride, offset: output position o depends on the `field` input pixels from offset + o * stride on")
-    rounded = f" ({macs / 1e9:.3f} G)" if macs >= 10**7 else ""
-    print(f"{options.model}: {parameters:,} parameters, {macs:,} {'MACs' if cost == 'macs' else cost}{rounded}")
+    print(_total(options.model, parameters, macs, cost))
     return 0
+
+
+def _print_slide(options, model, shape):
+    """Print the table of a lecture. `Mflop` are millions of multiply-adds."""
+    from deepjax.summary.slides import slide
+
+    if options.level is not None:
+        raise InputError(f"--level {options.level} is for style layers; leave it out")
+    count = options.count or "kernels"
+    lines = slide(model, shape, count=count)
+    parameters, operations = _sums(lines, "operations")
+    if options.json:
+        print(
+            json.dumps({"model": options.model, "count": count, "lines": [line._asdict() for line in lines]}, indent=2)
+        )
+        return 0
+    rows = [
+        (
+            f"{line.repeats} x {line.layer}" if line.repeats > 1 else line.layer,
+            f"{line.parameters:,}",
+            f"{line.operations:,}",
+            f"{line.operations / 1e6:.1f}",
+            "x".join(map(str, line.volume)),
+        )
+        for line in lines
+    ]
+    table(*_right(("layer", "parameters", "operations", "Mflop", "volume"), rows, first=1))
+    print(_total(options.model, parameters, operations, "operations"))
+    return 0
+
+
+def _sums(rows, cost):
+    return (sum(getattr(row, name) for row in rows) for name in ("parameters", cost))
+
+
+def _total(model, parameters, operations, cost):
+    rounded = f" ({operations / 1e9:.3f} G)" if operations >= 10**7 else ""
+    return f"{model}: {parameters:,} parameters, {operations:,} {'MACs' if cost == 'macs' else cost}{rounded}"
 
 
 def _row_record(row, cost):

@@ -17,8 +17,9 @@ from deepjax.errors import InputError, choices
 from deepjax.summary.costs import Reader, Seen
 from deepjax.summary.spans import Span
 from deepjax.trace import call_arguments, call_jaxpr, input_errors
+from deepjax.zoo.network import Network
 
-COUNTS = ("macs", "conv-bias")
+COUNTS = ("macs", "kernels", "conv-bias")
 
 
 class ReceptiveField(NamedTuple):
@@ -53,16 +54,19 @@ def summarize(model, input_shape, *, count="macs", level=None, **call):
     count. Every step of a scan counts, one step of a `while`, and the most expensive branch of a `cond`. A product with
     a fixed matrix along the pixels does not count, because it is a resampling, such as an adaptive pooling.
 
+    `count="kernels"` counts the parameters that multiply-adds use: those of kernels, without biases and norms.
+
     `count="conv-bias"` follows the counting by hand in lectures. Every convolution has a bias. Only convolutions and
     matrix products have parameters. Operations are parameters x output positions. A pooling has one operation per
-    output value. A 1x1 convolution with a stride counts as a pooling that selects its pixels, followed by a 1x1
-    convolution without stride.
+    input value. A 1x1 convolution with a stride counts as a selection of pixels, one operation for each value that is
+    kept, followed by a 1x1 convolution without stride; 1x1 convolutions of the same map share the selection. The logits
+    of a network of the zoo are followed by a softmax, with one operation per logit.
 
     Args:
       model: any Linen module whose first argument is a batch of examples.
       input_shape: of one example, such as (32, 32, 3): spatial axes and features. Pass a `jax.ShapeDtypeStruct` if the
         input is not float32.
-      count: "macs" or "conv-bias".
+      count: "macs", "kernels" or "conv-bias".
       level: merge the rows whose paths share their first `level` names; None: do not merge.
       **call: further arguments of the model. A model that takes `train` gets `train=False` by default.
 
@@ -79,23 +83,35 @@ def summarize(model, input_shape, *, count="macs", level=None, **call):
     >>> norm.field.size, norm.field.stride, norm.field.offset
     ((3, 3), (2, 2), (0, 0))
     """
-    shape, dtype = getattr(input_shape, "shape", input_shape), getattr(input_shape, "dtype", jnp.float32)
-    if min(shape, default=1) < 1:
-        raise InputError(f"input {','.join(map(str, shape))}: every axis must be at least 1")
+    rows, _ = read_layers(model, input_shape, count=count, level=level, **call)
+    return rows
+
+
+def read_layers(model, input_shape, *, count="macs", level=None, **call):
+    """Return (rows of `summarize`, the `costs.Reader` that has read the model)."""
     if count not in COUNTS:
         raise InputError(f"count {count!r} is unknown; {choices(str(count), COUNTS)}")
     if level is not None and level < 1:
         raise InputError(f"level {level} must be at least 1")
-    jaxpr, variables = _trace(model, shape, dtype, call_arguments(model, train=False) | call)
+    jaxpr, variables = trace_model(model, input_shape, **call)
+    shape = getattr(input_shape, "shape", input_shape)
     image = tuple(Span(axis + 1, 1, 1, 0, pixels) for axis, pixels in enumerate(shape[:-1]))
     reader = Reader()
     reader.run(jaxpr, [*[Seen(fixed=False)] * (len(jaxpr.invars) - 1), Seen(image, fixed=False)])
     leaves = flax.traverse_util.flatten_dict(variables.get("params", {}))
-    return _rows(reader, leaves, count, level)
+    rows = _rows(reader, leaves, count, level)
+    if count == "conv-bias" and isinstance(model, Network) and model.return_logits and not model.features_only:
+        n = model.num_classes
+        rows.append(rows[-1]._replace(path="softmax", kind="softmax", output=(n,), parameters=0, macs=n))
+    return rows, reader
 
 
-def _trace(model, shape, dtype, call):
-    """Return (jaxpr of an inference call on one example, shapes of the variables)."""
+def trace_model(model, input_shape, **call):
+    """Return (jaxpr of an inference call on one example, shapes of the variables). For arguments, see `summarize`."""
+    shape, dtype = getattr(input_shape, "shape", input_shape), getattr(input_shape, "dtype", jnp.float32)
+    if min(shape, default=1) < 1:
+        raise InputError(f"input {','.join(map(str, shape))}: every axis must be at least 1")
+    call = call_arguments(model, train=False) | call
     x = jax.ShapeDtypeStruct((1, *shape), dtype)
     keys = {"params": jax.random.key(0)}  # the stream that Flax uses in place of all others
     with input_errors(shape):
@@ -106,8 +122,8 @@ def _trace(model, shape, dtype, call):
 
 def _rows(reader, leaves, count, level):
     sizes = _parameters(reader, leaves)
-    macs = reader.cost.macs if count == "macs" else _operations(reader)
-    counted = {path: size if count == "macs" else _with_biases(reader, path, size) for path, size in sizes.items()}
+    macs = _operations(reader) if count == "conv-bias" else reader.cost.macs
+    counted = {path: _counted(reader, path, size, count) for path, size in sizes.items()}
     rows = {
         path: Row("/".join(path), c.kind, c.shape, times, counted[path], macs[path], _field(reader.fields[path]))
         for path, (c, times) in reader.calls.items()
@@ -138,12 +154,15 @@ def _parameters(reader, leaves):
     return sizes
 
 
-def _with_biases(reader, path, size):
-    """Return the count "conv-bias" of the parameters of a module that owns `size` of them."""
+def _counted(reader, path, size, count):
+    """Return how many parameters a count sees of a module that owns `size` of them."""
     own = reader.calls[path][0].parameters.values()
-    if path in reader.cost.convs:
-        kernels = sum(prod(shape) + (shape[-1] if len(shape) > 2 else 0) for shape in own if len(shape) > 1)
-        return kernels * size // max(sum(map(prod, own)), 1)
+    if count == "macs":
+        return size
+    if path in reader.cost.convs or count == "kernels":
+        biased = count == "conv-bias"
+        kernels = sum(prod(shape) + (shape[-1] if biased and len(shape) > 2 else 0) for shape in own if len(shape) > 1)
+        return kernels * size // max(sum(map(prod, own)), 1) if reader.cost.macs[path] else 0
     return size if reader.cost.macs[path] else 0
 
 

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from deepjax.summary.rules import outputs
 from deepjax.summary.spans import Fields, moved, of_all_entries, union
+from deepjax.summary.words import word
 from deepjax.trace import Interpreter, Mark, read_mark
 
 Path = tuple[str, ...]
@@ -17,8 +18,9 @@ class Cost(NamedTuple):
 
     macs: Counter[Path]
     biases: Counter[Path]  # output values of convolutions and matrix products
-    pooled: Counter[Path]  # output values of poolings
+    pooled: Counter[Path]  # input values of poolings, and values that a subsampling keeps
     convs: set[Path]  # the modules that convolve
+    taken: set  # (source, strides) of an array of which every `strides`-th pixel is counted in `pooled`
 
     def add(self, other):
         """Add the costs of another one."""
@@ -28,7 +30,7 @@ class Cost(NamedTuple):
 
 def no_cost():
     """Return a `Cost` to add to."""
-    return Cost(Counter(), Counter(), Counter(), set())
+    return Cost(Counter(), Counter(), Counter(), set(), set())
 
 
 class Seen(NamedTuple):
@@ -37,6 +39,7 @@ class Seen(NamedTuple):
     field: Fields = None  # the pixels of the input
     fixed: bool = True  # it depends neither on the input nor on a variable
     resampled: Path | None = None  # path of the resampling whose output it is
+    source: Any = None  # (path, variable of the jaxpr) of the array with these values; None: not known
 
 
 class Reader(Interpreter):
@@ -54,6 +57,7 @@ class Reader(Interpreter):
         self.calls: dict[Path, tuple[Mark, int]] = {}
         self.pools: set[Path] = set()  # those of the calls that are functions
         self.fields: dict[Path, Fields] = {}  # of the output of the last call
+        self.words: dict[Path, str] = {}  # the first convolution or pooling of a call, as a lecture writes it
         self.cost = no_cost()
         self._pool_of: dict[tuple[Path, int], Path] = {}
 
@@ -64,9 +68,9 @@ class Reader(Interpreter):
         if mark and mark.role == "exit":
             self.calls.setdefault(mark.path, (mark, where.times))
             self.fields[mark.path] = fields[0]
-        pool, before = self._pool(eqn, values, where, kind) if kind else (None, 0)
+        pool, begins = self._pool(eqn, values, where, kind) if kind else (None, False)
         if not where.again:
-            self._add_cost(eqn, where, pool, before)
+            self._add_cost(eqn, values, where, pool if begins else None, kind)
         resampled = pool if kind == "resample" else values[0].resampled if name in SAME_VALUES else None
         pool = resampled if name == "transpose" else pool  # a resampling moves its axes back
         if pool:
@@ -74,35 +78,44 @@ class Reader(Interpreter):
             self.calls[pool] = Mark("exit", pool, "__call__", pool[-1].partition("(")[0], shape, {}), where.times
             self.fields[pool] = fields[0]
         fixed = all(seen.fixed for seen in values)
-        return [Seen(field, fixed, resampled) for field in fields]
+        same = name == "name" or name in SAME_VALUES
+        known = values[0].source if same else None
+        sources = [known or (where.path, v) for v in eqn.outvars]
+        return [Seen(field, fixed, resampled, source) for field, source in zip(fields, sources, strict=True)]
 
-    def _add_cost(self, eqn, where, pool, before):
+    def _add_cost(self, eqn, values, where, pool, kind):
         name, path, times = eqn.primitive.name, where.path, where.times
         size = prod(_shape(eqn.outvars[0])) if eqn.outvars else 0
         if pool:
-            self.cost.pooled[pool] += times * (size - before)
-        elif name in ("conv_general_dilated", "dot_general"):
+            read = [prod(_shape(v)) for v, seen in zip(eqn.invars, values, strict=True) if seen.field is not None]
+            self.cost.pooled[pool] += times * (size if kind == "subsample" else read[0])
+            self.words[pool] = word(eqn)
+        elif name in ("conv_general_dilated", "dot_general") and kind is None:
             self.cost.macs[path] += times * _macs(eqn)
             self.cost.biases[path] += times * size
+            self.words.setdefault(path, word(eqn))
         if name == "conv_general_dilated":
             self.cost.convs.add(path)
-            self.cost.pooled[path] += times * _subsampled(eqn)
+            taken, kept = (values[0].source, eqn.params["window_strides"]), _subsampled(eqn)
+            if kept and taken not in self.cost.taken:
+                self.cost.taken.add(taken)
+                self.cost.pooled[path] += times * kept
 
     def _pool(self, eqn, values, where, kind):
-        """Return the path of an equation that pools, and how many of its output values are counted already.
+        """Return the path of an equation that pools, and whether the pooling begins with it.
 
         The path is the same each time the equation is interpreted. A resampling has one equation for each axis: the
         later ones replace the first.
         """
-        for atom, seen in zip(eqn.invars, values, strict=True):
+        for seen in values:
             if kind == "resample" and seen.resampled:
-                return seen.resampled, prod(_shape(atom))
+                return seen.resampled, False
         key = where.path, id(eqn)
         if key not in self._pool_of:
             number = 1 + sum(p[:-1] == where.path and p[-1].startswith(f"{kind}(") for p in self.pools)
             self._pool_of[key] = (*where.path, f"{kind}({number})")
             self.pools.add(self._pool_of[key])
-        return self._pool_of[key], 0
+        return self._pool_of[key], True
 
     def join(self, values, shape, choice=None):
         """Unite what an entry depends on in any of the arrays, and what the choice between them depends on."""
