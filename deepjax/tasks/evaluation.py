@@ -32,11 +32,6 @@ class Evaluation(NamedTuple):
         return {"error": self.error, "loss": self.loss}
 
     @property
-    def rank(self):
-        """Of two evaluations, the one with the lower rank is better."""
-        return self.error, self.loss
-
-    @property
     def calibration_error(self):
         """Expected calibration error (`scores.calibration_error`); NaN if the confidences are not known."""
         if self.confidences is None:

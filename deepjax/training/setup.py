@@ -233,12 +233,16 @@ def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variabl
     """
     if config.patience and not len(dataset.validation):
         raise InputError(f"patience {config.patience} needs a validation set; give data.validation a fraction above 0")
+    if config.best != "loss" and not len(dataset.validation):
+        raise InputError(f"best {config.best} needs a validation set; give data.validation a fraction above 0")
     if config.batch_size > len(dataset.train):
         raise InputError(
             f"batch_size {config.batch_size} is larger than the training set of {len(dataset.train)} examples; set "
             f"batch_size {len(dataset.train)} or less"
         )
     task = tasks.find(config.task).of_config(config, dataset, statistics, model)
+    if config.best not in task.curves:
+        raise InputError(f"best {config.best}: task {config.task} has no {config.best}; set best loss")
     if teacher is not None:
         task = distillation.taught(task, teacher, config, dataset, statistics)
     loader = data.make_loader(
