@@ -13,7 +13,8 @@ A task is an object with these functions. The first three are pure and run insid
 Those that follow receive rows of a whole data set as NumPy arrays:
 
   evaluated, averaged: names of the rows that `evaluate`, and `average`, need.
-  evaluate(rows) -> an evaluation, with `loss` and `metrics` ({"loss": ..., ...}).
+  evaluate(rows) -> an evaluation, with `loss` and `metrics` ({"loss": ..., ...}). If it has
+    `above_chance`, a search leaves out candidates for which that is False.
   average(members) -> one set of rows, of the averaged predictions of several models.
   abstract_batch(dataset, size) -> shapes and dtypes of a batch.
   check_outputs(outputs): raise InputError if the outputs of a user's model, as shapes, do not fit.
