@@ -55,7 +55,7 @@ def small_range_test(config, name="run", **keywords):
 
 
 def small_search(config, grid, name="run", **keywords):
-    return search(shortened(config), {"optimizer.learning_rate": [0.01, 0.1]}, name, **keywords | {"updates": 2})
+    return search(shortened(config), {"optimizer.learning_rate": [0.01, 0.1]}, name, **keywords)
 
 
 def write_weights():

@@ -183,13 +183,12 @@ def candidates(found, curve: Curve, title):
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for label, line in lines.items():
-        axes.plot([line[value] for value in values[across]], marker="o", label=drawn(label, LETTERS) or None)
+        heights = [line.get(value, np.nan) for value in values[across]]
+        axes.plot(heights, marker="o", label=drawn(label, LETTERS) or None)
     diverged = sorted({values[across].index(options[across]) for options, metric in found if metric is None})
     if diverged:
-        height = [1.0] * len(diverged)
-        axes.plot(
-            diverged, height, "x", color="C3", transform=axes.get_xaxis_transform(), clip_on=False, label="diverged"
-        )
+        at_the_top = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(diverged, [1.0] * len(diverged), "x", color="C3", label="diverged", **at_the_top)
     axes.set_xticks(range(len(values[across])), [str(value) for value in values[across]])
     axes.set(xlabel=across, ylabel=f"validation {curve.label}", yscale="log" if curve.log else "linear")
     axes.set_title(drawn(title), parse_math=False)

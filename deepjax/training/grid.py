@@ -50,10 +50,10 @@ def search(
       log: receives each line of progress, for example `print`. None: nothing is printed.
 
     Returns:
-      The contents of search.json: "best" (the options of the best candidate, or None), "by" (config.best), "updates",
-      and "candidates", each with its "options", its "result" in words, "metrics" of the validation set (None if it
-      diverged), "above_chance" and "losses" (of its training batches, up to the first that is not finite). The file
-      and the picture search.png are in the folder that the run of the best candidate has.
+      The contents of search.json: "best" (the options of the best candidate, or None), "by" (config.best), "updates"
+      (the argument), and "candidates", each with its "options", its "result" in words, "metrics" of the validation set
+      (None if it diverged), "above_chance", "losses" (of its training batches, up to the first that is not finite) and
+      "updates". The file and the picture search.png are in the folder that the run of the best candidate has.
 
     Raises:
       InputError: something in the config or the grid cannot work. Nothing has been computed or written.
@@ -144,7 +144,8 @@ def _try(configs, updates, display):
         variables = jax.tree.map(lambda leaf: leaf[None], variables)
     evaluate = exp.evaluator(exp.dataset.validation)
     members = [jax.tree.map(lambda leaf: leaf[i], variables) for i in range(len(configs))]  # noqa: B023
-    return [_result(exp, evaluate, *one) for one in zip(members, losses.T.tolist(), strict=True)], exp.task
+    results = [_result(exp, evaluate, *one) for one in zip(members, losses.T.tolist(), strict=True)]
+    return [result | {"updates": updates} for result in results], exp.task
 
 
 def _alone(exp):
@@ -212,7 +213,8 @@ def _write(folder, record, task, config, display):
     with workdir.locked(folder):
         workdir.write_record(folder, "search.json", record)
         found = [(one["options"], one["metrics"] and one["metrics"][config.best]) for one in record["candidates"]]
-        title = f"{config.model} on {config.data.name} after {record['updates']} updates"
+        most = max(one["updates"] for one in record["candidates"])
+        title = f"{config.model} on {config.data.name} after {most} updates"
         figure = lambda: {"search.png": plots.candidates(found, task.curves[config.best], title)}  # noqa: E731
         plots.draw(folder, figure, display.warn)
     display(f"see {folder / 'search.png'} and {folder / 'search.json'}")

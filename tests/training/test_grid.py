@@ -22,7 +22,7 @@ CASES = {
     "decoupled decay, clipping, two batches an update, cosine, averages, dropout, augmentation": {
         "optimizer": Optimizer("adamw", learning_rate=0.05, clip_norm=1.0, accumulate=2),
         "schedule": Schedule("cosine", warmup=0.5),
-        "data": Data(augment=Augment(translate=1.0)),
+        "data": Data(augment=Augment(flip=True)),
         "model_options": {"depth": 3, "width": 8, "dropout": 0.1, "norm": "batch"},
         "ema": 0.9,
     },
