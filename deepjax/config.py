@@ -292,8 +292,11 @@ class Config:
     snapshots: int = option(0, at_least=0)
     """Snapshot ensemble: keep the network at the end of each of this many equal cycles of the schedule warm_restarts,
     and test the mean of their softmax probabilities. 0: off."""
+    best: Literal["loss", "error"] = "loss"
+    """The number of the validation set that makes an epoch the best if it is the lowest: the loss, or the error (of
+    equal errors, that with the lower loss; of equal epochs, the newest). The best epoch is tested."""
     patience: int = option(0, at_least=0)
-    """Stop after this many epochs without a lower validation loss. 0: never."""
+    """Stop after this many epochs without one that is better, by `best`, than all before. 0: never."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation. Parameters and statistics are float32 in either case."""
     seed: int = option(0, at_least=0, below=2**32)

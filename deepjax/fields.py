@@ -135,6 +135,25 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def replaced(values: Any, path: str, value: Any) -> Any:
+    """Return a dataclass with another value at a dotted path, which may lead into a dict.
+
+    Raise InputError for a path to no field.
+
+    >>> from deepjax.config import Config
+    >>> replaced(Config(), "optimizer.learning_rate", 0.5).optimizer.learning_rate
+    0.5
+    """
+    name, _, rest = path.partition(".")
+    known = [field.name for field in dataclasses.fields(values)]
+    if name not in known:
+        raise InputError(f"{path} is not a field of {type(values).__name__}; {choices(name, known)}")
+    inner = getattr(values, name)
+    if rest:
+        value = inner | {rest: value} if isinstance(inner, dict) else replaced(inner, rest, value)
+    return dataclasses.replace(values, **{name: value})
+
+
 def is_free(kind: type, path: str) -> bool:
     """Return whether the field at a dotted path of a dataclass is declared `free`.
 

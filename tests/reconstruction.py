@@ -24,10 +24,6 @@ class Evaluation(NamedTuple):
         largest = self.squares.reshape(len(self.squares), -1).max(-1)
         return {"loss": self.loss, "largest": float(np.mean(largest))}
 
-    @property
-    def rank(self):
-        return (self.loss,)
-
 
 class Restored(NamedTuple):
     path: str

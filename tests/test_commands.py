@@ -24,7 +24,7 @@ from deepjax.weights.files import save_state_dict
 # Measurements, which take from minutes to hours
 MEASURED = ("benchmarks.md", "parity.md")
 HAS_TORCH = find_spec("torch") is not None
-train, range_test = training.train, training.range_test
+train, range_test, search = training.train, training.range_test, training.search
 
 
 def commands(document):
@@ -52,6 +52,10 @@ def small_train(config, name="run", **keywords):
 
 def small_range_test(config, name="run", **keywords):
     return range_test(shortened(config), name, **keywords)
+
+
+def small_search(config, grid, name="run", **keywords):
+    return search(shortened(config), {"optimizer.learning_rate": [0.01, 0.1]}, name, **keywords)
 
 
 def write_weights():
@@ -87,6 +91,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "fetch", lambda name, **_: (tmp_path / f"{name.partition('.')[0]}.safetensors", {}))
     monkeypatch.setattr(training, "train", small_train)
     monkeypatch.setattr(training, "range_test", small_range_test)
+    monkeypatch.setattr(training, "search", small_search)
     monkeypatch.setitem(zoo.MODELS, "resnet18", functools.partial(zoo.MODELS["resnet18"], width=4))
     write_weights()
     return tmp_path
@@ -114,7 +119,7 @@ def test_the_options_that_others_are_compared_with_exist():
     ours = [cell for line in text.splitlines() if line.startswith("| ") for cell in line.split(" | ")[1:2]]
     named = {option for cell in ours for option in re.findall(r"`(--[a-z.-]+)", cell)}
     assert len(named) > 30
-    assert named <= set(hints._options(Config))
+    assert named <= set(hints.option_names(Config))
 
 
 def test_every_config_names_its_own_command():

@@ -21,6 +21,7 @@ from deepjax.cli.find_lr import find_lr
 from deepjax.cli.models import models
 from deepjax.cli.plan import plan
 from deepjax.cli.predict import predict
+from deepjax.cli.search import search
 from deepjax.cli.summary import summary
 from deepjax.cli.terminal import complain
 from deepjax.cli.train import train
@@ -31,6 +32,7 @@ COMMANDS = {
     "train": train,
     "plan": plan,
     "find-lr": find_lr,
+    "search": search,
     "eval": evaluate,
     "predict": predict,
     "export": export,

@@ -61,7 +61,7 @@ def suggest(kind: type, arguments: Sequence[str]) -> str:
       kind: the dataclass of the command's options.
       arguments: the command line.
     """
-    known = set(_options(kind))
+    known = set(option_names(kind))
     for argument in arguments:
         if argument.lower() in ("true", "false"):
             return f"{argument} belongs to no option; a switch has no value: --NAME, or --no-NAME"
@@ -83,12 +83,12 @@ def suggest(kind: type, arguments: Sequence[str]) -> str:
     return ""
 
 
-def _options(kind: type, prefix: str = "--") -> Iterator[str]:
+def option_names(kind: type, prefix: str = "--") -> Iterator[str]:
     """Yield the options of a dataclass and of the dataclasses in it, such as --optimizer.learning-rate."""
     kinds = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(kinds[field.name]):
-            yield from _options(kinds[field.name], prefix if field.metadata.get("inline") else f"{name}.")
+            yield from option_names(kinds[field.name], prefix if field.metadata.get("inline") else f"{name}.")
         else:
             yield name

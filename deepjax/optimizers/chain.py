@@ -16,7 +16,15 @@ from deepjax.optimizers.schedules import make_momentum, scale_by_plateau
 from deepjax.optimizers.times import make_times
 
 
-def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epochs=None, steps_per_epoch=None):  # noqa: B008
+def make_optimizer(
+    optimizer,
+    learning_rate,
+    schedule=config.Schedule(),  # noqa: B008
+    *,
+    weight_decay=None,
+    epochs=None,
+    steps_per_epoch=None,
+):
     """Make the gradient transformation that `config.Optimizer` describes.
 
     Its links, in order: clip (adaptively, by value, by norm), add decayed kernels, find the direction
@@ -33,6 +41,7 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
         a group scales it by group.learning_rate / optimizer.learning_rate.
       schedule: `config.Schedule`. one_cycle also moves momentum (that of rmsprop too, as in PyTorch, although it is
         usually 0); plateau has a state in the chain (see `observe`).
+      weight_decay: an array f32[], which may be traced, in place of the weight decay of all groups.
       epochs: length of the run; needed for one_cycle's momentum and for `frozen_until`.
       steps_per_epoch: batches in an epoch; needed for the same. If both are given, the last update of an epoch takes
         the batches that are left; else every update takes `accumulate`.
@@ -63,7 +72,8 @@ def make_optimizer(optimizer, learning_rate, schedule=config.Schedule(), *, epoc
         rate = _scaled(learning_rate, group.optimizer.learning_rate / o.learning_rate)
         # The count of the direction starts when the group thaws; the count of the learning rate starts with the run.
         thaw = thaws[pattern]
-        direction = _direction(group.optimizer, _from(rate, thaw), _from(momentum, thaw))
+        decay = group.optimizer.weight_decay if weight_decay is None else weight_decay
+        direction = _direction(group.optimizer, decay, _from(rate, thaw), _from(momentum, thaw))
         return optax.chain(_until_thawed(direction, thaw), _by_rate(o, rate))
 
     trained = {pattern: group for pattern, group in groups.items() if not group.frozen}
@@ -161,7 +171,7 @@ def _clip_leaves(o):
     return steps
 
 
-def _direction(o, rate, moving):
+def _direction(o, decay, rate, moving):
     """Chain the optimizer's direction with its weight decay; `moving` is the schedule of momentum, or None."""
     entry, o = OPTIMIZERS[o.name], with_usual(o)
     if entry.finds_step_sizes:
@@ -173,8 +183,8 @@ def _direction(o, rate, moving):
         return entry.direction(dataclasses.replace(o, momentum=momentum))
 
     steps = [optax.inject_hyperparams(make)(moving) if moving else entry.direction(o)]
-    if o.weight_decay:
-        steps.insert(len(steps) if entry.decoupled else 0, optax.add_decayed_weights(o.weight_decay, mask=kernels))
+    if not isinstance(decay, int | float) or decay:  # an array may be 0
+        steps.insert(len(steps) if entry.decoupled else 0, optax.add_decayed_weights(decay, mask=kernels))
     return optax.chain(*steps)
 
 

@@ -161,3 +161,38 @@ def confusion(counts, totals, classes, title):
                 color="w" if dark else "k",
             )
     return figure
+
+
+def candidates(found, curve: Curve, title):
+    """Draw what a search found: a metric over the option with the most values, one line for each choice of the others.
+
+    Args:
+      found: [(values by the names of the options, the metric, or None if the candidate diverged)].
+      curve: how the metric is drawn.
+      title: title of the figure.
+
+    Returns:
+      A matplotlib Figure.
+    """
+    values = {name: list(dict.fromkeys(options[name] for options, _ in found)) for name in found[0][0]}
+    across = max(values, key=lambda name: len(values[name]))
+    lines: dict[str, dict] = {}
+    for options, metric in found:
+        label = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in options.items() if name != across)
+        lines.setdefault(label, {})[options[across]] = np.nan if metric is None else curve.factor * metric
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
+    for label, line in lines.items():
+        heights = [line.get(value, np.nan) for value in values[across]]
+        axes.plot(heights, marker="o", label=drawn(label, LETTERS) or None)
+    diverged = sorted({values[across].index(options[across]) for options, metric in found if metric is None})
+    if diverged:
+        at_the_top = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(diverged, [1.0] * len(diverged), "x", color="C3", label="diverged", **at_the_top)
+    axes.set_xticks(range(len(values[across])), [str(value) for value in values[across]])
+    axes.set(xlabel=across, ylabel=f"validation {curve.label}", yscale="log" if curve.log else "linear")
+    axes.set_title(drawn(title), parse_math=False)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8)
+    return figure

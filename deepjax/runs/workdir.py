@@ -82,8 +82,9 @@ def check_workdir(config, workdir):
 
 
 def _is_foreign(path):
-    """Return whether a file is none of those that exist before config.json: of the range test, or of a killed run."""
-    return path.name not in (LOCK, "find_lr.json", "find_lr.png") and path.suffix != PARTIAL
+    """Return whether a file is none of those that exist before config.json: of a search, or of a killed run."""
+    searched = (f"{name}.{kind}" for name in ("find_lr", "search") for kind in ("json", "png"))
+    return path.name not in (LOCK, *searched) and path.suffix != PARTIAL
 
 
 def finished(workdir, config):

@@ -13,7 +13,8 @@ A task is an object with these functions. The first three are pure and run insid
 Those that follow receive rows of a whole data set as NumPy arrays:
 
   evaluated, averaged: names of the rows that `evaluate`, and `average`, need.
-  evaluate(rows) -> an evaluation, with `loss`, `metrics` ({"loss": ..., ...}) and `rank` (the lowest is the best).
+  evaluate(rows) -> an evaluation, with `loss` and `metrics` ({"loss": ..., ...}). If it has
+    `above_chance`, a search leaves out candidates for which that is False.
   average(members) -> one set of rows, of the averaged predictions of several models.
   abstract_batch(dataset, size) -> shapes and dtypes of a batch.
   check_outputs(outputs): raise InputError if the outputs of a user's model, as shapes, do not fit.
@@ -25,7 +26,8 @@ Image files are predicted, and runs are drawn, by
   predicted(outputs) -> what is averaged over networks and crops; pure.
   predictions(paths, values, top, problems) -> for each path a prediction with `problem`, `path`, `texts`, `record` and
     `row`.
-  curves: {metric: plots.Curve}: how metrics are drawn over epochs. "loss" must be among them.
+  curves: {metric: plots.Curve}: how metrics are drawn over epochs. "loss" must be among them,
+    and "error" if `config.best` may be error.
 
 A task is a module with
 
@@ -45,10 +47,23 @@ from deepjax.tasks import classification
 from deepjax.tasks.classification import Classification
 from deepjax.tasks.evaluation import Evaluation
 
-__all__ = ["TASKS", "Classification", "Evaluation", "find"]
+__all__ = ["TASKS", "Classification", "Evaluation", "find", "rank"]
 
 TASKS: dict[str, Any] = {"classification": classification}
 """Modules by the names that config.task takes."""
+
+
+def rank(metrics, best):
+    """Return a list of numbers: of two sets of metrics, the one with the lower list is better.
+
+    Args:
+      metrics: of an evaluation, with "loss".
+      best: name of the metric that counts, as of config.best. The loss decides between equal ones.
+
+    >>> rank({"error": 0.1, "loss": 2.0}, "error") < rank({"error": 0.1, "loss": 3.0}, "error")
+    True
+    """
+    return [metrics[name] for name in dict.fromkeys((best, "loss"))]
 
 
 def find(name):

@@ -32,9 +32,17 @@ class Evaluation(NamedTuple):
         return {"error": self.error, "loss": self.loss}
 
     @property
-    def rank(self):
-        """Of two evaluations, the one with the lower rank is better."""
-        return self.error, self.loss
+    def above_chance(self):
+        """Whether the answers are better than the label frequencies alone, by four standard deviations.
+
+        Either fewer are wrong than if the most frequent class were the answer to all, or the losses are lower than
+        those of the frequencies as probabilities, example by example.
+        """
+        counts, examples = np.bincount(self.labels), len(self.labels)
+        chance = 1 - counts.max() / examples
+        gains = -np.log(counts[self.labels] / examples) - self.losses
+        fewer_errors = self.error < chance - 4 * math.sqrt(chance * (1 - chance) / examples)
+        return bool(fewer_errors or gains.mean() > 4 * gains.std() / math.sqrt(examples))
 
     @property
     def calibration_error(self):

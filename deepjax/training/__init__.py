@@ -7,6 +7,7 @@ A config reaches its first update on this path: `loop.train`, `setup.check`, `se
 from deepjax.training.averaging import MomentEstimator, mean_parameters, moments_step
 from deepjax.training.evaluator import Evaluator
 from deepjax.training.find_lr import range_test
+from deepjax.training.grid import search
 from deepjax.training.loop import train
 from deepjax.training.state import TrainState, init_state, parameter_count
 from deepjax.training.step import eval_step, train_step
@@ -21,6 +22,7 @@ __all__ = [
     "moments_step",
     "parameter_count",
     "range_test",
+    "search",
     "train",
     "train_step",
 ]

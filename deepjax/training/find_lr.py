@@ -142,13 +142,13 @@ def _verdict(points, tenth, steepest):
 
 def _sweep(exp, state, start_step, steps, smoothing):
     """Train from a state, which is donated. Return (points, why the test ended)."""
-    key, batches = workdir.key_of(exp.config), _batches(exp, start_step)
+    key, following = workdir.key_of(exp.config), batches(exp, start_step)
     points, average, lowest, updates_before = [], 0.0, math.inf, exp.times.updates_before
     for i in range(steps):
         losses, update = [], updates_before(start_step)
         while updates_before(start_step) == update:
             start_step += 1
-            state, metrics = exp.step(state, exp.data, next(batches), key)
+            state, metrics = exp.step(state, exp.data, next(following), key)
             losses.append(metrics["loss"])
         loss, rate = float(np.mean(jax.device_get(losses))), float(metrics["learning_rate"])
         if not math.isfinite(loss):
@@ -163,7 +163,7 @@ def _sweep(exp, state, start_step, steps, smoothing):
     return points, "all steps were done"
 
 
-def _batches(exp, step):
+def batches(exp, step):
     """Yield what training would read from this step on, epoch after epoch without end."""
     epoch, first = divmod(step, exp.loader.steps)
     while True:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deepjax import data, optimizers, zoo
+from deepjax import data, optimizers, tasks, zoo
 from deepjax.config import Config
 from deepjax.data import as_dataset
 from deepjax.errors import InputError, Stopped, TrainingFailed
@@ -87,8 +87,7 @@ class Progress:
     count: float = 0.0  # of these examples
     train: dict = field(default_factory=dict)  # means of the last finished epoch
     best: dict | None = None  # {"step", "epoch", "rank", metrics...} of the best validation
-    lowest_loss: float | None = None  # on validation
-    stale: int = 0  # epochs since then
+    stale: int = 0  # epochs since the last one that was better than all before
     seconds: float = 0.0  # of training and validation, without compilation
     compile_seconds: float = 0.0
     examples: int = 0
@@ -97,8 +96,8 @@ class Progress:
 class Trainer:
     """One process's share of a run. `run` continues from the newest checkpoint to the summary.
 
-    What is tested: the state that validated best (the newest, without validation); with config.swa_start the averaged
-    weights, and with config.snapshots all snapshots together, whichever epoch validated best.
+    What is tested: the state that validated best by config.best (the newest, without validation); with config.swa_start
+    the averaged weights, and with config.snapshots all snapshots together, whichever epoch validated best.
     """
 
     def __init__(self, experiment, folder, display):
@@ -278,14 +277,11 @@ class Trainer:
             self.state = self.state.replace(swa=self.exp.mesh.replicate(average))
 
     def _compare(self, result):
-        p, rank = self.progress, list(result.rank)
+        p, rank = self.progress, tasks.rank(result.metrics, self.config.best)
+        p.stale = 0 if p.best is None or rank < p.best["rank"] else p.stale + 1
         # Of equally good states, the newest is the best, because it has been trained longer.
         if p.best is None or rank <= p.best["rank"]:
             p.best = {"step": self.done, "epoch": p.epochs, "rank": rank, **result.metrics}
-        if p.lowest_loss is None or result.loss < p.lowest_loss:
-            p.lowest_loss, p.stale = result.loss, 0
-        else:
-            p.stale += 1
 
     def _save(self):
         # The check runs on the host, to which the parameters are copied for saving. On the device, it would be another

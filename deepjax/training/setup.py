@@ -133,23 +133,38 @@ class Experiment:
     @cached_property
     def step(self):
         """Return the training step, jitted for the devices: (state, data, rows, key) -> (state, metrics)."""
-        config, loader = self.config, self.loader
-        pure_step = partial(
-            train_step,
+        return self.mesh.step(self.pure_step)
+
+    def pure_step(self, state, whole, rows, key, axis_name=None):
+        """Return (state, metrics) after the batch that `rows` selects of `whole`, which is `data`. Pure."""
+        examples, teacher = whole
+        return train_step(
+            state,
+            self.loader.fetch(examples, rows) | teacher,
+            key,
             model=self.model,
             task=self.task,
             optimizer=self.optimizer,
             schedule=self.schedule,
-            ema=config.ema,
+            ema=self.config.ema,
             updates_before=self.times.updates_before,
-            frozen_moments=freezing.frozen_moments(config, self.times),
+            frozen_moments=freezing.frozen_moments(self.config, self.times),
+            axis_name=axis_name,
         )
 
-        def step(state, whole, rows, key, axis_name=None):
-            examples, teacher = whole
-            return pure_step(state, loader.fetch(examples, rows) | teacher, key, axis_name=axis_name)
+    def with_numbers(self, learning_rate, weight_decay):
+        """Return the Experiment with these arrays f32[], which may be traced, in place of the optimizer's numbers.
 
-        return self.mesh.step(step)
+        Groups of parameters must not have such numbers of their own.
+        """
+        optimizer, schedule = freezing.frozen_optimizer(self.config), self.config.schedule
+
+        def rates(count):
+            return learning_rate / optimizer.learning_rate * self.schedule(count)
+
+        lengths = {"epochs": self.config.epochs, "steps_per_epoch": self.loader.steps}
+        chain = make_optimizer(optimizer, rates, schedule, weight_decay=weight_decay, **lengths)
+        return dataclasses.replace(self, schedule=rates, optimizer=chain)
 
     def first_loss(self, state, batch, key):
         """Return the function params -> (loss, other results) of the first training step."""
@@ -236,12 +251,16 @@ def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variabl
     """
     if config.patience and not len(dataset.validation):
         raise InputError(f"patience {config.patience} needs a validation set; give data.validation a fraction above 0")
+    if config.best != "loss" and not len(dataset.validation):
+        raise InputError(f"best {config.best} needs a validation set; give data.validation a fraction above 0")
     if config.batch_size > len(dataset.train):
         raise InputError(
             f"batch_size {config.batch_size} is larger than the training set of {len(dataset.train)} examples; set "
             f"batch_size {len(dataset.train)} or less"
         )
     task = tasks.find(config.task).of_config(config, dataset, statistics, model)
+    if config.best not in task.curves:
+        raise InputError(f"best {config.best}: task {config.task} has no {config.best}; set best loss")
     if teacher is not None:
         task = distillation.taught(task, teacher, config, dataset, statistics)
     loader = data.make_loader(

@@ -22,6 +22,17 @@ def test_colors_are_shares_of_all_examples_of_a_class():
     np.testing.assert_allclose(image.get_array(), [[1 / 6, 1 / 3], [0, 0]])
 
 
+def test_a_search_has_one_line_for_each_choice_of_the_other_options():
+    values = {(0.1, 0.0): 0.5, (0.1, 1e-3): 0.4, (1.0, 0.0): 0.3, (1.0, 1e-3): None, (10.0, 0.0): None}
+    found = [({"optimizer.learning_rate": a, "optimizer.weight_decay": b}, value) for (a, b), value in values.items()]
+    (axes,) = plots.candidates(found[::-1], plots.Curve("error (%)", 100), "").axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10.0", "1.0", "0.1"]
+    np.testing.assert_allclose(lines["weight_decay 0.0"].get_ydata(), [np.nan, 30, 50])
+    assert list(lines["diverged"].get_xdata()) == [0, 1]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer.learning_rate", "validation error (%)")
+
+
 @pytest.mark.parametrize("where", ["made", "saved"])
 def test_a_figure_that_fails_is_one_warning(tmp_path, monkeypatch, where):
     def fail(*_):

@@ -60,6 +60,22 @@ def test_inputs_are_augmented_and_mixed_in_training_only():
     assert target == jax.random.uniform(jax.random.fold_in(KEY, 2))
 
 
+def test_an_evaluation_is_above_chance_if_its_errors_or_its_losses_are():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(4), [600, 200, 100, 100])
+    shares = np.tile(np.log([0.6, 0.2, 0.1, 0.1]), (1000, 1))
+    right = np.eye(4)[labels]
+
+    def above(logs):
+        return Classification.evaluate({"label": labels, "log_probabilities": log_softmax(logs, -1)}).above_chance
+
+    assert not above(shares)  # the best that is possible without looking
+    assert not above(0 * shares)
+    assert not any(above(shares + rng.normal(size=shares.shape)) for _ in range(20))
+    assert above(shares + right)  # fewer errors
+    assert above(shares + 0.1 * right)  # the same errors, but lower losses
+    assert above(np.where(rng.random((1000, 1)) < 0.7, 30 * right, 30 * np.eye(4)[0]))  # fewer errors, high losses
+
+
 def test_an_evaluation_counts_errors_and_confusion():
     logits, labels, _ = batch_of(50, classes=7)
     task = Classification(tuple("abcdefg"))
@@ -70,7 +86,6 @@ def test_an_evaluation_counts_errors_and_confusion():
     assert found.top5_error == np.mean((order[:, :5] != labels[:, None]).all(-1))
     expected = -log_softmax(logits.astype(np.float64), -1)[np.arange(50), labels]
     np.testing.assert_allclose([found.loss, again.loss], expected.mean(), rtol=1e-5)
-    assert found.rank < found._replace(losses=found.losses + 1).rank
     counts = found.confusion(8)
     assert counts.sum() == 50
     np.testing.assert_allclose(1 - np.trace(counts) / 50, found.error)

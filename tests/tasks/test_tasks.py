@@ -119,6 +119,8 @@ def test_the_task_is_checked_and_belongs_to_the_run(registered, tmp_path):
         helpers.train(CONFIG, tmp_path / "run", task="clasification")
     with pytest.raises(InputError, match="label_smoothing 0.1 has no effect on task reconstruction"):
         helpers.train(CONFIG, tmp_path / "run", module=Bottleneck(), arrays=arrays(), label_smoothing=0.1)
+    with pytest.raises(InputError, match="best error: task reconstruction has no error; set best loss"):
+        helpers.train(CONFIG, tmp_path / "run", module=Bottleneck(), arrays=arrays(), best="error")
     assert not (tmp_path / "run").exists()
     helpers.train(CONFIG, tmp_path / "run", module=Bottleneck(), arrays=arrays(), epochs=1)
     with pytest.raises(InputError, match="task 'reconstruction' there, 'classification' here"):

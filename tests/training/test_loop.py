@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -222,15 +223,27 @@ def test_pmap_does_not_go_on_with_other_devices(tmp_path, monkeypatch):
         helpers.train(config, tmp_path / "run")
 
 
-def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
+@pytest.mark.parametrize("best", ["loss", "error"])
+def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path, best):
     folder = tmp_path / "run"
-    summary = helpers.train(SPIRALS, folder, epochs=6, keep=1)
-    errors = [(r["error"], r["loss"], r["epoch"]) for r in helpers.records(folder) if r["kind"] == "validation"]
-    assert summary["best_epoch"] == min(errors)[2]
+    summary = helpers.train(SPIRALS, folder, epochs=6, keep=1, best=best)
+    found = min(helpers.records(folder, "validation"), key=lambda row: (row[best], row["loss"]))["epoch"]
+    assert summary["best_epoch"] == found
     manager = Checkpoints(folder / "checkpoints", 1)
     steps_per_epoch = summary["steps"] // 6
-    assert manager.steps == sorted({min(errors)[2] * steps_per_epoch, summary["steps"]})
+    assert manager.steps == sorted({found * steps_per_epoch, summary["steps"]})
     manager.close()
+
+
+@pytest.mark.parametrize(("best", "epochs", "stale"), [("loss", [1, 2, 2, 2, 5], 3), ("error", [1, 2, 3, 3, 3], 2)])
+def test_the_best_epoch_and_the_patience_follow_one_rule(best, epochs, stale):
+    progress, found = loop.Progress(), []
+    trainer = SimpleNamespace(progress=progress, config=Config(best=best), done=0)
+    for error, loss in [(0.5, 2.0), (0.4, 1.0), (0.3, 1.5), (0.3, 1.6), (0.4, 1.0)]:
+        progress.epochs += 1
+        loop.Trainer._compare(trainer, SimpleNamespace(metrics={"error": error, "loss": loss}))
+        found.append(progress.best["epoch"])
+    assert (found, progress.stale) == (epochs, stale)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rate_and_checkpoint(tmp_path):
@@ -263,6 +276,8 @@ def test_without_validation_the_newest_state_is_tested(tmp_path):
     arrays |= {f"y_{split}": np.arange(100) % 3 for split in ("train", "test")}
     np.savez(tmp_path / "set.npz", **arrays)
     data = Data(name=str(tmp_path / "set.npz"), validation=0.0)
+    with pytest.raises(InputError, match=r"best error needs a validation set; give data\.validation"):
+        helpers.train(dataclasses.replace(SPIRALS, data=data, best="error"), tmp_path / "run")
     summary = helpers.train(dataclasses.replace(SPIRALS, data=data), tmp_path / "run")
     assert summary["best_epoch"] == 3
     assert not [r for r in helpers.records(tmp_path / "run") if r["kind"] == "validation"]

@@ -52,6 +52,7 @@ CASES = {
         "schedule": Schedule("plateau", patience=0, factor=0.5),
         "freeze_moments": True,
         "patience": 5,
+        "best": "error",
     },
 }
 
