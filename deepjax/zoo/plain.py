@@ -79,9 +79,14 @@ class MLP(Network):
             x = finish(self, dense(self, self.width, "first")(x), train=train, mask=mask, name="first_norm")
             x = maps["first"] = Dropout(self.dropout)(x, train=train)
         if self.depth > 2:
-            start = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
             unit = DenseUnit(
-                self.activation, norm=self.norm, dropout=self.dropout, dtype=self.dtype, order=self.order, **start
+                self.activation,
+                self.kernel_init,
+                self.norm,
+                self.dropout,
+                self.dtype,
+                self.order,
+                self.bias_init,
             )
             x = maps["hidden"] = stack(unit, self.depth - 2, scan=self.scan, remat=self.remat, name="hidden")(
                 x, train=train, mask=mask
@@ -90,8 +95,10 @@ class MLP(Network):
             return maps
         if not self.return_logits:
             return x
-        start = {"kernel_init": self.head_init, "bias_init": self.bias_init}
-        return Dense(self.num_classes, dtype=self.dtype, name="head", **start)(x)
+        head = Dense(
+            self.num_classes, kernel_init=self.head_init, bias_init=self.bias_init, dtype=self.dtype, name="head"
+        )
+        return head(x)
 
 
 def mlp(
