@@ -191,7 +191,8 @@ def setup(config, network, folder, *, dataset=None, schedule=None) -> Experiment
     if config.pretrained and not (folder and has_checkpoint(folder)):
         source = fine_tuning.read(config.pretrained, config.model)
         key, reset = jax.random.fold_in(key_of(config), PARAMETERS), config.reset_head
-        variables = fine_tuning.initial_variables(source, network, config.model, dataset.shape, key, reset_head=reset)
+        shape = data.cropped_shape(dataset.shape, config.data.center_crop)
+        variables = fine_tuning.initial_variables(source, network, config.model, shape, key, reset_head=reset)
     statistics = (folder and read_statistics(folder)) or task.fit_statistics(config, dataset, source)
     teacher = distillation.read(config.teacher) if config.teacher else None
     experiment = assemble(
