@@ -25,7 +25,8 @@ CASES = {  # what each is for: classes, and the shape of an image
     **{f"mnist_plain_{depth}": (10, (28, 28, 1)) for depth in (10, 100, 1000, 10000)},
     **{f"cifar10_{net}": (10, (32, 32, 3)) for net in (*DEEP, "resnet20")},
     "imagenet_resnet50": (1000, (224, 224, 3)),
-    "toy": (2, (2,)),
+    **dict.fromkeys(("mnist_convnet", "mnist_highway_100"), (10, (28, 28, 1))),
+    **dict.fromkeys(("toy", "disc"), (2, (2,))),
     "photos": (3, (96, 96, 3)),
     "finetune": (3, (224, 224, 3)),
     "monster": (10, (32, 32, 3)),
@@ -96,6 +97,7 @@ def test_cifar100_configs_each_add_one_thing_to_the_lectures_base():
     assert added("bn") == {"model_options.norm": "batch"}
     assert added("augmented") == {
         "data.augment.flip": True,
+        "data.center_crop": 32,
         "data.augment.translate": 5.0,
         "data.augment.scale": 0.2,
     }
@@ -113,6 +115,15 @@ def test_cifar100_rate_is_halved_every_50_epochs():
     rate = make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=10)
     rates = [float(rate(10 * epoch)) for epoch in (0, 49, 50, 99, 100, 149)]
     np.testing.assert_allclose(rates, [0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025], rtol=1e-6)
+
+
+def test_the_lectures_small_experiments_have_its_settings():
+    convnet, disc = load("mnist_convnet"), load("disc")
+    assert (convnet.optimizer.name, convnet.batch_size, convnet.epochs) == ("sgd", 100, 10)
+    assert convnet.data.validation == 0  # all 60,000 images are for training
+    assert (disc.optimizer.name, disc.optimizer.learning_rate) == ("sgd", 0.1)
+    assert {"depth": 1 + 16 + 1, "width": 32, "init": "gaussian_all"}.items() <= disc.model_options.items()
+    assert load("mnist_highway_100").model_options == {"depth": 100}
 
 
 def test_plain_configs_differ_in_depth_and_rate():
