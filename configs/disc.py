@@ -12,9 +12,9 @@ lecture gives neither the size of the batches nor the number of epochs; this con
 
 Test error in %, seed 0; where it says "stops", the loss is no number after two or four updates:
 
-    scale       0.1    0.3    1.0
-    batch       3.00   2.50   1.00
-    none       51.00   stops  stops
+    scale       0.1    0.25   0.3    1.0
+    batch       3.00          2.50   1.00
+    none       51.00   2.50   stops  stops
 """
 
 from deepjax.config import Config, Data, Optimizer

@@ -176,7 +176,7 @@ CASES = {
     "plain": (None, {"width": 4, "join": Plain}, "basic", None),
     "wide_resnet": ("wide_resnet", {"widen": 2}, "basic", "B"),
     "cifar_resnet last": ("cifar_resnet", {"width": 4, "shortcut": "B", "order": "last"}, "basic", "B"),
-    "bottleneck last": (None, {"bottleneck": True, "width": 4, "join": Add, "order": "last"}, "bottleneck", "B"),
+    "imagenet last": (None, {"width": 4, "join": Add, "order": "last"}, "basic", "B"),
     "cifar_resnext": ("cifar_resnext", {"groups": 4, "group_width": 2}, "bottleneck", "B"),
 }
 DEPTHS = (1, 3)  # of two stages: a unit that changes nothing or the features, one that strides, and a stack of two
