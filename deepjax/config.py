@@ -25,8 +25,8 @@ Groups = dict[str, dict[str, float | bool | None]]
 class Augment:
     """Random changes of training images, drawn again for every image and step.
 
-    They are applied in this order: RandAugment, TrivialAugment, AugMix, colors, standardization, flip, crop, shift and
-    zoom, cutout, erasing, then mixing of images with each other.
+    They are applied in this order: RandAugment, TrivialAugment, AugMix, colors, standardization, flip, crop, rotation,
+    zoom and shift in one resampling, cutout, erasing, data.center_crop, then mixing of images with each other.
     """
 
     flip: bool = False
@@ -37,6 +37,8 @@ class Augment:
     """Shift by up to this many pixels, including fractions of a pixel."""
     scale: float = option(0.0, at_least=0, below=1)
     """Zoom by a factor drawn from [1 - scale, 1 + scale]."""
+    rotate: float = option(0.0, at_least=0, at_most=180)
+    """Rotate about the center by up to this many degrees in both directions."""
     area: tuple[float, float] | None = option(None, above=0, at_most=1)
     """Random-area crop for photographs: cut out a fraction of the image between these two (for ImageNet 0.08 1.0), with
     an aspect ratio of 3/4 to 4/3, and resize it to data.image_size. Needs images that are read one by one (placement
@@ -95,6 +97,9 @@ class Data:
     repeated. Empty: neither. Evaluation does not change."""
     image_size: int = option(0, at_least=0)
     """Height and width in pixels to which images are resized when they are read. 0: as stored."""
+    center_crop: int = option(0, at_least=0)
+    """Height and width in pixels of the center of each image that the network gets, in training (after augmentation)
+    and in evaluation. 0: the whole image."""
     standardize: Literal["channel", "mean_image", "mean_color", "min_max", "z_score", "pca", "zca"] = "channel"
     """Transformation of all images, fitted on the training set. channel: mean 0 and variance 1 of each channel.
     mean_color, mean_image: subtract the mean of each channel, of each pixel. min_max: scale each channel to `limits`.

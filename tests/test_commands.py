@@ -38,8 +38,6 @@ def commands(document):
 def shortened(config):
     """The config with small images, and as few epochs as it allows."""
     data = dataclasses.replace(config.data, image_size=min(config.data.image_size, 32))
-    if config.model == "monster":
-        data = dataclasses.replace(config.data, image_size=64)
     if config.data.name == "digits":  # 1,297 images
         config = dataclasses.replace(config, model="mlp", model_options={"depth": 2, "width": 4})
     epochs = 1 if not config.thaw and not config.thaw_share else 6

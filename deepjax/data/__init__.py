@@ -17,7 +17,7 @@ from deepjax.data.sample import write_sample
 from deepjax.data.sources import available
 from deepjax.data.sources.arrays import as_dataset, from_arrays
 from deepjax.data.standardize import Standardizer, channel_statistics, standardize
-from deepjax.data.views import view
+from deepjax.data.views import center_crop, cropped_shape, view
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -32,6 +32,7 @@ __all__ = [
     "as_dataset",
     "augment",
     "available",
+    "center_crop",
     "change_colors",
     "channel_statistics",
     "check_augment",
@@ -39,6 +40,7 @@ __all__ = [
     "check_crops",
     "check_fields",
     "class_weights",
+    "cropped_shape",
     "describe_balance",
     "epoch_order",
     "find_images",

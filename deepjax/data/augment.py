@@ -8,6 +8,7 @@ import numpy as np
 
 from deepjax import config
 from deepjax.data import color
+from deepjax.data.operations import bilinear_to_border
 from deepjax.data.policies import augmix, randaugment, trivialaugment
 from deepjax.errors import InputError
 
@@ -72,7 +73,7 @@ def change_colors(
 
 
 def augment(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.Array:
-    """Flip, crop, shift, zoom, cut out and erase each image of float [B, H, W, C] at random, after standardization.
+    """Flip, crop, rotate, zoom, shift, cut out and erase images float [B, H, W, C] at random, after standardization.
 
     Pixels from outside the image are 0: the mean color, except with data.standardize min_max. `augment.area` is not
     applied here, but when images are read.
@@ -81,8 +82,8 @@ def augment(key: jax.Array, images: jax.Array, augment: config.Augment) -> jax.A
         images = _flip(jax.random.fold_in(key, 0), images)
     if augment.crop:
         images = _crop(jax.random.fold_in(key, 1), images, augment.crop)
-    if augment.translate or augment.scale:
-        images = _move(jax.random.fold_in(key, 2), images, augment.translate, augment.scale)
+    if augment.translate or augment.scale or augment.rotate:
+        images = _move(jax.random.fold_in(key, 2), images, augment)
     if augment.cutout:
         images = cutout(jax.random.fold_in(key, 3), images, augment.cutout)
     if augment.erasing:
@@ -154,16 +155,23 @@ def _crop(key, images, pad):
     return jax.vmap(cut)(padded, corners)
 
 
-def _move(key, images, translate, scale):
-    """Zoom about the center, then shift, in one bilinear resampling. Pixels from outside the image are 0."""
-    batch, height, width, _ = images.shape
-    shifts = jax.random.uniform(jax.random.fold_in(key, 0), (batch, 2), minval=-translate, maxval=translate)
-    zooms = jax.random.uniform(jax.random.fold_in(key, 1), (batch, 1), minval=1 - scale, maxval=1 + scale)
-    offsets = shifts + (1 - zooms) * jnp.array([[height / 2, width / 2]])
+def _move(key, images, augment):
+    """Rotate and zoom about the center, then shift, in one bilinear resampling. Pixels from outside the image are 0."""
 
-    def resample(image, zoom, offset):
-        return jax.image.scale_and_translate(
-            image, image.shape, (0, 1), jnp.broadcast_to(zoom, (2,)), offset, method="linear", antialias=False
-        )
+    def draws(number, limit, shape=()):
+        shape = (len(images), *shape)
+        return jax.random.uniform(jax.random.fold_in(key, number), shape, minval=-limit, maxval=limit)
 
-    return jax.vmap(resample)(images, zooms, offsets).astype(images.dtype)
+    shifts, zooms, degrees = draws(0, augment.translate, (2,)), 1 + draws(1, augment.scale), draws(2, augment.rotate)
+    matrices = _sources(degrees, zooms, shifts, *images.shape[1:3])
+    return bilinear_to_border(images, matrices).astype(images.dtype)
+
+
+def _sources(degrees, zooms, shifts, height, width):
+    """Return the matrices [B, 6] of `operations` that take a pixel p from center + R (p - center - shift) / zoom.
+
+    R turns the image counterclockwise. Shifts [B, 2] are in pixels, down and to the right.
+    """
+    a, b = jnp.cos(jnp.deg2rad(degrees)) / zooms, -jnp.sin(jnp.deg2rad(degrees)) / zooms
+    y, x = height / 2 + shifts[:, 0], width / 2 + shifts[:, 1]
+    return jnp.stack([a, b, width / 2 - a * x - b * y, -b, a, height / 2 + b * x - a * y], -1)

@@ -11,6 +11,7 @@ from deepjax.data.augment import check as check_augment
 from deepjax.data.records import MEMORY_LIMIT, Arrays, Dataset, Records, Split
 from deepjax.data.splits import drawn_size, stratified
 from deepjax.data.standardize import check as check_standardize
+from deepjax.data.views import check as check_center_crop
 from deepjax.errors import InputError
 
 VALIDATION = 0.1  # fraction of the training set, for data sets without a validation split
@@ -39,6 +40,7 @@ def load(data: config.Data, data_dir: str, seed: int, *, given: Dataset | None =
     found = _place(_resize(found, data.image_size), data)
     check_augment(data.augment, found.shape)
     check_standardize(data, found.shape)
+    check_center_crop(data, found.shape)
     return _split(found, data.validation, seed)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
 from deepjax.data import color
@@ -46,10 +47,32 @@ def bilinear(image: jax.Array, matrix: jax.Array) -> jax.Array:
     return jax.vmap(channel, in_axes=-1, out_axes=-1)(image)
 
 
+@_by_matrix
+def bilinear_to_border(image: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Resample images as `bilinear`, but pixels at the border reach to the border of the image, as in Pillow.
+
+    >>> jax.jit(bilinear_to_border)(jnp.arange(3.0).reshape(1, 3, 1), jnp.array([1, 0, 0.5, 0, 1, 0])).ravel().tolist()
+    [0.5, 1.5, 0.0]
+    """
+    height, width, _ = image.shape
+    column, row = _sources(height, width, matrix)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+
+    def channel(pixels):
+        return jnp.where(inside, map_coordinates(pixels, [row - 0.5, column - 0.5], order=1, mode="nearest"), 0)
+
+    return jax.vmap(channel, in_axes=-1, out_axes=-1)(image)
+
+
 def _sources(height, width, matrix):
-    a, b, c, d, e, f = matrix
-    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-    return a * x + b * y + c, d * x + e * y + f
+    """Return x and y, both [H, W], from which the matrix takes each pixel.
+
+    A matrix product is computed once. XLA may compute a sum twice with different rounding: once for the index of a
+    pixel, once for its weight, and then 11.999 has the index 12 and the weight of 11 + 0.999.
+    """
+    y, x = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
+    points = np.stack([x, y, np.ones_like(x)]).astype(np.float32)
+    return tuple(jnp.einsum("rk,khw->rhw", matrix.reshape(2, 3), points, precision=jax.lax.Precision.HIGHEST))
 
 
 def rotation(degrees: jax.Array, height: int, width: int) -> jax.Array:

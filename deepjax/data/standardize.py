@@ -190,7 +190,7 @@ def check(data: config.Data, shape: tuple[int, ...]) -> None:
             )
     if kind in WHITENING:
         _check_size(kind, shape)
-    for field in ("flip", "crop", "translate", "scale", "cutout", "cutmix"):
+    for field in ("flip", "crop", "translate", "scale", "rotate", "cutout", "cutmix"):
         if kind == "pca" and getattr(data.augment, field):
             raise InputError(f"data.augment.{field}: needs images, and data.standardize pca makes vectors; use zca")
 

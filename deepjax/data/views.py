@@ -1,10 +1,39 @@
-"""Several views of each image of a batch, over which predictions are averaged."""
+"""Views of the images of a batch: their center, or several, over which predictions are averaged."""
 
 import jax
 import jax.numpy as jnp
 
+from deepjax import config
+from deepjax.errors import InputError
+
 COUNTS = (1, 2, 5, 10)
 CROP = 224 / 256  # side of a crop, as a fraction of the image's side (Krizhevsky et al. 2012, section 4.1)
+
+
+def check(data: config.Data, shape: tuple[int, ...]) -> None:
+    """Raise InputError if data.center_crop does not fit inputs of `shape`."""
+    size, pixels = data.center_crop, shape[:2]
+    if size and (len(shape) != 3 or data.standardize == "pca"):
+        raise InputError(f"data.center_crop {size}: needs images, and the inputs are vectors; leave it 0")
+    if size > min(pixels):
+        raise InputError(f"data.center_crop {size} must be at most {min(pixels)} for images of this size")
+
+
+def center_crop(images: jax.Array, size: int) -> jax.Array:
+    """Return the center [B, size, size, C] of images [B, H, W, C], as torchvision does. With size 0 all pixels.
+
+    >>> center_crop(jnp.arange(5.0).reshape(1, 1, 5, 1).repeat(3, 1), 3)[0, 0].ravel().tolist()
+    [1.0, 2.0, 3.0]
+    """
+    if not size:
+        return images
+    top, left = (round((side - size) / 2) for side in images.shape[1:3])
+    return images[:, top : top + size, left : left + size]
+
+
+def cropped_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Return the shape that `center_crop` gives one input of `shape`."""
+    return (size, size, shape[2]) if size else tuple(shape)
 
 
 def view(images: jax.Array, index: jax.Array | int, count: int) -> jax.Array:

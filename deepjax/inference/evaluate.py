@@ -108,6 +108,7 @@ def _check_alike(first, other):
     for name, one, two in (
         ("data.name", first.config.data.name, other.config.data.name),
         ("image shape", first.shape, other.shape),
+        ("data.center_crop", first.config.data.center_crop, other.config.data.center_crop),
         ("classes", first.classes, other.classes),
     ):
         if one != two:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import jax
 import jax.numpy as jnp
 
-from deepjax import files, weights
+from deepjax import data, files, weights
 from deepjax.errors import InputError
 from deepjax.inference.predict import outputs
 from deepjax.inference.run import Run
@@ -79,10 +79,11 @@ def to_pretrained(run) -> weights.Pretrained:
         )
     mean, std = (tuple(map(float, values)) for values in (run.standardizer.shift, run.standardizer.scale))
     resize = round(height * 256 / 224) if run.fit == "photograph" else height
+    crop = run.config.data.center_crop
     return weights.Pretrained(
-        run.model.clone(usual_input=run.shape, dtype=None),
+        run.model.clone(usual_input=data.cropped_shape(run.shape, crop), dtype=None),
         run.variables,
-        weights.Preprocessing(resize, height, mean, std),
+        weights.Preprocessing(resize, crop or height, mean, std),
         run.classes,
         {"network": run.config.model, "options": dict(run.config.model_options)},
     )

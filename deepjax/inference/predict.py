@@ -27,6 +27,10 @@ class Classifier(NamedTuple):
     preprocessing: weights.Preprocessing
     source: dict  # of the network and its weights, as of `weights.Pretrained`
 
+    def inputs(self, images):
+        """Return images [B, *shape] as the network gets them."""
+        return self.standardizer.apply(images)
+
     @property
     def task(self):
         """The task, for evaluation."""
@@ -122,7 +126,7 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
 
 def outputs(run, variables, images):
     """Return float32 outputs, such as logits, of images as they are stored, by one member of a Run or Classifier."""
-    x = run.standardizer.apply(images)
+    x = run.inputs(images)
     mask = jnp.ones(images.shape[:1], bool)
     return apply_model(run.model, variables, x, mask, train=False).astype(jnp.float32)
 

@@ -39,6 +39,10 @@ class Run(NamedTuple):
         """The step of the newest member."""
         return self.steps[-1]
 
+    def inputs(self, images):
+        """Return examples [B, *shape] as the network gets them: standardized, and the center of images."""
+        return data.center_crop(self.standardizer.apply(images), self.config.data.center_crop)
+
     @property
     def task(self):
         """The task, for evaluation."""
@@ -103,7 +107,7 @@ def _check_weights(folder, run):
     images = jax.ShapeDtypeStruct((1, *run.shape), jnp.uint8 if len(run.shape) == 3 else jnp.float32)
     init = partial(run.model.init, **call_arguments(run.model, train=False))
     with input_errors((1, *run.shape)):
-        inputs = jax.eval_shape(run.standardizer.apply, images)
+        inputs = jax.eval_shape(run.inputs, images)
         variables = jax.eval_shape(lambda x: init(jax.random.key(0), x), inputs)
     for member in run.members:
         if difference := first_difference(variables, member):

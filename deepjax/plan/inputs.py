@@ -6,6 +6,7 @@ from typing import NamedTuple
 from deepjax import data
 from deepjax.data.records import MEMORY_LIMIT
 from deepjax.data.standardize import check as check_standardize
+from deepjax.data.views import check as check_center_crop
 from deepjax.errors import InputError
 
 
@@ -44,6 +45,7 @@ def find(config, shape=None, classes=None):
         found = Inputs(shape, classes or found_classes, examples, _resident(config.data, shape, examples, whole))
     data.check_augment(config.data.augment, found.shape)
     check_standardize(config.data, found.shape)
+    check_center_crop(config.data, found.shape)
     return found
 
 

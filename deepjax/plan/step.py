@@ -21,7 +21,7 @@ class AbstractStep(NamedTuple):
 
     experiment: setup.Experiment
     batch: Any  # shapes of a batch
-    shape: tuple[int, ...]  # of one standardized example
+    shape: tuple[int, ...]  # of one example as the network gets it
     devices: int
 
     @property
@@ -82,8 +82,9 @@ def make(config, found, model):
     dataset = _blank(found, share * devices, without_validation=config.data.validation == 0)
     statistics = Statistics(_standardizer(config.data, found.shape), np.zeros((3, 3)) if augment.lighting else None)
     exp = setup.assemble(config, make_mesh(1), dataset, statistics, model)
-    batch, shape = exp.task.abstract_batch(dataset, share), statistics.standardizer.output_shape(found.shape)
-    return AbstractStep(exp, batch, shape, devices)
+    batch = exp.task.abstract_batch(dataset, share)
+    inputs, _ = jax.eval_shape(exp.task.prepare, batch)
+    return AbstractStep(exp, batch, inputs.shape[1:], devices)
 
 
 def _abstract_key():

@@ -35,7 +35,8 @@ A task is a module with
   fit_statistics(config, dataset, source) -> the Statistics of the training set. Classification's suits all inputs.
   of_config(config, dataset, statistics, model) -> the task of a new run. Raises InputError for fields that it does not
     use.
-  of_record(run) -> the task of a finished run, from its config, classes, shape and standardizer.
+  of_record(run) -> the task of a finished run, from its config, classes, shape and standardizer. `run.inputs` turns
+    examples into what the network gets, data.center_crop included.
 
 and one line in TASKS. `tasks/classification.py` is the example to follow.
 """

@@ -255,11 +255,14 @@ def outputs(classes, shape) -> int:
 
 def of_config(config, dataset, statistics, model) -> Classification:
     """Return the task of a config: its augmentation, mixing, label smoothing, balance, the model's auxiliary weight."""
-    augment, standardizer = config.data.augment, statistics.standardizer
+    augment, standardizer, crop = config.data.augment, statistics.standardizer, config.data.center_crop
+
+    def standardized(image):
+        return data.center_crop(standardizer.apply(image), crop)
 
     def augmented(key, image):
         image = data.change_colors(key, image, augment, statistics.lighting)
-        return data.augment(key, standardizer.apply(image), augment)
+        return data.center_crop(data.augment(key, standardizer.apply(image), augment), crop)
 
     def mix(key, image, label, mask):
         return data.mix(key, image, label, mask, augment, len(dataset.classes))
@@ -269,7 +272,7 @@ def of_config(config, dataset, statistics, model) -> Classification:
         weights = data.class_weights(dataset.train.labels, len(dataset.classes)).tolist()
     return Classification(
         classes=tuple(dataset.classes),
-        standardize=standardizer.apply,
+        standardize=standardized,
         augment=augmented,
         mix=mix if augment.mixup or augment.cutmix else None,
         smoothing=config.label_smoothing,
@@ -280,7 +283,7 @@ def of_config(config, dataset, statistics, model) -> Classification:
 
 def of_record(run) -> Classification:
     """Return the task of a finished run, or of a network with pretrained weights."""
-    return Classification(run.classes, run.standardizer.apply)
+    return Classification(run.classes, run.inputs)
 
 
 def fit_statistics(config, dataset, source=None) -> Statistics:

@@ -207,8 +207,9 @@ def setup(config, network, folder, *, dataset=None, schedule=None) -> Experiment
         only = config.pretrained_layers
         source = fine_tuning.read(config.pretrained, config.model, only)
         key, reset = jax.random.fold_in(key_of(config), PARAMETERS), config.reset_head
+        shape = data.cropped_shape(dataset.shape, config.data.center_crop)
         variables = fine_tuning.initial_variables(
-            source, network, config.model, dataset.shape, key, reset_head=reset, only=only
+            source, network, config.model, shape, key, reset_head=reset, only=only
         )
     statistics = (folder and read_statistics(folder)) or task.fit_statistics(config, dataset, source)
     teacher = distillation.read(config.teacher) if config.teacher else None

@@ -11,6 +11,7 @@ from deepjax import functional, initializers
 from deepjax.errors import InputError, choices
 from deepjax.functional.arrays import spread
 from deepjax.layers import Conv, Dropout, ShakeShake
+from deepjax.units.convolution import ORDERS
 from deepjax.units.norms import NORMS, Norm, Shift, check_branch_init, normalize
 
 DROPS = ("inputs", "outputs", "last")
@@ -19,9 +20,10 @@ DROPS = ("inputs", "outputs", "last")
 class Branch(nn.Module):
     """A chain of convolutions, each with its normalization.
 
-    `order` is "post" for conv, norm, activation, ..., conv, norm (He et al. 2015, figure 2), or "pre" for norm,
-    activation, conv, ..., norm, activation, conv (He et al. 2016, figure 1b). With `activated=True` the input has
-    passed a norm and an activation already, and the first pair is left out.
+    `order` is "post" for conv, norm, activation, ..., conv, norm (He et al. 2015, figure 2), "last" for conv,
+    activation, norm, ..., conv, norm, or "pre" for norm, activation, conv, ..., norm, activation, conv (He et al. 2016,
+    figure 1b). With `activated=True` the input has passed a norm and an activation already, and the first pair is left
+    out.
 
     `branch_init` sets the initial values:
       "default": `kernel_init` for all kernels; the norm's factory for scales.
@@ -32,7 +34,8 @@ class Branch(nn.Module):
         branches^(-1 / (2m - 2)), where m is the number of convolutions in the branch.
     The fourth value, "skip_init", is not an option of Branch but the join `SkipInit`.
 
-    Convolutions have biases if `norm` is None and `branch_init` is not "fixup".
+    Convolutions have biases if `norm` is None and `branch_init` is not "fixup", and where an activation separates them
+    from their norm.
 
     `dropout` is the probability that a value is dropped. `drops` selects the position of dropout: at the input of each
     convolution except the first ("inputs", Zagoruyko & Komodakis 2016, section 2.4), at the output of each convolution
@@ -47,7 +50,7 @@ class Branch(nn.Module):
     features: Sequence[int]  # of each convolution
     windows: Sequence[int]  # of each convolution, in pixels
     strides: Sequence[int]
-    order: str = "post"
+    order: str = "post"  # one of `ORDERS`
     activated: bool = False
     activation: Callable = functional.relu
     kernel_init: Callable | None = None  # None: he_normal(mode="fan_out") with the groups of each convolution
@@ -77,10 +80,12 @@ class Branch(nn.Module):
                 x = drop(x, train=train)
             if fixup and i == last:
                 x = x * spread(self.param("scale", initializers.ones, (), jnp.float32), x)
-            if self.order == "post":
+            if self.order == "last" and i < last:
+                x = self.activation(x)
+            if self.order in ("post", "last"):
                 zero = self.branch_init == "zero_scale" and i == last
                 x = norm(x, scale_init=initializers.zeros if zero else None)
-                x = self.activation(x) if i < last else x
+                x = self.activation(x) if i < last and self.order == "post" else x
         return x
 
     def _conv(self, i):
@@ -91,11 +96,16 @@ class Branch(nn.Module):
             self.strides[i],
             window // 2,
             groups=self._groups(i),
-            use_bias=self.norm is None and self.branch_init != "fixup",
+            use_bias=self._use_bias(i),
             kernel_init=self._kernel_init(i),
             dtype=self.dtype,
             name=f"conv{i + 1}",
         )
+
+    def _use_bias(self, i):
+        if self.norm is None:
+            return self.branch_init != "fixup"
+        return self.order == "last" and i < len(self.features) - 1
 
     def _check(self):
         check_branch_init(self.branch_init, norm=self.norm, order=self.order)
@@ -105,8 +115,8 @@ class Branch(nn.Module):
             raise InputError(f"Branch: drops {self.drops!r} is unknown; {choices(str(self.drops), DROPS)}")
         if self.branch_init == "fixup" and self.branches < 1:
             raise InputError(f"Branch: branches {self.branches} must be the network's number of branches for fixup")
-        if self.order not in ("post", "pre"):
-            raise InputError(f"Branch: order {self.order!r} is not post or pre")
+        if self.order not in ORDERS:
+            raise InputError(f"Branch: order {self.order!r} is unknown; {choices(self.order, ORDERS)}")
         lengths = {len(each) for each in (self.features, self.windows, self.strides, self.groups or self.features)}
         if len(lengths) > 1 or any(w % 2 == 0 for w in self.windows):
             raise InputError(

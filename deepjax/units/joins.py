@@ -81,8 +81,9 @@ class Drop(nn.Module):
 class Gate(nn.Module):
     """Return T branch + (1 - T) skip, T = sigmoid(W skip + b): highway networks (Srivastava et al. 2015, eq. 3).
 
-    W is dense for [batch, features] and a convolution for maps. b starts at `bias`. At -2, T is about 0.12, so even a
-    very deep network passes on most of its input at first.
+    W is dense for [batch, features] and a convolution for maps. b starts at `bias`. At -2, T is about 0.12: a unit
+    passes on most of its input at first. A deep network needs a lower bias, such as -log(depth), at which the fraction
+    (1 - T)^depth of its input that all units together pass on is about 1/e.
 
     >>> import jax
     >>> from functools import partial

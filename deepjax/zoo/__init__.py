@@ -108,7 +108,7 @@ REMEDIES = {
     "name": "choose the model by its own argument",
     "num_classes": "set the number of classes by its own argument; in a run, the data set gives it",
 }
-TYPES = {"init": str, "remat": str, "dropout": float}  # of options whose usual value is None
+TYPES = {"init": str, "remat": str, "dropout": float, "bias": float}  # of options whose usual value is None
 
 
 def _wanted(option, value: Any, usual: Any):

@@ -16,15 +16,15 @@ from deepjax.zoo.network import INITS, Network, check_at_least_one, check_rate
 
 
 class Borrowed(nn.Module):
-    """The first layer of AlexNet: convolution 11x11 with stride 4, ReLU, 3x3 max pool with stride 2."""
+    """The first layer of AlexNet: convolution 11x11 with stride 4, ReLU."""
 
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x):
-        """[batch, H, W, channels] -> [batch, H', W', 64], 27x27 for images of 224x224 pixels."""
+        """[batch, H, W, channels] -> [batch, H', W', 64], 7x7 for images of 32x32 pixels."""
         conv = Conv(64, (11, 11), 4, 2, use_bias=True, kernel_init=INITS["he"], dtype=self.dtype, name="conv")
-        return functional.max_pool(functional.relu(conv(x)), 3, stride=2)
+        return functional.relu(conv(x))
 
 
 class Monster(Network):
@@ -43,7 +43,7 @@ class Monster(Network):
         self.check_images(x)
         common = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         x = features = Borrowed(self.dtype, name="features")(x)
-        converter = ConvNorm(self.width, 1, norm=self.norm, **common, name="converter")
+        converter = ConvNorm(self.width, 3, norm=None, **common, name="converter")
         x = converted = converter(x, train=train, mask=mask)
         branch_init, join = branch_and_join(self.branch_init, Add)
         branch = Branch(
@@ -56,7 +56,7 @@ class Monster(Network):
             **common,
             parent=None,
         )
-        unit = Unit(branch, join(parent=None), activation=functional.relu, parent=None)
+        unit = Unit(branch, join(parent=None), parent=None)  # no activation after the sum: x + branch(x)
         units = stack(unit, self.depth, scan=self.scan, remat=self.remat, name="units")
         x = units(x, train=train, mask=mask)
         if self.features_only:
@@ -67,7 +67,11 @@ class Monster(Network):
 def monster(
     num_classes=10, *, depth=16, width=64, norm="batch", branch_init="default", dropout=0.0, scan=True, dtype=None
 ):
-    """Make the network of the lecture: first layer of AlexNet, 1x1 convolution, `depth` residual units, logits.
+    """Make the network of the lecture: first layer of AlexNet, 3x3 convolution, `depth` residual units, logits.
+
+    A unit adds to its input what two 3x3 convolutions make of it, each with batch normalization, with a ReLU between
+    them and none after the sum. From images of 32x32 pixels, AlexNet's convolution makes maps of 7x7, which all units
+    keep, and which are averaged before the logits. There are 1,244,618 parameters for 10 classes.
 
     `deepjax train monster --pretrained FILE` takes the first layer from torchvision's AlexNet and freezes it for half
     of the epochs. Here it has the usual initial values.
@@ -75,8 +79,8 @@ def monster(
     Args:
       num_classes: number of logits.
       depth: residual units, of two 3x3 convolutions each.
-      width: features of the units, and outputs of the 1x1 convolution.
-      norm: normalization after every convolution except the first: a name in `units.NORMS`, or a module factory.
+      width: features of the units, and outputs of the convolution before them, the converter.
+      norm: normalization after the convolutions of the units: a name in `units.NORMS`, or a module factory.
       branch_init: initial values of the residual branches; see `residual.imagenet`.
       dropout: probability that an input of the last layer is dropped.
       scan: run equal units as one scan; False unrolls them.
@@ -84,7 +88,7 @@ def monster(
 
     Raises:
       InputError: a depth or width below 1, an unknown norm, a dropout outside [0, 1], a branch_init that does not go
-        with the norm. When called: images smaller than 15x15 pixels.
+        with the norm. When called: images smaller than 7x7 pixels.
     """
     check_at_least_one("monster", num_classes=num_classes, depth=depth, width=width)
     check_branch_init(branch_init, norm=norm_factory(norm), join=Add)
@@ -98,8 +102,8 @@ def monster(
         dropout=dropout,
         scan=scan,
         dtype=dtype,
-        usual_input=(64, 64, 3),
-        min_size=15,
+        usual_input=(32, 32, 3),
+        min_size=7,
     )
 
 

@@ -11,30 +11,53 @@ from deepjax import functional, initializers
 from deepjax.errors import InputError
 from deepjax.layers import Conv, Dense, Dropout
 from deepjax.units import Norm, Plain, norm_factory, normalize, stack
-from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_rate
+from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option, check_order, check_rate
 from deepjax.zoo.residual import imagenet
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "softplus", "sigmoid", "tanh", "lecun_tanh")
-STARTS = ("he", "xavier", "lecun", "gaussian")
+STARTS = ("he", "xavier", "lecun", "gaussian", "gaussian_all")
 SCALE = 0.01
 
 
 class DenseUnit(nn.Module):
-    """Compute dropout(activation(norm(Dense(x)))) with as many features as x has."""
+    """Compute dropout(activation(norm(Dense(x)))) with as many features as x has.
+
+    With order "last" it is dropout(norm(activation(Dense(x)))).
+    """
 
     activation: Callable = functional.relu
     kernel_init: Callable = initializers.he_normal()
-    norm: Norm | None = None  # factory; None: Dense has a bias
+    norm: Norm | None = None  # factory
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
+    order: str = "post"  # or "last"
+    bias_init: Callable = initializers.zeros
 
     @nn.compact
     def __call__(self, x, *, train: bool, mask: jax.Array | None = None):
         """[batch, features] -> [batch, features]."""
-        bias = self.norm is None
-        dense = Dense(x.shape[-1], use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name="dense")
-        x = self.activation(normalize(dense(x), self.norm, train=train, mask=mask, name="norm"))
+        x = dense(self, x.shape[-1], "dense")(x)
+        x = finish(self, x, train=train, mask=mask, name="norm")
         return Dropout(self.dropout)(x, train=train)
+
+
+def dense(owner, features, name):
+    """Return the hidden layer that a `DenseUnit` or `MLP` owns. It has biases unless a norm follows directly."""
+    return Dense(
+        features,
+        use_bias=owner.norm is None or owner.order == "last",
+        kernel_init=owner.kernel_init,
+        bias_init=owner.bias_init,
+        dtype=owner.dtype,
+        name=name,
+    )
+
+
+def finish(owner, x, **call):
+    """Normalize and activate x in the order of a `DenseUnit` or `MLP`; `call`: as of `normalize`."""
+    if owner.order == "last":
+        return normalize(owner.activation(x), owner.norm, **call)
+    return owner.activation(normalize(x, owner.norm, **call))
 
 
 class MLP(Network):
@@ -44,6 +67,8 @@ class MLP(Network):
     width: int
     activation: Callable = functional.relu
     head_init: Callable = initializers.lecun_normal()
+    bias_init: Callable = initializers.zeros
+    order: str = "post"  # as of `DenseUnit`
     scan: bool = True
 
     @nn.compact
@@ -51,12 +76,18 @@ class MLP(Network):
         """x [batch, ...] -> see `Network`; its maps are vectors, `first` and `hidden`."""
         x, maps = x.reshape(x.shape[0], -1), {}
         if self.depth > 1:
-            bias = self.norm is None
-            first = Dense(self.width, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name="first")
-            x = self.activation(normalize(first(x), self.norm, train=train, mask=mask, name="first_norm"))
+            x = finish(self, dense(self, self.width, "first")(x), train=train, mask=mask, name="first_norm")
             x = maps["first"] = Dropout(self.dropout)(x, train=train)
         if self.depth > 2:
-            unit = DenseUnit(self.activation, self.kernel_init, self.norm, self.dropout, self.dtype)
+            unit = DenseUnit(
+                self.activation,
+                self.kernel_init,
+                self.norm,
+                self.dropout,
+                self.dtype,
+                self.order,
+                self.bias_init,
+            )
             x = maps["hidden"] = stack(unit, self.depth - 2, scan=self.scan, remat=self.remat, name="hidden")(
                 x, train=train, mask=mask
             )
@@ -64,7 +95,10 @@ class MLP(Network):
             return maps
         if not self.return_logits:
             return x
-        return Dense(self.num_classes, kernel_init=self.head_init, dtype=self.dtype, name="head")(x)
+        head = Dense(
+            self.num_classes, kernel_init=self.head_init, bias_init=self.bias_init, dtype=self.dtype, name="head"
+        )
+        return head(x)
 
 
 def mlp(
@@ -75,6 +109,7 @@ def mlp(
     init="he",
     scale=SCALE,
     norm="none",
+    order="post",
     activation="relu",
     dropout=0.0,
     scan=True,
@@ -87,25 +122,28 @@ def mlp(
       num_classes: number of logits.
       width: features of every layer except the last.
       init: normal distribution of the kernels: "he" (LeCun's for the last layer, which no ReLU follows), "xavier",
-        "lecun", or "gaussian" with standard deviation `scale` at every width.
-      scale: standard deviation of init "gaussian".
-      norm: normalization between a layer and its activation: a name in `units.NORMS`, or a module factory. With "none",
+        "lecun", or "gaussian" with standard deviation `scale` at every width. "gaussian_all" draws every parameter with
+        that deviation, also the biases, and the scales and shifts of norms.
+      scale: standard deviation of init "gaussian" and "gaussian_all".
+      norm: normalization of every layer except the last: a name in `units.NORMS`, or a module factory. With "none",
         these layers have biases.
+      order: "post": the norm before the activation, where it makes biases useless; "last": after it.
       activation: after every layer except the last, one of `ACTIVATIONS`.
       dropout: probability that an activation is dropped, after every layer except the last.
       scan: run equal layers as one scan; False unrolls them.
       dtype: dtype of the computation.
 
     Raises:
-      InputError: a depth or width below 1, an unknown init, norm or activation, a dropout outside [0, 1], a scale that
-        is not positive, or an option that would have no effect.
+      InputError: a depth or width below 1, an unknown init, norm, order or activation, a dropout outside [0, 1], a
+        scale that is not positive, or an option that would have no effect.
     """
     if depth < 1 or width < 1 or num_classes < 1:
         raise InputError(f"mlp: depth {depth}, width {width} and num_classes {num_classes} must be at least 1")
     check_option("mlp", "init", init, STARTS)
     check_option("mlp", "activation", activation, ACTIVATIONS)
     check_rate("mlp", dropout=dropout)
-    if scale != SCALE and init != "gaussian":
+    check_order("mlp", order, norm)
+    if scale != SCALE and init not in ("gaussian", "gaussian_all"):
         raise InputError(f"mlp: scale {scale} is for init gaussian, not {init}; leave it out")
     if depth == 1 and (norm_factory(norm), activation, dropout) != (None, "relu", 0):
         raise InputError(
@@ -119,7 +157,9 @@ def mlp(
         activation=getattr(functional, activation),
         kernel_init=_kernel_init(init, scale),
         head_init=_kernel_init("lecun" if init == "he" else init, scale),
-        norm=norm,
+        bias_init=_kernel_init(init, scale) if init == "gaussian_all" else initializers.zeros,
+        order=order,
+        norm=_drawn(norm_factory(norm), scale) if init == "gaussian_all" else norm,
         dropout=dropout,
         scan=scan,
         dtype=dtype,
@@ -219,7 +259,15 @@ def _kernel_init(init, scale):
         "xavier": initializers.xavier_normal,
         "lecun": initializers.lecun_normal,
         "gaussian": partial(initializers.gaussian, scale),
+        "gaussian_all": partial(initializers.gaussian, scale),
     }[init]()
+
+
+@cache
+def _drawn(norm, scale):
+    """Return the factory of norms whose scales and shifts are drawn, too."""
+    start = _kernel_init("gaussian", scale)
+    return None if norm is None else partial(norm, scale_init=start, bias_init=start)
 
 
 plain = partial(imagenet, join=Plain, branch_init="default", bottleneck=False, paper_stride=False, widen=1, groups=1)

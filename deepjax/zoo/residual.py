@@ -35,7 +35,7 @@ from deepjax.units import (
     stack,
 )
 from deepjax.zoo.cards import IMAGENET_V2, timm
-from deepjax.zoo.network import Network, check_rate
+from deepjax.zoo.network import Network, check_order, check_rate
 
 BASIC = (3, 3)
 BOTTLENECK = (1, 3, 1)
@@ -54,7 +54,7 @@ class ResNet(Network):
     stem: str = "cifar"  # "cifar": 3x3; "imagenet": 7x7 with stride 2, then a 3x3 max pool with stride 2
     stem_features: int = 16
     stem_stride: int = 1  # of the cifar stem
-    order: str = "post"  # "post" or "pre" activation
+    order: str = "post"  # as of `Branch`
     shortcut: str = "A"  # where the shape changes: "A" zeros, "B" projection; "C" projection in every unit
     join: Callable = Add
     branch_init: str = "default"  # a name in `units.BRANCH_INITS`
@@ -117,14 +117,15 @@ class ResNet(Network):
             (window, window),
             stride,
             window // 2,
-            use_bias=self._norm() is None,
+            use_bias=self._norm() is None or self.order == "last",
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="stem_conv",
         )
         x = conv(x)
-        # In a CIFAR pre-activation network, the first unit does this.
-        if self.order == "post" or self.stem == "imagenet":
+        if self.order == "last":
+            x = normalize(functional.relu(x), self._norm(), train=train, mask=mask, name="stem_norm")
+        elif self.order == "post" or self.stem == "imagenet":  # otherwise the first unit does this
             x = functional.relu(normalize(x, self._norm(), train=train, mask=mask, name="stem_norm"))
         return functional.max_pool(x, 3, stride=2, padding=1) if self.stem == "imagenet" else x
 
@@ -203,6 +204,7 @@ def imagenet(
     groups=1,
     shortcut="B",
     norm="batch",
+    order="post",
     branch_init="default",
     dropout=0.0,
     scan=True,
@@ -221,6 +223,8 @@ def imagenet(
       groups: of the 3x3 convolutions (Xie et al. 2017, ResNeXt).
       shortcut: "A", "B" or "C" (section 4.1).
       norm: a name in `units.NORMS`, or a module factory. With "none", convolutions have biases.
+      order: "post": the norm before the ReLU; "last": after it. The norm at the end of a branch follows its convolution
+        in either case, and the ReLU after the sum stays.
       branch_init: "default"; "skip_init": a learned factor of each branch starts at 0; "fixup": Fixup initialization,
         with norm "none"; "zero_scale": the last norm's scale of each branch starts at 0,
         which is torchvision's zero_init_residual.
@@ -229,13 +233,15 @@ def imagenet(
       dtype: dtype of the computation.
 
     Raises:
-      InputError: an empty stage, an unknown shortcut or norm, a width below 1, a dropout outside [0, 1], groups that
-        do not divide a unit's inner features, a branch_init that does not go with the norm or the join.
+      InputError: an empty stage, an unknown shortcut, norm or order, order "last" without a norm, a width below 1, a
+        dropout outside [0, 1], groups that do not divide a unit's inner features, a branch_init that does not go with
+        the norm or the join.
     """
     units = min(depths, default=0)
     check_residual(
         shortcut, dropout, num_classes=num_classes, width=width, units_per_stage=units, widen=widen, groups=groups
     )
+    check_order("residual network", order, norm)
     check_branch_init(branch_init, norm=norm_factory(norm), join=join)
     _check_units(bottleneck, paper_stride, width, widen, groups)
     scales = [width * 2**i for i in range(len(depths))]
@@ -248,6 +254,7 @@ def imagenet(
         groups=groups,
         stem="imagenet",
         stem_features=width,
+        order=order,
         shortcut=shortcut,
         join=join,
         norm=norm,

@@ -18,7 +18,7 @@ from typing import Any
 from flax.core import FrozenDict
 
 from deepjax.units import Add, Drop, Plain, check_branch_init, norm_factory
-from deepjax.zoo.network import check_option, check_rate
+from deepjax.zoo.network import check_option, check_order, check_rate
 from deepjax.zoo.residual import BASIC, BOTTLENECK, ResNet, check_residual, units_per_stage
 
 COMMON = {"norm": "batch", "branch_init": "default", "dropout": 0.0, "scan": True, "dtype": None}
@@ -45,6 +45,8 @@ class Variant:
       scaling: of branches: "original": at test, by their survival (eq. 5); "inverted": in training, by its inverse.
       per: "batch": a unit is dropped for the whole batch, as in the paper; "example": for each row separately.
       norm: a name in `units.NORMS`, or a module factory. With "none", convolutions have biases.
+      order: "post": the norm before the ReLU; "last": after it (see `residual.imagenet`). Pre-activation variants do
+        not have it.
       branch_init: "default"; "zero_scale": the last norm's scale of each branch starts at 0, for order "post";
         "skip_init": a learned factor of each branch starts at 0; "fixup": Fixup initialization, with norm "none".
       dropout: probability that an input of a unit's convolutions except the first is dropped.
@@ -83,7 +85,7 @@ class Variant:
             groups=own.get("groups", 1),
             stem_features=self.stem(**own),
             stem_stride=own.get("stem_stride", 1),
-            order=self.order,
+            order=given.get("order", self.order),
             shortcut=own["shortcut"],
             join=_drop(own["scaling"], own["per"]) if self.join is Drop else self.join,
             survival=own.get("survival", 1.0),
@@ -100,7 +102,8 @@ class Variant:
         names = [parameter("depth", parameter.POSITIONAL_OR_KEYWORD, default=self.depth)]
         names += [parameter("num_classes", parameter.POSITIONAL_OR_KEYWORD, default=10)]
         common = {name: usual for name, usual in COMMON.items() if self.join is not Plain or name != "branch_init"}
-        options = {**self.options, **common}
+        order = {} if self.order == "pre" else {"order": self.order}
+        options = {**self.options, **common, **order}
         return inspect.Signature(
             [*names, *(parameter(name, by_name, default=usual) for name, usual in options.items())]
         )
@@ -114,6 +117,7 @@ def _check(variant, given):
         check_option("stochastic_depth", "scaling", given["scaling"], ("original", "inverted"))
         check_option("stochastic_depth", "per", given["per"], ("batch", "example"))
     branch_init, norm = given.get("branch_init", "default"), norm_factory(given["norm"])
+    check_order("residual network", given.get("order", "post"), norm)
     check_branch_init(branch_init, norm=norm, order=variant.order, join=variant.join)
 
 

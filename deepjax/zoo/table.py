@@ -10,11 +10,8 @@ import jax.numpy as jnp
 from deepjax import functional
 from deepjax.errors import InputError
 from deepjax.layers import Conv, Dense, Dropout
-from deepjax.units import norm_factory
-from deepjax.zoo.network import Network, check_at_least_one, check_option, check_rate
+from deepjax.zoo.network import Network, check_at_least_one, check_order, check_rate
 from deepjax.zoo.steps import Auxiliary, NetworkOptions, Step, constant, run
-
-ORDERS = ("post", "last")
 
 
 class TableNetwork(Network):
@@ -122,7 +119,5 @@ def _windows(x, side):
 def check_table(network, *, norm="none", order="post", num_classes=1, **rates):
     """Raise InputError for options that a `TableNetwork` cannot have, or that would have no effect."""
     check_at_least_one(network, num_classes=num_classes)
-    check_option(network, "order", order, ORDERS)
     check_rate(network, **rates)
-    if order != "post" and norm_factory(norm) is None:
-        raise InputError(f"{network}: order {order} has no effect with norm none; set norm batch")
+    check_order(network, order, norm)

@@ -74,17 +74,17 @@ def test_augmentation_depends_on_the_key_and_differs_between_images():
     assert len(np.unique(first.reshape(50, -1), axis=0)) == 50
 
 
-def moved(x, shifts, zooms, monkeypatch, translate=3.0, scale=0.5):
-    """augment's output for these shifts [B, 2] and zooms [B, 1] in place of random ones."""
-    draws = iter([shifts, zooms])
+def moved(x, shifts, zooms, monkeypatch, degrees=None):
+    """augment's output for these shifts [B, 2], zooms [B] and angles [B] in place of random ones."""
+    draws = iter([shifts, np.asarray(zooms) - 1, np.zeros(len(x)) if degrees is None else degrees])
     monkeypatch.setattr(jax.random, "uniform", lambda *_, **__: jnp.asarray(next(draws), jnp.float32))
-    settings = Augment(translate=translate, scale=scale)
+    settings = Augment(translate=3.0, scale=0.5, rotate=20.0)
     return np.asarray(jax.jit(lambda x: data.augment(jax.random.key(0), x, settings))(x))
 
 
 def test_translation_by_whole_pixels_is_a_shift(monkeypatch):
     x = images_of(3)
-    out = moved(x, [[0, 0], [1, -2], [-3, 0]], np.ones((3, 1)), monkeypatch)
+    out = moved(x, [[0, 0], [1, -2], [-3, 0]], np.ones(3), monkeypatch)
     padded = np.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
     expected = [padded[0, 3:9, 3:8], padded[1, 2:8, 5:10], padded[2, 6:12, 3:8]]
     np.testing.assert_allclose(out, np.stack(expected), atol=1e-6)
@@ -92,18 +92,68 @@ def test_translation_by_whole_pixels_is_a_shift(monkeypatch):
 
 def test_translation_by_half_a_pixel_averages_neighbours(monkeypatch):
     x = images_of(1)
-    out = moved(x, [[0, 0.5]], np.ones((1, 1)), monkeypatch)
+    out = moved(x, [[0, 0.5]], np.ones(1), monkeypatch)
     np.testing.assert_allclose(out[:, :, 1:], (x[:, :, 1:] + x[:, :, :-1]) / 2, atol=1e-5)
 
 
 def test_zoom_is_about_the_center(monkeypatch):
     """A linear ramp around the center has its slope divided by the zoom, and keeps its zero."""
     ramp = np.broadcast_to((np.arange(9, dtype=np.float32) - 4)[None, :, None, None], (2, 9, 7, 1))
-    out = moved(ramp, np.zeros((2, 2)), [[1.25], [0.5]], monkeypatch)
+    out = moved(ramp, np.zeros((2, 2)), [1.25, 0.5], monkeypatch)
     np.testing.assert_allclose(out[0, :, 3, 0], (np.arange(9) - 4) / 1.25, atol=1e-5)
     np.testing.assert_allclose(out[1, 2:7, 3, 0], (np.arange(5) - 2) * 2, atol=1e-5)
     assert (out[1, [0, 1, 7, 8]] == 0).all()  # from outside
     assert (out[1, :, [0, 6]] == 0).all()
+
+
+def test_rotation_with_zoom_and_shift_is_pillows_and_torchvisions_affine(monkeypatch):
+    """Pillow on float images, to the last pixel; torchvision where it does not blend the border with the outside."""
+    from PIL import Image
+
+    affine = import_torchvision().transforms.functional.affine
+    import torch
+
+    x = images_of(4, 12, 9, 1)
+    degrees, zooms, shifts = [30.0, -17.0, 90.0, 5.0], [1.0, 1.3, 0.8, 1.1], [[0, 0], [1, -2], [0.5, 1.5], [-2, 1]]
+    ours = moved(x, shifts, zooms, monkeypatch, degrees)[..., 0]
+    size = x.shape[2], x.shape[1]
+    for image, out, angle, zoom, (down, right) in zip(x[..., 0], ours, degrees, zooms, shifts):
+        turn = zoom * np.exp(1j * np.deg2rad(angle))  # complex numbers turn points; up is positive
+        center, target = complex(size[0], -size[1]) / 2, complex(size[0], -size[1]) / 2 + complex(right, -down)
+        origin, across, along = ((p - target) / turn + center for p in (0, 1, -1j))
+        steps = [across - origin, along - origin]
+        rows = [s.real for s in steps] + [origin.real] + [-s.imag for s in steps] + [-origin.imag]
+        theirs = Image.fromarray(image).transform(size, Image.Transform.AFFINE, rows, Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(out, np.asarray(theirs), atol=1e-4)
+        if all(float(s).is_integer() for s in (down, right)):  # torchvision rounds no shifts, but documents integers
+            options = {"interpolation": torch_bilinear(), "center": None}
+            other, whole = (
+                affine(torch.tensor(v)[None], -angle, [right, down], zoom, [0.0], **options)[0].numpy()
+                for v in (image, np.ones_like(image))
+            )
+            inside = whole > 1 - 1e-4
+            assert inside.mean() > 0.3
+            np.testing.assert_allclose(out[inside], other[inside], atol=1e-4)
+
+
+def torch_bilinear():
+    return import_torchvision().transforms.InterpolationMode.BILINEAR
+
+
+def test_rotations_are_uniform_and_fill_with_the_mean_color():
+    """Angles of a ramp's gradient; corners are 0 where the square is turned away."""
+    ramp = np.arange(21, dtype=np.float32) - 10
+    x = np.broadcast_to(np.stack(np.meshgrid(ramp, ramp, indexing="ij"), -1), (2000, 21, 21, 2))
+    out = augment(8, x, Augment(rotate=30.0))
+    angles = np.rad2deg(np.arctan2(out[:, 10, 11, 0], out[:, 10, 11, 1]))
+    assert -30.01 < angles.min() < -29.5
+    assert 29.5 < angles.max() < 30.01
+    assert abs(angles.mean()) < 4 * 60 / np.sqrt(12 * 2000)
+    np.testing.assert_allclose(angles.var() / (3600 / 12), 1, atol=4 * np.sqrt(0.8 / 2000))
+    np.testing.assert_allclose(np.hypot(*np.moveaxis(out[:, 10, 11], -1, 0)), 1, atol=1e-4)
+    turned = abs(angles) > 3
+    assert (out[turned][:, [0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
+    assert (abs(out[~turned & (abs(angles) < 1)][:, 0, 0]) > 1).all()
 
 
 def test_translation_and_zoom_are_uniform():
@@ -181,6 +231,8 @@ def test_cutout_comes_after_everything_else():
         (Augment(crop=8), (8, 9, 1), "data.augment.crop 8"),
         (Augment(translate=-0.5), (8, 8, 1), "data.augment.translate -0.5"),
         (Augment(scale=1.0), (8, 8, 1), "data.augment.scale 1.0"),
+        (Augment(rotate=181.0), (8, 8, 1), r"data.augment.rotate 181.0 must be in \[0, 180\]"),
+        (Augment(rotate=10.0), (64,), "needs images"),
         (Augment(scale=float("nan")), (8, 8, 1), "data.augment.scale nan"),
         (Augment(mixup=-0.1), (2,), "data.augment.mixup -0.1 must be at least 0"),
         (Augment(mixup=float("nan")), (2,), "data.augment.mixup nan"),

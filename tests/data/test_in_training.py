@@ -10,6 +10,8 @@ import pytest
 import helpers
 from deepjax import data, inference, training
 from deepjax.config import Augment, Config, Data, Devices, Optimizer
+from deepjax.plan.inputs import find
+from deepjax.plan.step import make
 from deepjax.runs.checkpoint import Checkpoints
 
 COLORS = Augment(lighting=0.1, hue=0.1, contrast=0.2, randaugment=1, magnitude=5, mixup=0.2)
@@ -59,3 +61,19 @@ def test_a_run_keeps_what_was_fitted_and_resumes_with_the_same_numbers(tmp_path,
     again = training.train(config)
     jax.tree.map(np.testing.assert_array_equal, helpers.newest_state(folder), whole)
     assert again["test_loss"] == summary["test_loss"]
+
+
+def test_turned_images_and_their_centers_are_the_same_from_device_and_host(tmp_path):
+    """The network gets 6x6 pixels of 8x8 in training, evaluation and plan, wherever the images are."""
+    fields = Data(name="digits", center_crop=6, augment=Augment(rotate=20.0, scale=0.1))
+    summaries = []
+    for placement in ("device", "host"):
+        placed = dataclasses.replace(fields, placement=placement)
+        config = dataclasses.replace(CONFIG, data=placed, epochs=1, batch_size=400, checkpoint_every=9)
+        summaries.append(helpers.train(config, tmp_path / placement))
+    assert summaries[0]["test_loss"] == summaries[1]["test_loss"]
+    run = inference.load_run(tmp_path / "host")
+    assert run.shape == (8, 8, 1)
+    assert 36 in [leaf.shape[0] for leaf in jax.tree.leaves(run.variables["params"])]
+    np.testing.assert_allclose(inference.evaluate_run(run).loss, summaries[0]["test_loss"], rtol=1e-5)
+    assert make(run.config, find(run.config), run.model).shape == (6, 6, 1)

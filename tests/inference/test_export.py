@@ -132,10 +132,10 @@ def test_safetensors_of_pytorch(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A run on grey images, and one of them as a file."""
+    """A run on the center of grey images, and one of them as a file."""
     folder = tmp_path_factory.mktemp("export")
     config = Config(
-        data=Data(name="digits"),
+        data=Data(name="digits", center_crop=6),
         model="mlp",
         model_options={"depth": 2, "width": 8},
         devices=Devices(count=1),

@@ -36,7 +36,7 @@ FAMILIES = {  # one network of each family that is made of ConvNorm, and others;
     "mobilenet_v2": ({"width": 0.1}, 32),
     "cifar_densenet": ({"depth": 10, "growth": 4}, 8),
     "vgg11_bn": ({}, 32),
-    "monster": ({"depth": 2, "width": 4}, 15),
+    "monster": ({"depth": 2, "width": 4}, 7),
     "cifar_resnet": ({"depth": 14, "width": 4}, 8),
     "efficientnet_b0": ({"width": 0.1, "survival": 1.0}, 32),
     "googlenet": ({}, 15),

@@ -25,10 +25,11 @@ CASES = {  # what each is for: classes, and the shape of an image
     **{f"mnist_plain_{depth}": (10, (28, 28, 1)) for depth in (10, 100, 1000, 10000)},
     **{f"cifar10_{net}": (10, (32, 32, 3)) for net in (*DEEP, "resnet20")},
     "imagenet_resnet50": (1000, (224, 224, 3)),
-    "toy": (2, (2,)),
+    **dict.fromkeys(("mnist_convnet", "mnist_highway_100"), (10, (28, 28, 1))),
+    **dict.fromkeys(("toy", "disc"), (2, (2,))),
     "photos": (3, (96, 96, 3)),
     "finetune": (3, (224, 224, 3)),
-    "monster": (10, (64, 64, 3)),
+    "monster": (10, (32, 32, 3)),
     **{f"mnist_dropconnect_{drop}": (10, (28, 28, 1)) for drop in ("none", "dropout", "dropconnect")},
     **{
         f"cifar10_mlp_{net}": (10, (32, 32, 3))
@@ -94,13 +95,18 @@ def test_eight_layer_configs_differ_in_their_start_and_norm():
     }
 
 
-def test_cifar100_configs_add_one_thing_after_the_other():
-    def added(before, after):
-        return {field: values[1] for field, values in differences(f"cifar100_{before}", f"cifar100_{after}").items()}
+def test_cifar100_configs_each_add_one_thing_to_the_lectures_base():
+    def added(to):
+        return {field: values[1] for field, values in differences("cifar100_base", f"cifar100_{to}").items()}
 
-    assert added("base", "bn") == {"model_options.norm": "batch"}
-    assert added("bn", "augmented") == {"data.augment.flip": True, "data.augment.crop": 4}
-    assert added("augmented", "regularized") == {
+    assert added("bn") == {"model_options.norm": "batch"}
+    assert added("augmented") == {
+        "data.augment.flip": True,
+        "data.center_crop": 32,
+        "data.augment.translate": 5.0,
+        "data.augment.scale": 0.2,
+    }
+    assert added("regularized") == {
         "label_smoothing": 0.1,
         "model_options.dropout": 0.5,
         "optimizer.weight_decay": 0.0025,
@@ -110,9 +116,19 @@ def test_cifar100_configs_add_one_thing_after_the_other():
 def test_cifar100_rate_is_halved_every_50_epochs():
     config = load("cifar100_base")
     assert (config.batch_size, config.optimizer.name, config.optimizer.momentum) == (32, "momentum", 0.9)
+    assert (config.data.validation, config.patience > 0) == (0.2, True)
     rate = make_schedule(config.optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=10)
-    rates = [float(rate(10 * epoch)) for epoch in (0, 49, 50, 99, 100, 150, 199)]
-    np.testing.assert_allclose(rates, [0.01, 0.01, 0.005, 0.005, 0.0025, 0.00125, 0.00125], rtol=1e-6)
+    rates = [float(rate(10 * epoch)) for epoch in (0, 49, 50, 99, 100, 149)]
+    np.testing.assert_allclose(rates, [0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025], rtol=1e-6)
+
+
+def test_the_lectures_small_experiments_have_its_settings():
+    convnet, disc = load("mnist_convnet"), load("disc")
+    assert (convnet.optimizer.name, convnet.batch_size, convnet.epochs) == ("sgd", 100, 10)
+    assert convnet.data.validation == 0  # all 60,000 images are for training
+    assert (disc.optimizer.name, disc.optimizer.learning_rate) == ("sgd", 0.1)
+    assert {"depth": 1 + 16 + 1, "width": 32, "init": "gaussian_all"}.items() <= disc.model_options.items()
+    assert load("mnist_highway_100").model_options == {"depth": 100}
 
 
 def test_plain_configs_differ_in_depth_and_rate():

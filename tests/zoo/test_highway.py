@@ -136,8 +136,15 @@ def test_gates_start_at_their_bias(name):
         assert_allclose(each, bias)
 
 
+@pytest.mark.parametrize(("name", "depth"), [("highway", 10), ("highway", 100), ("mnist_highway", 49)])
+def test_the_usual_bias_grows_with_depth(name, depth):
+    model = zoo.create(name, depth=depth)
+    assert_allclose((1 - sigmoid(model.bias)) ** depth, np.exp(-1), rtol=0.05)
+    assert model == zoo.create(name, depth=depth, bias=-np.log(depth).item())
+
+
 def test_a_deep_highway_hands_its_input_on_at_the_start():
-    """Behind 98 layers of bias -4 the first layer's output is still there; a plain net of that depth forgets it."""
+    """Behind 98 layers the first layer's output is still there; a plain net of that depth forgets it."""
     x = images(64, 4, 4, 1)
 
     def correlation(name, **options):
@@ -146,7 +153,7 @@ def test_a_deep_highway_hands_its_input_on_at_the_start():
         first, last = (np.asarray(maps[key]) - np.asarray(maps[key]).mean(0) for key in ("first", "hidden"))
         return (first * last).sum() / np.sqrt((first**2).sum() * (last**2).sum())
 
-    assert correlation("highway", bias=-4.0) > 0.7
+    assert correlation("highway") > 0.7
     assert correlation("mlp") < 0.4
 
 

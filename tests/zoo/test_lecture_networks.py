@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 
 from deepjax import cli, functional, zoo
 from deepjax.errors import InputError
+from deepjax.summary import summarize
 from deepjax.transforms import fold_batch_norm
 from deepjax.units import stack_units
 from helpers import draw_variables
@@ -45,8 +46,8 @@ def flat(tree):
 
 def test_the_published_sizes():
     assert count(zoo.create("mnist_cnn"), 28, 28, 1) == 207_356
-    assert count(zoo.create("cifar_asymmetric"), 32, 32, 3) == 1_973_924  # the lecture: about 2 million
-    assert count(zoo.create("cifar_asymmetric", norm="batch"), 32, 32, 3) == 1_975_972
+    assert count(zoo.create("cifar_asymmetric"), 32, 32, 3) == 549_156  # of the lecture's table
+    assert count(zoo.create("cifar_asymmetric_2m"), 32, 32, 3) == 2_038_564  # the lecture's text: about 2 million
 
 
 @pytest.mark.parametrize("drop", ["none", "dropout", "dropconnect"])
@@ -58,17 +59,24 @@ def test_mnist_counts_in_closed_form(width, classes, size, left, drop):
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-@pytest.mark.parametrize(("width", "classes", "size"), [(64, 100, 32), (5, 7, 24)])
-def test_asymmetric_counts_in_closed_form(width, classes, size, norm):
+@pytest.mark.parametrize(("name", "scales"), [("cifar_asymmetric", (1, 4)), ("cifar_asymmetric_2m", (1, 4, 8))])
+def test_asymmetric_counts_in_closed_form(name, scales, norm):
     after = 1 if norm == "none" else 2  # biases, or scales and biases
     expected, features_in = 0, 3
-    for features in (width, 2 * width, 4 * width):
-        for _ in range(4):
-            expected += 3 * features_in * features + after * features
+    for stage, scale in enumerate(scales):
+        features = 5 * scale
+        for window in (3,) * 8 + (9,) * (stage < 2):
+            expected += window * features_in * features + after * features
             features_in = features
-    expected += (size // 8) ** 2 * features_in * 4 * width + after * 4 * width
-    expected += (4 * width + 1) * classes
-    assert count(zoo.create("cifar_asymmetric", num_classes=classes, width=width, norm=norm), size, size, 3) == expected
+    assert count(zoo.create(name, num_classes=7, width=5, norm=norm), 9, 11, 3) == expected + (features_in + 1) * 7
+
+
+def test_the_rows_of_the_lectures_cifar100_table():
+    """Resolution, channels and receptive field; 15, 15 and 23 of the lecture's are 11, 19 and 27."""
+    layers = {row.path: row for row in summarize(zoo.create("cifar_asymmetric"), (32, 32, 3))}
+    rows = [layers[f"conv{i}/conv"] for i in (4, 8, 9, 13, 17, 18)]
+    assert [row.output[1:] for row in rows] == [(32, 32), (32, 32), (16, 32), (16, 128), (16, 128), (8, 128)]
+    assert [row.field.size for row in rows] == [(field, field) for field in (5, 9, 11, 19, 27, 31)]
 
 
 @pytest.mark.parametrize(("depth", "norm"), [(1, "none"), (2, "none"), (2, "batch"), (8, "batch"), (8, "none")])
@@ -141,12 +149,13 @@ def torch_norm(torch, values, x, name):
     return y
 
 
-def torch_conv(torch, values, x, name, padding):
+def torch_conv(torch, values, x, name, padding, stride=1):
     return torch.nn.functional.conv2d(
         x,
         values[f"params/{name}/kernel"].permute(3, 2, 0, 1),
         values.get(f"params/{name}/bias"),
-        padding=padding,
+        stride,
+        padding,
     )
 
 
@@ -168,31 +177,34 @@ def test_mnist_cnn_is_torchs():
 
 def test_cifar_asymmetric_is_torchs():
     def reference(torch, values, x):
-        def finish(x, name):
-            return torch.relu(torch_norm(torch, values, x, name))
+        def conv(x, i, padding, stride=1):
+            y = torch_conv(torch, values, x, f"conv{i}/conv", padding, stride)
+            return torch.relu(torch_norm(torch, values, y, f"conv{i}/norm"))
 
-        for stage in (1, 2, 3):
-            for i, padding in enumerate([(0, 1), (1, 0)] * 2):
-                y = torch_conv(torch, values, x, f"stage{stage}_conv{i + 1}", padding)
-                x = finish(y, f"stage{stage}_norm{i + 1}")
-            x = torch.nn.functional.max_pool2d(x, 2)
-        x = finish(torch_dense(values, x.permute(0, 2, 3, 1).flatten(1), "hidden"), "hidden_norm")
-        return torch_dense(values, x, "head")
+        for first in (1, 10):
+            for i in range(first, first + 8):
+                x = conv(x, i, ((i - first) % 2 and (1, 0)) or (0, 1))
+            x = conv(x, first + 8, 1, 2)
+        return torch_dense(values, x.mean((2, 3)), "head")
 
     model = zoo.create("cifar_asymmetric", num_classes=5, width=2, norm="batch")
     assert_torchs(model, draw(model, 8, 8, 3), images(8, 8, 8, 3), reference)
 
 
-def test_mlp_with_batch_norm_and_tanh_is_torchs():
+@pytest.mark.parametrize("order", ["post", "last"])
+def test_mlp_with_batch_norm_and_tanh_is_torchs(order):
     def reference(torch, values, x):
-        x = x.permute(0, 2, 3, 1).flatten(1)
-        x = torch.tanh(torch_norm(torch, values, torch_dense(values, x, "first"), "first_norm"))
+        def finish(x, name):
+            if order == "last":
+                return torch_norm(torch, values, torch.tanh(x), name)
+            return torch.tanh(torch_norm(torch, values, x, name))
+
+        x = finish(torch_dense(values, x.permute(0, 2, 3, 1).flatten(1), "first"), "first_norm")
         for unit in ("unit1", "unit2"):
-            dense = f"hidden/{unit}/dense"
-            x = torch.tanh(torch_norm(torch, values, torch_dense(values, x, dense), f"hidden/{unit}/norm"))
+            x = finish(torch_dense(values, x, f"hidden/{unit}/dense"), f"hidden/{unit}/norm")
         return torch_dense(values, x, "head")
 
-    options = {"num_classes": 3, "depth": 4, "width": 6, "norm": "batch", "activation": "tanh"}
+    options = {"num_classes": 3, "depth": 4, "width": 6, "norm": "batch", "activation": "tanh", "order": order}
     x = images(8, 2, 2, 3)
     unrolled = zoo.create("mlp", scan=False, **options)
     variables = draw(unrolled, 2, 2, 3)
@@ -319,6 +331,8 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name, options):
         ("mlp", {"dropout": -0.1}, r"mlp: dropout -0.1 is a probability"),
         ("mlp", {"scale": 0.1}, "mlp: scale 0.1 is for init gaussian, not he; leave it out"),
         ("mlp", {"init": "gaussian", "scale": 0.0}, "scale 0.0 must be"),
+        ("mlp", {"order": "pre", "norm": "batch"}, "mlp: order 'pre' is unknown"),
+        ("mlp", {"order": "last"}, "mlp: order last has no effect with norm none; set norm batch"),
         ("mlp", {"depth": 1, "norm": "batch"}, "depth 1 has no hidden layer for norm batch"),
         ("mlp", {"depth": 1, "dropout": 0.5}, "depth 1 has no hidden layer .* dropout 0.5"),
         ("mlp", {"dropout": "0.5"}, "must be float"),
@@ -348,10 +362,10 @@ def test_the_command_line_lists_them(capsys):
     general = {"return_logits": True, "features_only": False, "init": None}
     for name, options in (
         ("mnist_cnn", {"width": 32, "drop": "none", "rate": 0.5, **general}),
-        ("cifar_asymmetric", {"width": 64, "norm": "none", "dropout": 0.0, **general}),
+        ("cifar_asymmetric", {"width": 32, "norm": "none", "dropout": 0.0, **general}),
     ):
         assert cli.main(["models", "--options", name, "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == options
-    for name, total in (("mnist_cnn", "207,356"), ("cifar_asymmetric", "1,973,924")):
+    for name, total in (("mnist_cnn", "207,356"), ("cifar_asymmetric", "549,156")):
         assert cli.main(["summary", name]) == 0
         assert f"{total} parameters" in capsys.readouterr().out

@@ -94,9 +94,9 @@ def conv_and_norm_of(torch, tree, moments, train):
     f = torch.nn.functional
 
     def conv(x, path, stride=1):
-        kernel = tree[path + "/kernel"]
+        kernel, bias = tree[path + "/kernel"], tree.get(path + "/bias")
         groups = x.shape[1] // kernel.shape[2]
-        return f.conv2d(x, kernel.permute(3, 2, 0, 1), stride=stride, padding=kernel.shape[0] // 2, groups=groups)
+        return f.conv2d(x, kernel.permute(3, 2, 0, 1), bias, stride, kernel.shape[0] // 2, groups=groups)
 
     def norm(x, path):
         mean, var = moments[path + "/mean"].clone(), moments[path + "/var"].clone()
@@ -108,13 +108,20 @@ def conv_and_norm_of(torch, tree, moments, train):
     return conv, norm
 
 
-def torch_forward(torch, tree, moments, x, *, depths, kind, shortcut, preact, stem, train):
-    """The residual network as its papers draw it. kind: basic, bottleneck, or paper; shortcut None: a plain net."""
+def torch_forward(torch, tree, moments, x, *, depths, kind, shortcut, preact, last, stem, train):
+    """The residual network as its papers draw it. kind: basic, bottleneck, or paper; shortcut None: a plain net.
+
+    last: the norm follows the ReLU instead of preceding it.
+    """
     f = torch.nn.functional
     conv, norm = conv_and_norm_of(torch, tree, moments, train)
+
+    def finish(x, path):
+        return norm(f.relu(x), path) if last else f.relu(norm(x, path))
+
     x = conv(x, "stem_conv", 2 if stem == "imagenet" else 1)
     if not preact:
-        x = f.relu(norm(x, "stem_norm"))
+        x = finish(x, "stem_norm")
     if stem == "imagenet":
         x = f.max_pool2d(x, 3, 2, 1)
     for stage, depth in enumerate(depths):
@@ -139,8 +146,7 @@ def torch_forward(torch, tree, moments, x, *, depths, kind, shortcut, preact, st
                     y = f.relu(norm(y, f"{unit}/branch/norm{layer}"))
                 y = conv(y, f"{unit}/branch/conv{layer}", stride if layer == strided else 1)
                 if not preact:
-                    y = norm(y, f"{unit}/branch/norm{layer}")
-                    y = f.relu(y) if layer < layers else y
+                    y = (finish if layer < layers else norm)(y, f"{unit}/branch/norm{layer}")
             x = y if shortcut is None else skip + y
             x = x if preact else f.relu(x)
     x = f.relu(norm(x, "final/norm")) if preact else x
@@ -169,10 +175,12 @@ CASES = {
     "paper": (None, {"bottleneck": True, "paper_stride": True, "width": 4, "join": Add}, "paper", "B"),
     "plain": (None, {"width": 4, "join": Plain}, "basic", None),
     "wide_resnet": ("wide_resnet", {"widen": 2}, "basic", "B"),
+    "cifar_resnet last": ("cifar_resnet", {"width": 4, "shortcut": "B", "order": "last"}, "basic", "B"),
+    "imagenet last": (None, {"width": 4, "join": Add, "order": "last"}, "basic", "B"),
     "cifar_resnext": ("cifar_resnext", {"groups": 4, "group_width": 2}, "bottleneck", "B"),
 }
 DEPTHS = (1, 3)  # of two stages: a unit that changes nothing or the features, one that strides, and a stack of two
-FAST = {"cifar_resnet A", "cifar_preact B"}
+FAST = {"cifar_resnet A", "cifar_resnet last", "cifar_preact B"}
 
 
 @pytest.mark.parametrize("case", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
@@ -195,8 +203,8 @@ def test_network_is_torchs(case):
         tree, moments = torch_tree("params"), torch_tree("batch_stats")
         for leaf in tree.values():
             leaf.requires_grad_()
-        options = {"depths": DEPTHS, "kind": kind, "shortcut": shortcut, "preact": preact, "stem": stem}
-        return torch_forward(torch, tree, moments, tx, train=train, **options), tree, moments
+        call = {"depths": DEPTHS, "kind": kind, "shortcut": shortcut, "preact": preact, "stem": stem, "train": train}
+        return torch_forward(torch, tree, moments, tx, last=model.order == "last", **call), tree, moments
 
     def assert_close(ours, theirs, rtol, path="logits"):
         theirs = theirs.detach().numpy()

@@ -48,7 +48,8 @@ COUNTS = {  # parameters as published, in the papers' text or by torchvision; ot
     "lenet5_modern": 61_706,
     "mnist_convnet": 105_506,
     "mnist_cnn": 207_356,
-    "cifar_asymmetric": 1_973_924,
+    "cifar_asymmetric": 549_156,
+    "cifar_asymmetric_2m": 2_038_564,
     "alexnet_r": 85_098,
     "fcn_s": 117_997_696,
     "fcn_r": 14_205_962,
@@ -202,15 +203,17 @@ def test_forward_and_backward(case):
 
 def test_options_are_those_that_the_name_leaves_open():
     common = {"width", "shortcut", "norm", "dropout", "scan", "dtype", *GENERAL}
-    assert set(zoo.options_of("cifar_resnet20")) == {"stem_stride", "branch_init", *common}
-    assert set(zoo.options_of("resnext50_32x4d")) == {"branch_init", *common}
-    assert set(zoo.options_of("plain34")) == common
+    assert set(zoo.options_of("cifar_resnet20")) == {"stem_stride", "branch_init", "order", *common}
+    assert set(zoo.options_of("cifar_preact164")) == {"stem_stride", "branch_init", *common}
+    assert set(zoo.options_of("resnext50_32x4d")) == {"branch_init", "order", *common}
+    assert set(zoo.options_of("plain34")) == {"order", *common}
     assert zoo.options_of("mlp") == GENERAL | {
         "depth": 3,
         "width": 256,
         "init": "he",
         "scale": 0.01,
         "norm": "none",
+        "order": "post",
         "activation": "relu",
         "dropout": 0.0,
         "scan": True,
