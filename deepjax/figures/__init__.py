@@ -21,7 +21,14 @@ from deepjax.figures.experiment import Claim, Settings
 
 __all__ = ["FIGURES", "Claim", "Settings", "find"]
 
-FIGURES = ("squared-error-sigmoid",)
+FIGURES = (
+    "squared-error-sigmoid",
+    "delta-rule",
+    "perceptron-bound",
+    "kernel-perceptron",
+    "rbf-l1-l2",
+    "rbf-network",
+)
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
 
 

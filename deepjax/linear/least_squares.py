@@ -1,10 +1,12 @@
 """Linear regression in closed form, with an L2 or L1 penalty."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 
-def least_squares(x, y, *, ridge=0.0):
+def least_squares(x, y, *, ridge: Any = 0.0):
     """Return the weights w that minimize sum over examples |y - w^T x|^2 + sum over weights ridge |w|^2.
 
     They solve the normal equations (X^T X + ridge I) w = X^T y, with one example a row of X. They are computed from the

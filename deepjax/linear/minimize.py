@@ -1,11 +1,13 @@
 """The minimum of a smooth loss of few parameters."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def minimize(loss, start, *, steps=200, tolerance=1e-5):
+def minimize(loss, start: Any, *, steps=200, tolerance=1e-5) -> tuple[Any, Any]:
     """Minimize a loss by L-BFGS with a line search: the optimum of a convex one, such as softmax regression's.
 
     Args:
