@@ -21,7 +21,15 @@ from deepjax.figures.experiment import Claim, Settings
 
 __all__ = ["FIGURES", "Claim", "Settings", "find"]
 
-FIGURES = ("squared-error-sigmoid", "kernel-factorization")
+FIGURES = (
+    "delta-rule",
+    "kernel-factorization",
+    "kernel-perceptron",
+    "perceptron-bound",
+    "rbf-l1-l2",
+    "rbf-network",
+    "squared-error-sigmoid",
+)
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
 
 

@@ -4,14 +4,12 @@ Kraehenbuehl, Doersch, Donahue & Darrell 2016, "Data-dependent initializations o
 1511.06856), section 3.1.
 """
 
-import warnings
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from deepjax.errors import InputError
 from deepjax.functional.arrays import at_least_float32
@@ -24,6 +22,7 @@ from deepjax.init_from_data.calibrate import (
     settable_layers,
     squeezed,
 )
+from deepjax.linear import kmeans
 from deepjax.trace import find_shared
 from deepjax.trace.layers import output_of
 from deepjax.trace.observe import jit_once
@@ -83,7 +82,7 @@ def kmeans_kernels(model, key, x, *, report=None, **call):
     """Initialize a model so that each layer's kernels are the centers of clusters of its inputs.
 
     As in Coates & Ng 2012, "Learning feature representations with k-means", the inputs (of a convolution, its patches)
-    are whitened and normalized to length 1, and scikit-learn computes as many cluster centers as the layer has outputs.
+    are whitened and normalized to length 1, and `linear.kmeans` finds as many clusters as the layer has outputs.
     Each center is mapped back through the whitening, then scaled as `within_layer` does.
 
     Arguments, result and errors are those of `pca_kernels`. In addition, x must give every layer at least as many
@@ -197,17 +196,5 @@ def _centers(layer, key, rows, outputs):
     whitening, _ = _whitening(rows)
     white = (rows - rows.mean(0, keepdims=True)) @ whitening
     white = white / jnp.maximum(jnp.linalg.norm(white, axis=1, keepdims=True), 1e-6)
-    shape = jax.ShapeDtypeStruct((outputs, rows.shape[1]), np.float32)
-    centers = jax.pure_callback(
-        partial(_cluster, outputs), shape, white, jax.random.bits(key), vmap_method="sequential"
-    )
-    return whitening @ centers.T.astype(whitening.dtype)
-
-
-def _cluster(outputs, white, seed):
-    from sklearn.cluster import MiniBatchKMeans
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer distinct patches than clusters: some centers repeat
-        centers = MiniBatchKMeans(outputs, random_state=int(seed)).fit(np.asarray(white)).cluster_centers_
-    return np.asarray(centers, np.float32)
+    centers, _ = kmeans(key, white, outputs)
+    return whitening @ centers.T
