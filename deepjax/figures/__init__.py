@@ -22,9 +22,12 @@ from deepjax.figures.experiment import Claim, Settings
 __all__ = ["FIGURES", "Claim", "Settings", "find"]
 
 FIGURES = (
+    "batch-norm-speed",
     "delta-rule",
     "kernel-factorization",
     "kernel-perceptron",
+    "learning-rate",
+    "loss-surface",
     "perceptron-bound",
     "rbf-l1-l2",
     "rbf-network",
