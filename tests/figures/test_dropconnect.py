@@ -1,5 +1,7 @@
 """The table of DropConnect: its statistics against SciPy's, its networks at a very small size."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -9,11 +11,11 @@ from deepjax import zoo
 from deepjax.figures import dropconnect as experiment
 from deepjax.figures.small_runs import Examples
 
-ERRORS = {block: dict.fromkeys(experiment.DROPS, (0.04, 0.05, 0.06, 0.05, 0.05)) for block in experiment.BLOCKS}
+ERRORS: Any = {block: dict.fromkeys(experiment.DROPS, (0.04, 0.05, 0.06, 0.05, 0.05)) for block in experiment.BLOCKS}
 
 
 def made(vote):
-    votes = {block: dict.fromkeys(experiment.DROPS, vote) for block in experiment.BLOCKS}
+    votes: Any = {block: dict.fromkeys(experiment.DROPS, vote) for block in experiment.BLOCKS}
     return experiment.Numbers("600 images", ERRORS, votes)
 
 
@@ -21,7 +23,9 @@ def test_the_claim_needs_better_votes():
     assert experiment.claim(made(0.03)).holds
     assert not experiment.claim(made(0.05)).holds
     assert "no difference from none" in experiment.claim(made(0.03)).text
-    worse = ERRORS | {experiment.BLOCKS[1]: ERRORS[experiment.BLOCKS[1]] | {"dropout": (0.08, 0.09, 0.1, 0.09, 0.09)}}
+    worse: Any = ERRORS | {
+        experiment.BLOCKS[1]: ERRORS[experiment.BLOCKS[1]] | {"dropout": (0.08, 0.09, 0.1, 0.09, 0.09)}
+    }
     numbers = experiment.Numbers("600 images", worse, made(0.03).votes)
     assert experiment.claim(numbers).text.endswith("dropout is worse than none with crop")
 
