@@ -1,6 +1,7 @@
 """PCA lighting: a random color, drawn along the principal components of the colors, is added to an image."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,7 +66,8 @@ def _photographs():
 
 def _cifar(data_dir):
     found = data.load(config.Data(small_runs.cifar(data_dir), placement="device"), data_dir, 0)
-    return found.train.images
+    train: Any = found.train  # Arrays, since they are placed on the device
+    return train.images
 
 
 def table(numbers):
@@ -105,5 +107,5 @@ def draw(numbers):
     return figure
 
 
-def _plain(array):
+def _plain(array) -> Any:
     return tuple(map(_plain, array)) if np.ndim(array) > 1 else tuple(np.asarray(array).tolist())

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -131,7 +132,8 @@ def _order(numbers):
     found = []
     for block, each in numbers.errors.items():
         for drop in DROPS[1:]:
-            if stats.ttest_ind(each[drop], each["none"], equal_var=False).pvalue < 0.05:
+            test: Any = stats.ttest_ind(each[drop], each["none"], equal_var=False)
+            if test.pvalue < 0.05:
                 better = np.mean(each[drop]) < np.mean(each["none"])
                 found.append(f"{drop} is {'better' if better else 'worse'} than none with {block}")
     return "; ".join(found) or "no difference from none is larger than its 95 % interval"
