@@ -23,7 +23,9 @@ __all__ = ["FIGURES", "Claim", "Settings", "find"]
 
 FIGURES = (
     "batch-norm-speed",
+    "color-pca",
     "delta-rule",
+    "dropconnect",
     "kernel-factorization",
     "kernel-perceptron",
     "learning-rate",
