@@ -40,7 +40,8 @@ def test_a_claim_that_fails_is_exit_code_1(tmp_path, capsys, monkeypatch):
 
 def test_figures_are_listed(capsys):
     assert cli.main(["figures"]) == 0
-    assert all(name in capsys.readouterr().out for name in figures.FIGURES)
+    out = capsys.readouterr().out
+    assert all(name in out for name in figures.FIGURES)
 
 
 def test_an_unknown_figure_is_one_line(capsys):
