@@ -21,7 +21,7 @@ from deepjax.figures.experiment import Claim, Settings
 
 __all__ = ["FIGURES", "Claim", "Settings", "find"]
 
-FIGURES = ("second-order", "squared-error-sigmoid")
+FIGURES = ("pretraining", "second-order", "squared-error-sigmoid")
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
 
 
