@@ -6,7 +6,7 @@ from deepjax.figures import pretraining as experiment
 def made_up(random, autoencoders, machines):
     names = (experiment.RANDOM, experiment.AUTOENCODERS, experiment.MACHINES)
     errors = dict(zip(names, ((random, 0.9), (0.0, autoencoders), (0.0, machines))))
-    return experiment.Numbers((20, 40), {name: ((2.0, 1.0), (2.0, 0.5)) for name in names}, errors)
+    return experiment.Numbers((20, 40), dict.fromkeys(names, ((2.0, 1.0), (2.0, 0.5))), errors)
 
 
 def test_the_worst_network_decides():
