@@ -240,11 +240,21 @@ class Config:
     model_options: Options = option({})
     """Options of the model, added to those of the config: --model-options depth=38 shortcut=B."""
     init: Literal[
-        "model", "auto", "lsuv", "within_layer", "between_layer", "pca_kernels", "kmeans_kernels", "looks_linear"
+        "model",
+        "auto",
+        "lsuv",
+        "within_layer",
+        "between_layer",
+        "pca_kernels",
+        "kmeans_kernels",
+        "looks_linear",
+        "autoencoder",
+        "rbm",
     ] = "model"
     """Initialization of the parameters. model: the model's own. The others are functions of deepjax.init_from_data,
     which use the first training batch. auto measures the signal, and chooses an initialization that preserves it at any
-    depth. kmeans_kernels needs at least as many images in a batch as features."""
+    depth. kmeans_kernels needs at least as many images in a batch as features. autoencoder and rbm pretrain an mlp with
+    activation=sigmoid layer by layer, on 8,192 training images (or all, if there are fewer)."""
     pretrained: str = ""
     """Source of the initial parameters, in place of `init`: a weights file (.safetensors, .pth, .bin, ...) with
     PyTorch's names or deepjax's, the folder of a run, or a network with weights on the hub, such as resnet18. Empty:

@@ -31,8 +31,10 @@ FIGURES = (
     "learning-rate",
     "loss-surface",
     "perceptron-bound",
+    "pretraining",
     "rbf-l1-l2",
     "rbf-network",
+    "second-order",
     "squared-error-sigmoid",
 )
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""

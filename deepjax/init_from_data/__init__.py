@@ -2,6 +2,7 @@
 
 from deepjax.init_from_data.auto import Choice, auto
 from deepjax.init_from_data.between_layer import between_layer
+from deepjax.init_from_data.layer_wise import autoencoder, rbm
 from deepjax.init_from_data.looks_linear import looks_linear
 from deepjax.init_from_data.lsuv import lsuv, output_variances
 from deepjax.init_from_data.within_layer import kmeans_kernels, pca_kernels, within_layer
@@ -9,11 +10,13 @@ from deepjax.init_from_data.within_layer import kmeans_kernels, pca_kernels, wit
 __all__ = [
     "Choice",
     "auto",
+    "autoencoder",
     "between_layer",
     "kmeans_kernels",
     "looks_linear",
     "lsuv",
     "output_variances",
     "pca_kernels",
+    "rbm",
     "within_layer",
 ]

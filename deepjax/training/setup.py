@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import itertools
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from deepjax import data, init_from_data, tasks, zoo
 from deepjax.config import Augment, Config
@@ -25,6 +27,7 @@ from deepjax.training.step import apply_model, eval_step, loss_function, train_s
 from deepjax.weights import is_path
 
 PARAMETERS, MOMENTS = 2**31, 2**31 + 1  # folded into the run's key; the steps' keys are folded from step numbers
+PRETRAINING_IMAGES = 8192  # of init autoencoder and rbm, which learn from more than a batch
 
 
 def check(config, model=None):
@@ -121,11 +124,16 @@ class Experiment:
         return {"shape": inputs.shape[1:], "dtype": inputs.dtype, **averages}
 
     def _variables_from_data(self, key, log):
-        """Return variables by `config.init` from the first batch of the first epoch, without augmentation."""
+        """Return variables by `config.init` from the first batches of the first epoch, without augmentation.
+
+        Pretraining takes PRETRAINING_IMAGES, the others one batch.
+        """
         loader, init, options = self.loader, self.config.init, call_arguments(self.model, train=True)
+        count = -(-PRETRAINING_IMAGES // self.config.batch_size) if init in ("autoencoder", "rbm") else 1
         with contextlib.closing(loader.epoch(0)) as batches:
-            batch = jax.device_get(loader.fetch(loader.data, next(batches)))
-        x, _ = self.task.prepare(jax.tree.map(lambda rows: rows[batch["mask"]], batch))
+            taken = [jax.device_get(loader.fetch(loader.data, rows)) for rows in itertools.islice(batches, count)]
+        parts = [self.task.prepare(jax.tree.map(lambda rows, b=b: rows[b["mask"]], b))[0] for b in taken]
+        x = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if init != "auto":
             return getattr(init_from_data, init)(self.model, key, x, **options)
         return init_from_data.auto(self.model, key, x, report=lambda choice: log(f"init: {choice}"), **options)
