@@ -32,6 +32,6 @@ def test_steps_are_those_to_the_best_accuracy_of_the_baseline(monkeypatch):
     wanted = {"baseline": 40, "BN": 40, "BN x5": 20, "BN x30": 60, "BN x5 sigmoid": None, "sigmoid": None}
     assert numbers.steps == wanted
     assert numbers.best["BN x5 sigmoid"] == pytest.approx(0.6)
-    np.testing.assert_allclose(rates["batch", "relu"], [0.05, 0.25, 1.5])
-    np.testing.assert_allclose(rates["batch", "sigmoid"], [0.25])
+    np.testing.assert_allclose(rates["batch", "relu"], [0.03, 0.15, 0.9])
+    np.testing.assert_allclose(rates["batch", "sigmoid"], [0.15])
     assert experiment.table(numbers)[1][4][1] == ""

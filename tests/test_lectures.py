@@ -1,0 +1,50 @@
+"""docs/lectures.md: its commands exist, and those that only count run."""
+
+import re
+import shlex
+
+import pytest
+
+import helpers
+from deepjax import cli, figures, zoo
+from deepjax.cli.search import _read
+
+ROWS = [
+    re.split(r" *(?<!\\)\| *", line.strip("| "))
+    for line in (helpers.ROOT / "docs" / "lectures.md").read_text(encoding="utf8").splitlines()
+    if line.startswith("| ") and not line.startswith(("| deck |", "| --- |"))
+]
+COMMANDS = [
+    shlex.split(found)[1:] for row in ROWS for found in re.findall(r"`(?:[A-Z_]+=\S+ )*(deepjax [^`]*)`", row[2])
+]
+
+
+def test_each_row_has_six_cells_and_a_deck():
+    assert len(ROWS) > 60
+    for row in ROWS:
+        assert len(row) == 6, row
+        assert set(row[0].split(", ")) <= {"D1", "D2", "F", "I", "A"}, row
+        assert "`" in row[2], row
+
+
+def test_figures_and_configs_exist():
+    for words in COMMANDS:
+        if words[0] == "figure":
+            assert words[1] in figures.FIGURES
+        elif words[0] in ("train", "search"):
+            path = cli.configs.configs()[words[1]]
+            read = _read if words[0] == "search" else lambda path, words: cli.configs.configured("train", path, words)
+            assert read(path, words[1:])
+        elif words[0] == "summary":
+            assert words[1] in (*zoo.MODELS, "NAME")
+        else:
+            assert words[0] == "models", words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [words for words in COMMANDS if words[0] in ("summary", "models") and "NAME" not in words], ids=" ".join
+)
+def test_commands_that_count(words, capsys):
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out
