@@ -26,6 +26,7 @@ CASES = {  # what each is for: classes, and the shape of an image
     **{f"cifar10_{net}": (10, (32, 32, 3)) for net in (*DEEP, "resnet20")},
     "imagenet_resnet50": (1000, (224, 224, 3)),
     "toy": (2, (2,)),
+    "housing": (1, (10,)),
     "photos": (3, (96, 96, 3)),
     "finetune": (3, (224, 224, 3)),
     "monster": (10, (64, 64, 3)),
