@@ -188,6 +188,18 @@ def test_a_module_and_arrays_of_a_user_resume_to_the_same_bits(tmp_path, monkeyp
         helpers.train(LINEAR, tmp_path / "whole", **changes | {"arrays": shifted, "epochs": 4})
 
 
+def test_mixup_mixes_targets_as_it_mixes_inputs():
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    batch = {"image": x, "label": (x @ SLOPES + 7).astype(np.float32), "mask": np.ones(8, bool)}
+
+    def mix(key, image, target, mask):
+        return data.mix(key, image, target, mask, Augment(mixup=1.0), 0)
+
+    mixed, targets = jax.jit(Regression(7.0, 2.0, mix=mix).prepare)(batch, jax.random.key(0))
+    assert np.abs(mixed - x).max() > 0.1
+    np.testing.assert_allclose(targets, mixed @ SLOPES / 2, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
