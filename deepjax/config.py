@@ -78,17 +78,21 @@ class Data:
     """The images: which, how they are split, and where they are stored during training."""
 
     name: str = "digits"
-    """digits, spirals, disc, xor, a TFDS name (mnist, cifar10, imagenet2012, ...), a folder with CLASS/*.jpg or
-    train/CLASS/*.jpg, `folder` if data_dir is such a folder, or an .npz file."""
+    """digits, spirals, disc, xor, diabetes, a TFDS name (mnist, cifar10, imagenet2012, ...), a folder with CLASS/*.jpg
+    or train/CLASS/*.jpg, `folder` if data_dir is such a folder, an .npz file, or a .csv file with a row of names and
+    columns of numbers."""
+    target: str = ""
+    """CSV files: name of the column to learn; the others are features. Numbers are for task regression, names of
+    classes for task classification. Empty: the last column."""
     validation: float | None = option(None, at_least=0, below=1)
     """Fraction of the training set to use for validation, stratified by class. Unset: the data set's own validation
     split, or 0.1."""
     test: float | None = option(None, above=0, below=1)
-    """Folder of images without test/ and val/: fraction of the images to draw for testing, stratified by class.
-    Unset: 0.2."""
+    """Folder of images without test/ and val/, CSV file: fraction of the examples to draw for testing, stratified by
+    class. Unset: 0.2."""
     test_seed: int = option(0, at_least=0, below=2**32)
-    """Folder of images without test/ and val/: seed of that draw. It is not `seed`, so that runs of other seeds have
-    the same test images, and can be averaged or teach each other."""
+    """Seed of that draw. It is not `seed`, so that runs of other seeds have the same test images, and can be averaged
+    or teach each other."""
     skip_broken: bool = False
     """Folder of images: leave out images that cannot be decoded, and name them. False: stop at the first one."""
     balance: Literal["", "loss", "sample"] = ""
@@ -235,6 +239,9 @@ class Config:
     data: Data = Data()
     task: str = "classification"
     """What the model learns: a name in `deepjax.tasks.TASKS`."""
+    loss: Literal["", "mse", "mae", "huber"] = ""
+    """regression: loss of the standardized targets: mean squared error (the usual one), mean absolute error, or Huber's
+    with delta 1, which is one standard deviation. Empty: the task's usual loss."""
     model: str = "cifar_resnet32"
     """A name that `deepjax models` lists."""
     model_options: Options = option({})

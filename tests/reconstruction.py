@@ -92,6 +92,10 @@ class Reconstruction:
         return outputs
 
     @staticmethod
+    def exported(members):
+        return members.mean(0)
+
+    @staticmethod
     def predictions(paths, values, top, problems):
         return [Restored(str(path), float(values[i].mean()), problems.get(i, "")) for i, path in enumerate(paths)]
 

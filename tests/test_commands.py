@@ -85,6 +85,9 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "000.jpg").rename("photo.jpg")
     (tmp_path / "photo.png").write_bytes((tmp_path / "FOLDER/train/cat/000.jpg").read_bytes())
     (tmp_path / "FOLDER" / "data_batch_1.bin").touch()
+    rows = "".join(f"{i},{i % 7},{3 * i}\n" for i in range(40))
+    for name in ("housing.csv", "new.csv"):
+        (tmp_path / name).write_text(f"rooms,age,price\n{rows}")
     monkeypatch.setitem(original.ORIGINAL, "cifar10", original.ORIGINAL["cifar10"]._replace(read=tiny_cifar10))
     monkeypatch.setattr(hub, "fetch", lambda name, **_: (tmp_path / f"{name.partition('.')[0]}.safetensors", {}))
     monkeypatch.setattr(training, "train", small_train)

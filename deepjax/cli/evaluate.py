@@ -19,7 +19,8 @@ class Eval:
     workdir: tyro.conf.Positional[tuple[str, ...]]
     """Folder of the run, or folders of several."""
     average: Literal["predictions", "weights"] = "predictions"
-    """How several runs or snapshots are averaged. predictions: the mean of their softmax probabilities. weights: the
+    """How several runs or snapshots are averaged. predictions: the mean of their softmax probabilities, or
+    of the numbers they predict. weights: the
     mean of their parameters, with the moments of batch norms estimated on the training set."""
     split: Literal["test", "validation", "train"] = "test"
     views: Literal[1, 2, 5, 10] = 1
@@ -28,7 +29,8 @@ class Eval:
     data_dir: str = ""
     """Folder of the images. Empty: the folder that the run has recorded."""
     pictures: str = ""
-    """Folder for pictures of the confusion matrix and of the images with the largest losses. Empty: none."""
+    """Folder for pictures of the confusion matrix and of the images with the largest losses; of regression, pictures of
+    predicted over true numbers and of residuals. Empty: none."""
     json: bool = False
     """Print JSON."""
 
@@ -70,8 +72,11 @@ def _print(options, runs, found, record, parts):
     if isinstance(found.together, inference.Evaluation):
         _print_classes(options, record, parts, what)
         return
-    for part, one in zip(parts, found.alone):  # alone has one more if there are no parts
-        print(f"{part['workdir']} step {part['step']}: {runs[0].task.text(one.metrics)}")
+    places = [(part["workdir"], part["step"]) for part in parts]
+    places += [(f"{options.average} averaged", "") if parts else (runs[0].config.workdir, record["step"])]
+    evaluations = [*found.alone[: len(parts)], found.together]
+    rows = [(*place, *map(_short, one.metrics.values())) for place, one in zip(places, evaluations, strict=True)]
+    table(("run", "step", *found.together.metrics), rows)
     print(f"{options.split} {runs[0].task.text(found.together.metrics)}, {what}")
 
 
@@ -126,6 +131,10 @@ def _record(options, runs, result) -> dict:
         "calibration_error": result.calibration_error,
         "classes": dict(zip(classes, rows, strict=True)),
     }
+
+
+def _short(value):
+    return f"{value:.5g}"
 
 
 def _number(value):

@@ -93,7 +93,8 @@ def _print_head(name, config, found):
     print(f"{name}: {found.model}, batch {found.batch_size}{devices}, {config.optimizer.name}, {found.platform}")
     source = f"{config.data.name}: " if inputs.examples else "as given: "
     examples = f", {inputs.examples:,} training examples" if inputs.examples else ""
-    print(f"{source}{'x'.join(map(str, inputs.shape))}, {inputs.classes} classes{examples}\n")
+    targets = f"{inputs.classes} classes" if inputs.classes else "numbers as targets"
+    print(f"{source}{'x'.join(map(str, inputs.shape))}, {targets}{examples}\n")
     table(
         ("parameters", f"{found.parameters:,}", _bytes(found.parameter_bytes)),
         [

@@ -22,7 +22,7 @@ class Predict:
     """Folder of a run; a file of weights in deepjax's layout; or a network with weights on the hub: resnet18, or a name
     that `deepjax weights list` shows. A name means the network, ./resnet18 the folder."""
     images: tyro.conf.Positional[tuple[str, ...]]
-    """Image files, or folders of them."""
+    """Image files, or folders of them. For a run on features: CSV files with a row of names."""
     weights: str = ""
     """File with the weights of the network: .safetensors, or one of PyTorch, such as .pth."""
     top: int = option(5, at_least=1)
@@ -33,13 +33,14 @@ class Predict:
     json: bool = False
     """Print JSON."""
     csv: bool = False
-    """Print comma-separated values: one row for each image, with its classes and their probabilities."""
+    """Print comma-separated values: one row for each image, with its classes and their probabilities, or for each row
+    of a CSV file, with the predicted number."""
     show: str = ""
     """PNG file to write: a sheet of the first 64 images with the most probable class of each. Empty: none."""
 
 
 def predict(arguments):
-    """Print the most probable classes of images, by a run or a pretrained network."""
+    """Print the most probable classes of images, or the numbers of a regression, by a run or a pretrained network."""
     options = parse(Predict, arguments, "deepjax predict", predict.__doc__)
     if not options.images:
         raise InputError("predict needs images: deepjax predict WORKDIR-or-NAME IMAGE...")
@@ -52,6 +53,8 @@ def predict(arguments):
     from deepjax.data.listing import describe_skipped, find_images
 
     run = classifier(options.source, options.weights)
+    if options.show and len(run.shape) == 1:
+        raise InputError(f"--show {options.show}: the run was trained on features, not on images; leave it out")
     predictions = inference.predict(run, options.images, top=options.top, crops=options.crops)
     problems = [p for p in predictions if p.problem]
     if options.json:
@@ -61,7 +64,8 @@ def predict(arguments):
     else:
         shown = [(p.path, *p.texts) for p in predictions if not p.problem]
         if shown:
-            table(("image", *(f"{i + 1}." for i in range(len(shown[0]) - 1))), shown)
+            ranks = [f"{i + 1}." for i in range(len(shown[0]) - 1)]
+            table(("row" if len(run.shape) == 1 else "image", *(ranks if len(ranks) > 1 else ["prediction"])), shown)
     for prediction in problems:
         complain(prediction.problem, 1)
     for path in map(Path, options.images):

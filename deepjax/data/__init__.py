@@ -16,6 +16,7 @@ from deepjax.data.records import Arrays, Dataset, Records
 from deepjax.data.sample import write_sample
 from deepjax.data.sources import available
 from deepjax.data.sources.arrays import as_dataset, from_arrays
+from deepjax.data.sources.table import read_table
 from deepjax.data.standardize import Standardizer, channel_statistics, standardize
 from deepjax.data.views import center_crop, cropped_shape, view
 
@@ -53,6 +54,7 @@ __all__ = [
     "prepare",
     "read_crops",
     "read_image",
+    "read_table",
     "resizing",
     "standardize",
     "view",

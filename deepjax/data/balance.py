@@ -10,9 +10,13 @@ from deepjax.errors import InputError
 
 def check_balance(data: config.Data, labels: np.ndarray) -> None:
     """Raise InputError if `data.balance` has no effect on a training set with these labels."""
+    if not data.balance:
+        return
+    if np.issubdtype(labels.dtype, np.floating):
+        raise InputError(f"data.balance {data.balance}: the targets are numbers, without classes; leave it out")
     counts = np.bincount(labels)
     counts = counts[counts > 0]
-    if data.balance and counts.min() == counts.max():
+    if counts.min() == counts.max():
         raise InputError(
             f"data.balance {data.balance} does nothing: each of the {len(counts)} classes has {counts[0]} training "
             f"examples; leave it out"

@@ -21,8 +21,8 @@ def load(data: config.Data, data_dir: str, seed: int, *, given: Dataset | None =
     """Load the data set that `data` names, in three splits.
 
     Args:
-      data: `data.name` is a built-in data set, a folder or an .npz file, "folder" for data_dir itself, a data set whose
-        original files are in data_dir, or one that TFDS has prepared in data_dir (or in TFDS's default folder).
+      data: `data.name` is a built-in data set, a folder, an .npz or a .csv file, "folder" for data_dir itself, a data
+        set whose original files are in data_dir, or one that TFDS has prepared in data_dir (or TFDS's default folder).
       data_dir: folder with data sets, or empty.
       seed: draws the validation images if the data set has no validation split.
       given: data set to use instead of the one that `data` names, for example a result of `from_arrays`. The other
@@ -53,14 +53,16 @@ def _load(data: config.Data, data_dir: str) -> Dataset:
 
 def as_wanted(data: config.Data, data_dir: str) -> sources.Wanted:
     """Return what a source must know of a config."""
-    return sources.Wanted(data.name, data_dir, data.image_size, data.test, data.skip_broken, data.test_seed)
+    options = data.test, data.skip_broken, data.test_seed, data.target
+    return sources.Wanted(data.name, data_dir, data.image_size, *options)
 
 
 def _check_options(data: config.Data, options: tuple[str, ...]) -> None:
-    """Raise InputError for a field that only folders of images use, if it is set for another data set."""
-    for name in ("test", "test_seed", "skip_broken"):
+    """Raise InputError for a field that only some sources use, if it is set for another data set."""
+    both, folders, tables = "folders of images and CSV files", "folders of images", "CSV files"
+    for name, users in {"test": both, "test_seed": both, "skip_broken": folders, "target": tables}.items():
         if getattr(data, name) and name not in options:
-            raise InputError(f"data.{name} {getattr(data, name)}: is for folders of images; leave it out")
+            raise InputError(f"data.{name} {getattr(data, name)}: is for {users}; leave it out")
 
 
 def check_fields(data: config.Data, seed: int) -> None:
@@ -141,7 +143,7 @@ def _split(found: Dataset, fraction: float | None, seed: int) -> Dataset:
     train: Split = found.train
     remaining, taken = stratified(train.labels, fraction, seed, "data.validation")
     notes = found.notes
-    if missing := np.setdiff1d(train.labels, train.labels[taken]).tolist():
+    if found.classes and (missing := np.setdiff1d(train.labels, train.labels[taken]).tolist()):
         names = ", ".join(found.classes[label] for label in missing[:5])
         notes += (f"no validation images of {names}{' and others' if missing[5:] else ''}, which have one image left",)
     return replace(found, train=train.take(remaining), validation=train.take(taken), notes=notes)

@@ -23,15 +23,16 @@ def mix(
     Args:
       key: PRNG key.
       images: float [B, ...].
-      labels: int [B].
+      labels: int [B]; or float [B], numbers, of which the same mixtures are made.
       mask: bool [B], False for padding; see `mixup`.
       augment: `config.Augment`.
       num_classes: number of classes.
 
     Returns:
-      (images [B, ...], target distributions [B, classes]).
+      (images [B, ...], target distributions [B, classes]; of numbers float [B, 1]).
     """
-    targets = jax.nn.one_hot(labels, num_classes)
+    is_number = jnp.issubdtype(labels.dtype, jnp.floating)
+    targets = labels[:, None] if is_number else jax.nn.one_hot(labels, num_classes)
     ways = []
     if augment.mixup:
         ways.append(lambda key: mixup(key, images, targets, mask, augment.mixup))

@@ -23,7 +23,7 @@ class Arrays:
     images: np.ndarray
     """uint8 [N, H, W, C], or float32 [N, H, W, C] in [0, 1], or float32 [N, features]."""
     labels: np.ndarray
-    """int32 [N]."""
+    """int32 [N]: classes; or float32 [N]: numbers, the targets of regression."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -157,14 +157,15 @@ Split = Arrays | Records
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labeled images in three splits.
+    """Labeled images, or vectors of features, in three splits.
 
-    Raise InputError if there are no classes, the training or the test split is empty, images in memory are neither
-    uint8 nor floats, or labels are not integers or have no class.
+    Raise InputError if the training or the test split is empty, images in memory are neither uint8 nor floats, labels
+    are not integers or have no class, or, without classes, labels are not finite floats.
     """
 
     name: str
     classes: tuple[str, ...]
+    """Their names. Empty: the labels are numbers."""
     shape: tuple[int, ...]
     """(H, W, C), or (features,)."""
     train: Split
@@ -177,26 +178,31 @@ class Dataset:
     """Lines that a user should read: what was left out, what was drawn at random."""
     drawn: bool = False
     """Whether the test split was drawn from all images, so that other images would lead to another split."""
+    columns: tuple[str, ...] = ()
+    """Names of the features, then of the target, if they are known."""
 
     def __post_init__(self):
-        if not self.classes:
+        numbers = np.issubdtype(self.train.labels.dtype, np.floating) and len(self.train) > 0
+        if not self.classes and not numbers:
             raise InputError(f"data set {self.name}: has no classes; its training split is empty, so add images")
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
             labels = split.labels
-            _check_types(f"data set {self.name}: {name}", split)
+            _check_types(f"data set {self.name}: {name}", split, numbers=not self.classes)
             if len(labels) == 0 and name != "validation":
                 raise InputError(f"data set {self.name}: its {name} split is empty; add images")
             wrong = labels[(labels < 0) | (labels >= len(self.classes))]
-            if len(wrong):
+            if self.classes and len(wrong):
                 limit = f"must be 0 to {len(self.classes) - 1}, the training set's classes"
                 raise InputError(f"data set {self.name}: label {wrong[0]} in {name}; {limit}")
 
 
-def _check_types(where: str, split: Split) -> None:
+def _check_types(where: str, split: Split, numbers: bool) -> None:
     """Raise InputError for images or labels whose values a conversion would change."""
-    if not np.issubdtype(split.labels.dtype, np.integer):
-        raise InputError(f"{where} has labels of {split.labels.dtype}; give integers")
+    if not np.issubdtype(split.labels.dtype, np.floating if numbers else np.integer):
+        raise InputError(f"{where} has labels of {split.labels.dtype}; give {'floats' if numbers else 'integers'}")
+    if numbers and not np.isfinite(split.labels).all():
+        raise InputError(f"{where} has labels that are not finite; remove those examples")
     dtype = split.images.dtype if isinstance(split, Arrays) else np.dtype(np.uint8)
     if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
         raise InputError(f"{where} has images of {dtype}; give uint8, or float in [0, 1]")

@@ -18,7 +18,7 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, field: str) -> tu
     The same fraction of every class is taken, but at least one example of each. A class with a single example keeps it.
 
     Args:
-      labels: int [N].
+      labels: int [N]; or float [N], numbers, among which examples are drawn without regard to them.
       fraction: fraction of the examples to take, rounded up to whole examples.
       seed: seed of the draw.
       field: the option that `fraction` comes from, for the message.
@@ -31,6 +31,8 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, field: str) -> tu
     """
     from sklearn.model_selection import train_test_split
 
+    if np.issubdtype(labels.dtype, np.floating):
+        labels = np.zeros(len(labels), np.int32)
     counts = np.bincount(labels)
     shared = np.flatnonzero(counts[labels] > 1)  # the other examples are the only ones of their class
     present = int((counts > 1).sum())
@@ -39,8 +41,8 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, field: str) -> tu
         remaining, taken = train_test_split(shared, test_size=size, stratify=labels[shared], random_state=seed)
     except ValueError as error:  # more images to take than would leave one of each class
         raise InputError(
-            f"{field} {fraction}: {len(labels)} images of {present} classes cannot be split; give a smaller fraction "
-            f"or add images"
+            f"{field} {fraction}: {len(labels)} examples of {present} classes cannot be split; give a smaller "
+            f"fraction, add examples, or, if labels are the numbers of a regression, give floats"
         ) from error
     remaining = np.append(remaining, np.flatnonzero(counts[labels] == 1))
     rng = np.random.default_rng(seed)

@@ -43,7 +43,8 @@ def evaluate_runs(runs, *, average="predictions", split="test", views=1, data_di
 
     Args:
       runs: of the same data set. A run of snapshots counts as one, by the mean of its snapshots.
-      average: "predictions": the mean of softmax probabilities; each run standardizes images in its own way.
+      average: "predictions": the mean of softmax probabilities, or of predicted numbers; each run standardizes images
+        in its own way.
         "weights": the mean of parameters, with batch norms' moments estimated again (see `average_weights`).
       split: "test", "validation" or "train".
       views: views of each image whose predictions are averaged: 1, 2 (the image and its mirror image), 5 (corners and
@@ -61,7 +62,7 @@ def evaluate_runs(runs, *, average="predictions", split="test", views=1, data_di
     if views not in VIEWS:
         raise InputError(f"views {views} is unknown; choose from {', '.join(map(str, VIEWS))}")
     if views > 1 and (len(runs[0].shape) != 3 or not hasattr(runs[0].task, "average_views")):
-        raise InputError(f"views {views}: needs classification of images; leave it 1 for this run")
+        raise InputError(f"views {views}: needs images, and a task that averages views; leave it 1 for this run")
     first, dataset = runs[0], load_dataset(runs[0], data_dir, data)
     rows = getattr(dataset, split)
     if not len(rows):

@@ -18,14 +18,12 @@ def forward(run):
     """Return the function images as they are stored -> logits; standardization is part of it.
 
     uint8 [batch, H, W, C] (for a set of features, float32 [batch, features]) -> float32 [batch, classes], whose softmax
-    are the probabilities. For several snapshots it is the logarithm of their mean probability.
+    are the probabilities. For several snapshots it is the logarithm of their mean probability. For regression it is
+    float32 [batch], the prediction in the target's own units; for several snapshots, their mean.
     """
 
     def function(images):
-        members = [outputs(run, variables, images) for variables in run.members]
-        if len(members) == 1:
-            return members[0]
-        return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(each) for each in members]), 0) - jnp.log(len(members))
+        return run.task.exported(jnp.stack([outputs(run, variables, images) for variables in run.members]))
 
     return function
 
@@ -68,6 +66,8 @@ def to_pretrained(run) -> weights.Pretrained:
     if not isinstance(run, Run):
         return weights.Pretrained(run.model, run.members[0], run.preprocessing, run.classes, run.source)
     where, height = run.config.workdir, run.shape[0]
+    if not run.classes:
+        raise InputError(f"{where} predicts numbers, a weights file holds a classifier; export as stablehlo")
     if len(run.members) > 1:
         raise InputError(f"{where} has {len(run.members)} snapshots, a weights file holds one; export as stablehlo")
     if len(run.shape) != 3 or run.shape[1] != height:

@@ -1,4 +1,4 @@
-"""Predictions for image files by a run, or by a network with pretrained weights."""
+"""Predictions for image files, or rows of CSV files, by a run, or by a network with pretrained weights."""
 
 from importlib import resources
 from pathlib import Path
@@ -14,6 +14,8 @@ from deepjax.errors import InputError, choices
 from deepjax.foreign import check_finite
 from deepjax.tasks import classification
 from deepjax.training.step import apply_model
+
+ROWS = 1024  # of a CSV file that are predicted together
 
 
 class Classifier(NamedTuple):
@@ -84,7 +86,7 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
     """Return the task's predictions for image files and for the images in folders and their subfolders, in order.
 
     In classification these are `Prediction`s. For an image that cannot be read, the prediction has `problem`. The other
-    images are still predicted.
+    images are still predicted. A run that was trained on features predicts every row of CSV files; see `read_features`.
 
     Args:
       run: a Run or a Classifier.
@@ -94,22 +96,17 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
       batch_size: maximum number of crops of one call, but never less than those of one image.
 
     Raises:
-      InputError: a folder without images, a run that was not trained on images, or does not crop them, or outputs that
-        are not finite.
+      InputError: a folder without images, a run that does not crop images, a CSV file that does not fit, or outputs
+        that are not finite.
     """
     if top < 1:
         raise InputError(f"top {top} must be at least 1")
+    if len(run.shape) == 1:
+        return [prediction for path in paths for prediction in _predict_rows(run, Path(path), top, crops)]
     run.check_crops(crops)
     files = [file for path in paths for file in _image_files(Path(path))]
     rows = max(1, min(len(files), batch_size // crops))  # the same for every call, so that it compiles once
-
-    @jax.jit
-    def predicted(members, images):
-        flat = images.reshape(-1, *run.shape)
-        mean = jnp.stack([run.task.predicted(outputs(run, variables, flat)) for variables in members]).mean(0)
-        return mean.reshape(len(images), -1, *mean.shape[1:]).mean(1)
-
-    predictions = []
+    predicted, predictions = _mean_prediction(run), []
     for start in range(0, len(files), rows):
         images, problems = np.zeros((rows, crops, *run.shape), np.uint8), {}
         chunk = files[start : start + rows]
@@ -122,6 +119,51 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
         check_finite({str(file): row for file, row in zip(chunk, values, strict=True)}, "the outputs for image")
         predictions += run.task.predictions(chunk, values, top, problems)
     return predictions
+
+
+def _mean_prediction(run):
+    """Return the jitted function (members, images [N, crops, *shape]) -> mean over members and crops, [N, ...]."""
+
+    @jax.jit
+    def predicted(members, images):
+        flat = images.reshape(-1, *run.shape)
+        mean = jnp.stack([run.task.predicted(outputs(run, variables, flat)) for variables in members]).mean(0)
+        return mean.reshape(len(images), -1, *mean.shape[1:]).mean(1)
+
+    return predicted
+
+
+def read_features(run, path):
+    """Return (number of each row in a CSV file, features float32 [rows, features]) as a run takes them.
+
+    Columns are found by the names that the run was trained with, in any order; others are ignored. If it was trained on
+    arrays, whose features have no names, all columns are taken, in their order.
+
+    Raise InputError if columns are missing, are not as many, or hold something else than finite numbers.
+    """
+    if path.suffix != ".csv":
+        raise InputError(f"{path}: the run was trained on {run.shape[0]} features, not on images; give a .csv file")
+    table = data.read_table(path)
+    names = run.columns[:-1] or table.columns
+    if len(names) != run.shape[0]:
+        raise InputError(f"{path}: has {len(names)} columns, the run takes {run.shape[0]} features; give as many")
+    return table.numbers, table.features(names)
+
+
+def _predict_rows(run, path, top, crops):
+    """Return the task's prediction for each row of a CSV file, by the name PATH:ROW."""
+    if crops > 1:
+        raise InputError(f"crops {crops}: rows of features have no crops; leave it 1")
+    numbers, features = read_features(run, path)
+    size, predicted = min(len(features), ROWS), _mean_prediction(run)
+    found = []
+    for start in range(0, len(features), size):
+        chunk = features[start : start + size]
+        padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0)))  # so that it compiles once
+        found.append(np.asarray(predicted(run.members, padded[:, None]))[: len(chunk)])
+    names, values = [f"{path}:{number}" for number in numbers], np.concatenate(found)
+    check_finite(dict(zip(names, values, strict=True)), "the outputs for row")
+    return run.task.predictions(names, values, top, {})
 
 
 def outputs(run, variables, images):

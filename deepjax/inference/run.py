@@ -28,6 +28,8 @@ class Run(NamedTuple):
     shape: tuple[int, ...]  # of one example
     standardizer: data.Standardizer
     fit: str  # how images of another size are brought to `shape`: "whole" or "photograph"
+    target: tuple[float, ...] = ()  # mean and standard deviation of the training targets, if they are numbers
+    columns: tuple[str, ...] = ()  # names of the features, then of the target, if they are known
 
     @property
     def variables(self):
@@ -50,10 +52,6 @@ class Run(NamedTuple):
 
     def check_crops(self, crops):
         """Raise InputError if the run cannot use this many crops of an image file."""
-        if len(self.shape) != 3:
-            raise InputError(
-                f"the run was trained on {self.shape[0]} features, not on images; it cannot read image files"
-            )
         data.check_crops(crops)
         if crops > 1 and self.fit != "photograph":
             raise InputError(f"crops {crops}: this run resizes whole images and does not crop them; use 1")
@@ -97,6 +95,8 @@ def load_run(folder, *, model=None, warn=warnings.warn) -> Run:
         shape=record.shape,
         standardizer=statistics.standardizer,
         fit=record.fit,
+        target=record.target,
+        columns=record.columns,
     )
     _check_weights(folder, run)
     return run

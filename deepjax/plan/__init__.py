@@ -93,8 +93,9 @@ def plan(
         raise InputError(f"seconds {seconds:g} must be a number above 0")
     network = step.check(config)
     found = inputs.find(config, shape, classes)
-    configured = network.clone(num_classes=found.classes)
-    models = {remat: model for remat in REMATS if (model := _with_remat(config, found.classes, remat)) is not None}
+    outputs = step.outputs(config, found)
+    configured = network.clone(num_classes=outputs)
+    models = {remat: model for remat in REMATS if (model := _with_remat(config, outputs, remat)) is not None}
     steps = {remat: step.make(config, found, model) for remat, model in (models or {"none": configured}).items()}
     plain = next(iter(steps.values()))
     planned = _without_choices(config, found, plain, configured if not models else next(iter(models.values())), limit)
@@ -134,10 +135,10 @@ def _without_choices(config, found, plain, model, limit):
     )
 
 
-def _with_remat(config, classes, remat):
+def _with_remat(config, outputs, remat):
     """Return the network with this remat, or None if it has no such choice."""
     try:
-        return make_model(step.with_remat(config, remat), classes)
+        return make_model(step.with_remat(config, remat), outputs)
     except InputError:
         return None
 

@@ -69,7 +69,7 @@ def main():
         config = step.with_remat(config, request["remat"])
     found = inputs.Inputs(**request["inputs"] | {"shape": tuple(request["inputs"]["shape"])})
     try:
-        traced = step.make(config, found, make_model(config, found.classes)).trace()
+        traced = step.make(config, found, make_model(config, step.outputs(config, found))).trace()
     except InputError as error:
         sys.exit(str(error))
     started = time.monotonic()

@@ -14,7 +14,7 @@ class Inputs(NamedTuple):
     """What a network is trained on."""
 
     shape: tuple[int, ...]  # of one example
-    classes: int
+    classes: int  # 0: the targets are numbers
     examples: int | None  # number of training examples; None: unknown
     resident: int  # bytes of the training set that are stored on the device
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax import data
+from deepjax import data, tasks
 from deepjax.errors import InputError
 from deepjax.parallel import make_mesh
 from deepjax.runs.workdir import Statistics
@@ -59,6 +59,11 @@ def with_remat(config, remat):
     return dataclasses.replace(config, model_options=config.model_options | {"remat": remat})
 
 
+def outputs(config, found):
+    """Return how many outputs the network has for these `inputs.Inputs`."""
+    return tasks.find(config.task).outputs(range(found.classes), found.shape)
+
+
 def make(config, found, model):
     """Return the AbstractStep of a config with this model and these `inputs.Inputs`.
 
@@ -80,7 +85,8 @@ def make(config, found, model):
         devices=dataclasses.replace(config.devices, strategy="jit"),
     )
     dataset = _blank(found, share * devices, without_validation=config.data.validation == 0)
-    statistics = Statistics(_standardizer(config.data, found.shape), np.zeros((3, 3)) if augment.lighting else None)
+    lighting, target = np.zeros((3, 3)) if augment.lighting else None, () if found.classes else (0.0, 1.0)
+    statistics = Statistics(_standardizer(config.data, found.shape), lighting, target)
     exp = setup.assemble(config, make_mesh(1), dataset, statistics, model)
     batch = exp.task.abstract_batch(dataset, share)
     inputs, _ = jax.eval_shape(exp.task.prepare, batch)
@@ -95,7 +101,8 @@ def _blank(found, min_examples, without_validation):
     """Return a Dataset with the shapes of these Inputs that takes no memory."""
     examples = found.examples or min_examples
     images = np.broadcast_to(_dtype(found.shape)(0), (examples, *found.shape))
-    split = data.Arrays(images, np.broadcast_to(np.int32(0), (examples,)))
+    label = np.int32(0) if found.classes else np.float32(0)
+    split = data.Arrays(images, np.broadcast_to(label, (examples,)))
     validation = split.take(np.arange(0)) if without_validation else split
     return data.Dataset("", tuple(map(str, range(found.classes))), found.shape, split, validation, split)
 

@@ -196,3 +196,46 @@ def candidates(found, curve: Curve, title):
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8)
     return figure
+
+
+def predictions(targets, predicted, name, title):
+    """Draw predicted numbers over true ones, with the line on which both are equal.
+
+    Args:
+      targets: f[examples].
+      predicted: f[examples].
+      name: name of the target.
+      title: title of the figure.
+
+    Returns:
+      A matplotlib Figure.
+    """
+    figure, axes = _scatter(targets, predicted, title)
+    ends = [min(np.min(targets), np.min(predicted)), max(np.max(targets), np.max(predicted))]
+    axes.plot(ends, ends, color="k", linewidth=1, label="prediction = truth")
+    axes.set_xlabel(f"true {drawn(name, LETTERS)}", parse_math=False)
+    axes.set_ylabel(f"predicted {drawn(name, LETTERS)}", parse_math=False)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.legend()
+    return figure
+
+
+def residuals(targets, predicted, name, title):
+    """Draw residuals (prediction minus truth) over predicted numbers, with the line of no error.
+
+    The arguments are those of `predictions`. Returns a matplotlib Figure.
+    """
+    figure, axes = _scatter(predicted, np.asarray(predicted, np.float64) - targets, title)
+    axes.axhline(0, color="k", linewidth=1)
+    axes.set_xlabel(f"predicted {drawn(name, LETTERS)}", parse_math=False)
+    axes.set_ylabel("residual: predicted - true")
+    return figure
+
+
+def _scatter(x, y, title):
+    figure = new_figure(6, 5)
+    axes = figure.subplots()
+    axes.scatter(x, y, s=12, alpha=0.6, linewidths=0)
+    axes.set_title(drawn(title), fontsize=10, parse_math=False)
+    axes.grid(alpha=0.3)
+    return figure, axes

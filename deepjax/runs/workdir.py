@@ -291,6 +291,10 @@ class DataRecord:
     std: tuple[float, ...] = option((), above=0)
     lighting: tuple[tuple[float, float, float], ...] = ()
     """Three principal components of the colors, if augmentation uses them."""
+    target: tuple[float, ...] = ()
+    """Mean and standard deviation of the training targets, if they are numbers."""
+    columns: tuple[str, ...] = ()
+    """Names of the features, then of the target, if they are known."""
     notes: tuple[str, ...] = ()
     """What was left out, and what was drawn at random; see `data.Dataset`."""
 
@@ -300,6 +304,7 @@ class Statistics(NamedTuple):
 
     standardizer: Standardizer
     lighting: np.ndarray | None = None  # f32[3, 3]: principal components of the colors, if augmentation uses them
+    target: tuple[float, ...] = ()  # mean and standard deviation of the targets, if they are numbers
 
 
 def write_data(workdir, dataset, statistics):
@@ -309,7 +314,7 @@ def write_data(workdir, dataset, statistics):
 
     Raise InputError if the folder holds a run on other data.
     """
-    standardizer, lighting = statistics
+    standardizer, lighting, target = statistics
     examples, labels_sha256 = _fingerprint(dataset)
     of_channels = standardizer.kind == "channel"
     record = DataRecord(
@@ -321,13 +326,15 @@ def write_data(workdir, dataset, statistics):
         fit=dataset.fit,
         mean=tuple(standardizer.shift.tolist()) if of_channels else (),
         std=tuple(standardizer.scale.tolist()) if of_channels else (),
+        target=target,
+        columns=dataset.columns,
         lighting=() if lighting is None else tuple(map(tuple, lighting.tolist())),
         notes=tuple(dataset.notes),
     )
     if not (workdir / "data.json").exists():
         if not of_channels and is_main():
             standardizer.save(workdir / INPUTS)
-        known = {name: value for name, value in dataclasses.asdict(record).items() if value != ()}
+        known = {name: value for name, value in dataclasses.asdict(record).items() if value != () or name == "classes"}
         write_record(workdir, "data.json", known)
         return
     before = read_data(workdir)
@@ -342,7 +349,8 @@ def write_data(workdir, dataset, statistics):
 
 def _fingerprint(dataset):
     """Return (numbers of training, validation and test examples, hash of their labels)."""
-    labels = [np.asarray(split.labels, np.int32) for split in (dataset.train, dataset.validation, dataset.test)]
+    dtype = np.int32 if dataset.classes else np.float32
+    labels = [np.asarray(split.labels, dtype) for split in (dataset.train, dataset.validation, dataset.test)]
     counts = len(labels[0]), len(labels[1]), len(labels[2])
     return counts, hashlib.sha256(b"".join(split.tobytes() for split in labels)).hexdigest()
 
@@ -363,6 +371,8 @@ def read_data(workdir) -> DataRecord:
         raise InputError(f"{path}: {error}; restore the file") from None
     if not record.shape or len(record.lighting) not in (0, 3):
         raise InputError(f"{path}: shape {record.shape} or lighting {record.lighting} is damaged; restore the file")
+    if len(record.target) not in (0, 2) or (record.target and not record.target[1] > 0):
+        raise InputError(f"{path}: target {record.target} must be a mean and a deviation above 0; restore the file")
     return record
 
 
@@ -383,7 +393,8 @@ def read_statistics(workdir):
         standardizer = Standardizer.load(path)
     if not standardizer.fits(record.shape):
         raise InputError(f"{path} holds no standardization of inputs of shape {record.shape}; restore the file")
-    return Statistics(standardizer, np.asarray(record.lighting, np.float32) if record.lighting else None)
+    lighting = np.asarray(record.lighting, np.float32) if record.lighting else None
+    return Statistics(standardizer, lighting, record.target)
 
 
 def key_of(config):

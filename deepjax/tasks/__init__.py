@@ -21,9 +21,10 @@ Those that follow receive rows of a whole data set as NumPy arrays:
   describe(dataset), text(metrics) -> a line for the log.
   figures(evaluation, title, split) -> {file name: matplotlib figure}; `split` holds the examples.
 
-Image files are predicted, and runs are drawn, by
+Image files and rows of CSV files are predicted, networks are exported, and runs are drawn, by
 
   predicted(outputs) -> what is averaged over networks and crops; pure.
+  exported(outputs) -> what an exported program returns, from the outputs of its networks [networks, batch, ...]; pure.
   predictions(paths, values, top, problems) -> for each path a prediction with `problem`, `path`, `texts`, `record` and
     `row`.
   curves: {metric: plots.Curve}: how metrics are drawn over epochs. "loss" must be among them,
@@ -38,19 +39,20 @@ A task is a module with
   of_record(run) -> the task of a finished run, from its config, classes, shape and standardizer. `run.inputs` turns
     examples into what the network gets, data.center_crop included.
 
-and one line in TASKS. `tasks/classification.py` is the example to follow.
+and one line in TASKS. `tasks/regression.py` is the example to follow.
 """
 
 from typing import Any
 
 from deepjax.errors import InputError, choices
-from deepjax.tasks import classification
+from deepjax.tasks import classification, regression
 from deepjax.tasks.classification import Classification
 from deepjax.tasks.evaluation import Evaluation
+from deepjax.tasks.regression import Regression
 
-__all__ = ["TASKS", "Classification", "Evaluation", "find", "rank"]
+__all__ = ["TASKS", "Classification", "Evaluation", "Regression", "find", "rank"]
 
-TASKS: dict[str, Any] = {"classification": classification}
+TASKS: dict[str, Any] = {"classification": classification, "regression": regression}
 """Modules by the names that config.task takes."""
 
 

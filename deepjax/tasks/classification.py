@@ -224,6 +224,10 @@ class Classification:
         ]
         return gallery(list(images), captions, f"{title}\nthe {len(worst)} examples with the largest loss")
 
+    def exported(self, members):
+        """Return the logits of one model, or the logarithm of the mean probability of several, [models, batch, ...]."""
+        return members[0] if len(members) == 1 else self.average_views(members)
+
     @staticmethod
     def predicted(logits):
         """Return what prediction averages over networks and crops: probabilities."""
@@ -255,6 +259,10 @@ def outputs(classes, shape) -> int:
 
 def of_config(config, dataset, statistics, model) -> Classification:
     """Return the task of a config: its augmentation, mixing, label smoothing, balance, the model's auxiliary weight."""
+    if config.loss:
+        raise InputError(f"loss {config.loss} is for task regression, task is classification; leave it out")
+    if not dataset.classes:
+        raise InputError(f"task classification needs classes, {dataset.name} has numbers; set task regression")
     augment, standardizer, crop = config.data.augment, statistics.standardizer, config.data.center_crop
 
     def standardized(image):

@@ -1,4 +1,4 @@
-"""How good a classifier is: scores of each class, and calibration. Pure functions of NumPy arrays."""
+"""How good predictions are: scores of each class, calibration, R2 of numbers. Pure functions of NumPy arrays."""
 
 from typing import NamedTuple
 
@@ -56,3 +56,21 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray, bins: int = 
     which = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)  # bin m is ((m - 1) / bins, m / bins]
     gaps = np.bincount(which, weights=correct - confidences, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidences))
+
+
+def r2_score(targets: np.ndarray, predictions: np.ndarray) -> float:
+    """Return R2, the coefficient of determination: 1 - sum (target - prediction)^2 / sum (target - mean target)^2.
+
+    1 is a perfect prediction, 0 that of the mean of these targets. If all targets are equal, R2 is 1 for perfect
+    predictions and 0 for others, as in scikit-learn.
+
+    Args:
+      targets: float [N].
+      predictions: float [N].
+
+    >>> r2_score(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 4.0]))
+    0.5
+    """
+    targets, predictions = (np.asarray(each, np.float64) for each in (targets, predictions))
+    errors, total = np.square(targets - predictions).sum(), np.square(targets - targets.mean()).sum()
+    return float(1 - errors / total) if total else float(errors == 0)

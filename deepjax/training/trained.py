@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deepjax import data
+from deepjax import data, tasks
 from deepjax.runs import workdir
 from deepjax.training.model import check_in_zoo, make_model
 
@@ -29,7 +29,7 @@ def read_trained(folder: Path, argument: str) -> Trained:
     config, record = workdir.read_config(folder), workdir.read_data(folder)
     remedy = "weights of a module of your own cannot be used; name a run of a network of the zoo"
     check_in_zoo(argument, config.model, remedy)
-    network = make_model(config, len(record.classes))
+    network = make_model(config, tasks.find(config.task).outputs(record.classes, record.shape))
     newest = read_weights(folder, config, warnings.warn)[-1]
     statistics: Any = workdir.read_statistics(folder)  # not None, since data.json exists
     return Trained(config.model, network, newest.variables, statistics.standardizer, record.classes)

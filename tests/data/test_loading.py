@@ -69,7 +69,7 @@ def test_own_validation_split():
         ({"validation": -0.1}, r"data.validation -0.1 must be in"),
         ({"validation": 1.0}, r"data.validation 1.0 must be in"),
         ({"validation": float("nan")}, r"data.validation nan must be finite"),
-        ({"validation": 0.99}, "data.validation 0.99: 200 images of 10 classes cannot be split"),
+        ({"validation": 0.99}, "data.validation 0.99: 200 examples of 10 classes cannot be split"),
         ({"test_seed": 1}, "data.test_seed 1: is for folders of images"),
         ({"test": 0.1}, "data.test 0.1: is for folders of images"),
         ({"skip_broken": True}, "data.skip_broken True: is for folders of images"),
@@ -129,7 +129,7 @@ def test_placement_goes_by_size(tmp_path, monkeypatch):
     [
         ("digit", "did you mean 'digits'"),
         ("minst", "did you mean 'mnist'"),
-        ("qqqqqqqq", "choose from cifar10, cifar100, digits, "),
+        ("qqqqqqqq", "choose from cifar10, cifar100, diabetes, digits, "),
         ("???", "choose from"),
         ("", "choose from"),
         ("/no/such/place", "no such file or folder"),

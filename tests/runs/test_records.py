@@ -28,7 +28,7 @@ def write(folder, record):
 def test_data_json_is_what_a_run_writes(tmp_path):
     write(tmp_path, RECORD | {"lighting": np.eye(3).tolist()})
     assert workdir.read_data(tmp_path).shape == (4, 4, 1)
-    standardizer, lighting = workdir.read_statistics(tmp_path)
+    standardizer, lighting, _ = workdir.read_statistics(tmp_path)
     np.testing.assert_array_equal(standardizer.apply(np.ones((4, 4, 1), np.float32)), np.full((4, 4, 1), 2.0))
     np.testing.assert_array_equal(lighting, np.eye(3))
 

@@ -27,6 +27,7 @@ CASES = {  # what each is for: classes, and the shape of an image
     "imagenet_resnet50": (1000, (224, 224, 3)),
     **dict.fromkeys(("mnist_convnet", "mnist_highway_100"), (10, (28, 28, 1))),
     **dict.fromkeys(("toy", "disc"), (2, (2,))),
+    "housing": (1, (10,)),
     "photos": (3, (96, 96, 3)),
     "finetune": (3, (224, 224, 3)),
     "monster": (10, (32, 32, 3)),

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from deepjax.data.sources import builtin, folder, npz, original, prepared
+from deepjax.data.sources import builtin, folder, npz, original, prepared, table
 from deepjax.data.sources.source import DataSource, Facts, Listed, Wanted
 from deepjax.errors import InputError
 
 # In order of precedence: the first source that owns a name loads it.
 SOURCES: tuple[DataSource, ...] = (
     builtin.SOURCE,
+    table.SOURCE,  # before folders, whose source owns every absolute path
     folder.SOURCE,
     npz.SOURCE,
     original.SOURCE,
@@ -29,7 +30,7 @@ def find(wanted: Wanted) -> DataSource:
     prepared.check_data_dir(wanted.data_dir)
     names = {row.name for row in available(wanted.data_dir)}
     hint = prepared.nearest(prepared.base_name(wanted.name), names)
-    raise InputError(f"data.name {wanted.name!r}: no such data set, folder with train/, or .npz file; {hint}")
+    raise InputError(f"data.name {wanted.name!r}: no such data set, folder with train/, .npz or .csv file; {hint}")
 
 
 def facts(wanted: Wanted) -> Facts | None:

@@ -31,13 +31,14 @@ def from_arrays(
         float [N, H, W] or [N, H, W, C] with values in [0, 1]: images, equivalent to uint8 images divided by 255.
         float [N, features]: vectors of any finite values.
         Floats are converted to float32. Other types are refused. All splits must have the same type and shape.
-      y_train: labels, integers [N] or [N, 1] from 0 to the number of classes - 1.
+      y_train: labels, integers [N] or [N, 1] from 0 to the number of classes - 1; or numbers, floats [N]
+        or [N, 1], the targets of regression, which are converted to float32.
       x_test: inputs of the test split.
       y_test: labels of the test split.
       x_validation: inputs of the validation split. None: `load(given=...)` takes the fraction config.Data.validation of
         the training split.
       y_validation: labels of the validation split. Required with x_validation.
-      classes: names of the classes. None: "0", "1", ..., up to the largest training label.
+      classes: names of the classes. None: "0", "1", ..., up to the largest training label; none, if labels are floats.
       name: name of the data set, for messages and for the record of a run.
 
     Raises:
@@ -61,7 +62,8 @@ def from_arrays(
     train = splits["train"]
     _check_alike(splits, name)
     if classes is None:
-        classes = _numbered_classes(train.labels, name)
+        is_number = np.issubdtype(train.labels.dtype, np.floating)
+        classes = () if is_number else _numbered_classes(train.labels, name)
     validation = splits.get("validation", train.take(np.arange(0)))
     return Dataset(name, tuple(map(str, classes)), train.images.shape[1:], train, validation, splits["test"])
 
@@ -123,15 +125,22 @@ def _checked_images(images: np.ndarray, what: str) -> np.ndarray:
 
 
 def checked_labels(labels: np.ndarray, count: int, what: str) -> np.ndarray:
-    """Convert integer labels [N] or [N, 1] to int32 [N].
+    """Convert integer labels [N] or [N, 1] to int32 [N], and floats to float32 [N].
 
     Raise InputError for another type, for other than `count` labels, and for a label that int32 cannot hold.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:  # the form in which Keras stores the labels of CIFAR
         labels = labels[:, 0]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != count:
+    is_number = np.issubdtype(labels.dtype, np.floating)
+    if labels.ndim != 1 or not (is_number or np.issubdtype(labels.dtype, np.integer)) or len(labels) != count:
         found = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{what} is {found}; give {count} integers, one label per image, such as y.astype(int)")
+        raise InputError(
+            f"{what} is {found}; give {count} integers, one label per image, such as y.astype(int), or for regression "
+            f"{count} floats"
+        )
+    if is_number:
+        with np.errstate(over="ignore"):  # Dataset refuses infinity
+            return labels.astype(np.float32)
     limits = np.iinfo(np.int32)
     wrong = labels[(labels < limits.min) | (labels > limits.max)]
     if len(wrong):

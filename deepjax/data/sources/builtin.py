@@ -1,4 +1,6 @@
-"""Built-in data sets, which need no files: scikit-learn's digits and three toy data sets of points in the plane."""
+"""Built-in data sets, which need no files: scikit-learn's digits and diabetes, and three toy data sets of points."""
+
+from typing import Any
 
 import numpy as np
 
@@ -7,6 +9,7 @@ from deepjax.data.sources.source import DataSource, Listed, Wanted
 
 BUILTIN = {
     "digits": "1,797 handwritten digits, 8x8, of scikit-learn",
+    "diabetes": "442 patients, 10 numbers each, and how their disease progressed, of scikit-learn: regression",
     "spirals": "two spiral arms in the plane",
     "disc": "inside or outside a circle in the plane",
     "xor": "four noisy quadrants in the plane",
@@ -30,6 +33,21 @@ def digits() -> Dataset:
     classes = tuple(str(digit) for digit in range(10))
     train, validation, test = (everything.take(np.sort(indices)) for indices in (train, validation, test))
     return Dataset("digits", classes, (8, 8, 1), train, validation, test)
+
+
+def diabetes() -> Dataset:
+    """Return scikit-learn's diabetes data as float32 [N, 10]; the targets are numbers from 25 to 346.
+
+    The split is fixed: 300 training, 53 validation and 89 test patients. The features have their own units.
+    """
+    from sklearn.datasets import load_diabetes
+
+    found: Any = load_diabetes(scaled=False)
+    everything = Arrays(found.data.astype(np.float32), found.target.astype(np.float32))
+    order = np.random.default_rng(0).permutation(len(everything))
+    train, validation, test = (everything.take(np.sort(part)) for part in np.split(order, (300, 353)))
+    columns = (*map(str, found.feature_names), "progression")
+    return Dataset("diabetes", (), (10,), train, validation, test, columns=columns)
 
 
 def toy(name: str) -> Dataset:
@@ -73,7 +91,8 @@ def _owns(wanted: Wanted) -> bool:
 
 
 def _load(wanted: Wanted) -> Dataset:
-    return digits() if wanted.name == "digits" else toy(wanted.name)
+    makers = {"digits": digits, "diabetes": diabetes}
+    return makers[wanted.name]() if wanted.name in makers else toy(wanted.name)
 
 
 def _rows(data_dir: str) -> list[Listed]:

@@ -22,6 +22,8 @@ class Wanted(NamedTuple):
     """config.Data.skip_broken: leave out images that cannot be decoded."""
     seed: int = 0
     """config.Data.test_seed: of the draw of test images."""
+    target: str = ""
+    """config.Data.target: name of the column to learn. Empty: the last."""
 
 
 class Facts(NamedTuple):

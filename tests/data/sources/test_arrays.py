@@ -85,7 +85,7 @@ def test_validation_split():
 
 WRONG = [
     ({"y_train": np.arange(199) % 10}, r"y_train is int64 \[199\]; give 200 integers"),
-    ({"y_train": np.arange(200) / 10}, "y_train is float64"),
+    ({"y_train": np.arange(200) / 10}, "test has labels of int32; give floats"),
     ({"y_train": np.arange(200) % 10 - 1}, "label -1 in train"),
     ({"y_test": np.full(30, 10)}, "label 10 in test; must be 0 to 9"),
     ({"y_test": np.array([2**32 + 1] * 30)}, "y_test has the label 4294967297"),
