@@ -1,7 +1,7 @@
 """Your own photographs: from a folder with one subfolder for each class to a classifier.
 
 Expected result: depends on the photographs. 9.09 % test error (two of 22 images) on the folder of `deepjax datasets
-sample`, in about two minutes on two CPU cores.
+sample`, in two to three minutes on two CPU cores.
 
 FOLDER has CLASS/*.jpg, of which a fifth is drawn for testing, or train/CLASS/*.jpg, and test/ or val/ with the same
 classes. Images may have any size and color mode, and lie in subfolders of their class's folder. They are resized to 96

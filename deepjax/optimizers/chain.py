@@ -15,15 +15,11 @@ from deepjax.optimizers.groups import check_matches, freeze, per_group, read_gro
 from deepjax.optimizers.schedules import make_momentum, scale_by_plateau
 from deepjax.optimizers.times import make_times
 
+CONSTANT = config.Schedule()
+
 
 def make_optimizer(
-    optimizer,
-    learning_rate,
-    schedule=config.Schedule(),  # noqa: B008
-    *,
-    weight_decay=None,
-    epochs=None,
-    steps_per_epoch=None,
+    optimizer, learning_rate, schedule=CONSTANT, *, weight_decay=None, epochs=None, steps_per_epoch=None
 ):
     """Make the gradient transformation that `config.Optimizer` describes.
 
@@ -89,6 +85,11 @@ def make_optimizer(
     if o.sam:
         starts = {pattern: times.first_batch(thaw) if times else 0 for pattern, thaw in thaws.items()}
         transform = optax.contrib.sam(transform, _ascent(o, groups, starts), reset_state=False, opaque_mode=True)
+    return _checked(transform, groups, o.sam)
+
+
+def _checked(transform, groups, sam):
+    """Return the transformation with checked patterns, a state of its own, and only the arguments that it takes."""
 
     def init(params):
         check_matches(groups, params)
@@ -97,7 +98,7 @@ def make_optimizer(
 
     def update(updates, state, params=None, *, grad_fn=None, **extra):
         # SAM and a line search refuse each other's arguments.
-        return transform.update(updates, state, params, **({"grad_fn": grad_fn} if o.sam else extra))
+        return transform.update(updates, state, params, **({"grad_fn": grad_fn} if sam else extra))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -96,12 +96,8 @@ def finished(workdir, config):
     if not path.exists() or "epochs" in _changes(config, workdir):
         return None
     summary = read_json(path)
-    kinds = (int, float, list)  # of what the summary holds beside the result
-    if not (
-        isinstance(summary, dict)
-        and isinstance(summary.get("result"), str)
-        and all(type(value) in kinds for name, value in summary.items() if name != "result")
-    ):
+    has_result = isinstance(summary, dict) and isinstance(summary.get("result"), str)
+    if not (has_result and all(type(v) in (int, float, list) for name, v in summary.items() if name != "result")):
         raise InputError(f"{path} holds no result; delete it, and the same command tests the run again")
     return summary
 

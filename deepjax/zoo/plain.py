@@ -137,8 +137,7 @@ def mlp(
       InputError: a depth or width below 1, an unknown init, norm, order or activation, a dropout outside [0, 1], a
         scale that is not positive, or an option that would have no effect.
     """
-    if depth < 1 or width < 1 or num_classes < 1:
-        raise InputError(f"mlp: depth {depth}, width {width} and num_classes {num_classes} must be at least 1")
+    check_at_least_one("mlp", depth=depth, width=width, num_classes=num_classes)
     check_option("mlp", "init", init, STARTS)
     check_option("mlp", "activation", activation, ACTIVATIONS)
     check_rate("mlp", dropout=dropout)
@@ -146,10 +145,8 @@ def mlp(
     if scale != SCALE and init not in ("gaussian", "gaussian_all"):
         raise InputError(f"mlp: scale {scale} is for init gaussian, not {init}; leave it out")
     if depth == 1 and (norm_factory(norm), activation, dropout) != (None, "relu", 0):
-        raise InputError(
-            f"mlp: depth 1 has no hidden layer for norm {norm}, activation {activation} and dropout {dropout}; leave "
-            f"them out, or make depth at least 2"
-        )
+        options = f"norm {norm}, activation {activation} and dropout {dropout}"
+        raise InputError(f"mlp: depth 1 has no hidden layer for {options}; leave them out, or make depth at least 2")
     return MLP(
         depth,
         width,
