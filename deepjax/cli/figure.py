@@ -48,9 +48,9 @@ def figure(arguments):
 
     experiment = find(options.name)
     check_path("out", options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
     numbers = experiment.numbers(Settings(options.seed, options.full, options.data_dir))
     claim = experiment.claim(numbers)
-    options.out.mkdir(parents=True, exist_ok=True)
     record = {"figure": options.name, "seed": options.seed, "full": options.full, "claim": claim._asdict()}
     write_json(options.out / f"{options.name}.json", record | {"numbers": dataclasses.asdict(numbers)})
     print(f"{experiment.TITLE} ({experiment.SOURCE})\n")

@@ -62,10 +62,12 @@ KINDS = {"train": "config.Config", "plan": "cli.plan.PlanOptions", "find-lr": "c
 KINDS |= {"eval": "cli.evaluate.Eval", "predict": "cli.predict.Predict", "export": "cli.export.Export"}
 KINDS |= {"models": "cli.models.Models", "datasets": "cli.datasets.Datasets", "summary": "cli.summary.Summary"}
 KINDS |= {"convert": "cli.convert.Convert", "weights": "cli.weights.List", "compare": "cli.compare.Compare"}
-KINDS |= {"bench": "cli.bench.Depth"}
+KINDS |= {"bench": "cli.bench.Depth", "search": "cli.search.Search"}
+KINDS |= {"figure": "cli.figure.Figure", "figures": "cli.figure.Figures"}
 FIRST = {"train": "digits", "plan": "digits", "find-lr": "digits", "eval": "run", "predict": "run image.png"}
 FIRST |= {"export": "run --format safetensors --out out.safetensors", "summary": "cifar_resnet20", "weights": "list"}
 FIRST |= {"convert": "resnet18 x.pth x.safetensors", "compare": "run run", "bench": "depth"}
+FIRST |= {"search": "digits --optimizer.learning-rate 0.1,0.2", "figure": "squared-error-sigmoid"}
 
 
 def options_of(kind, prefix=""):
@@ -118,7 +120,7 @@ def line(options, rng):
     """Return a random command line."""
     command = rng.choice(list(KINDS))
     words = [command, *FIRST.get(command, "").split()]
-    if command in ("train", "plan", "find-lr") and rng.random() < 0.6:
+    if command in ("train", "plan", "find-lr", "search") and rng.random() < 0.6:
         words += MLP
     for flag, kind in rng.sample(options[command], min(rng.choice((0, 1, 1, 2, 3, 5)), len(options[command]))):
         if kind is bool and rng.random() < 0.5:
@@ -133,10 +135,11 @@ def line(options, rng):
 
 
 def replace_what_takes_long():
-    """Replace training, the range test, compilations, measurements and downloads."""
-    from deepjax import plan, training
+    """Replace training, the range test, searches, figures, compilations, measurements and downloads."""
+    from deepjax import figures, plan, training
     from deepjax.benchmarks import depth
     from deepjax.errors import InputError
+    from deepjax.fields import replaced
     from deepjax.runs import workdir
     from deepjax.training import setup
     from deepjax.weights import hub
@@ -148,10 +151,18 @@ def replace_what_takes_long():
         setup.setup(config, network, folder)
         return {"suggestion": 0.1}
 
+    def search(config, grid, name, log=None, **ignored):
+        for field, values in grid.items():
+            train(replaced(config, field, values[-1]), name)
+        return {"best": {}, "by": config.best, "candidates": []}
+
     def refuse(*arguments, **keywords):
         raise InputError("replaced")
 
-    training.train = training.range_test = train
+    training.train, training.range_test, training.search = train, train, search
+    experiment = figures.find("squared-error-sigmoid")
+    found = experiment.numbers(figures.Settings())
+    experiment.numbers = lambda settings: found
     plan.measure = lambda *arguments: {"stopped": "replaced"}
     depth.measure = depth.start_twice = hub._download = refuse
 
