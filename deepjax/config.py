@@ -313,7 +313,7 @@ class Config:
     and tested. 0: off."""
     snapshots: int = option(0, at_least=0)
     """Snapshot ensemble: keep the network at the end of each of this many equal cycles of the schedule warm_restarts,
-    and test the mean of their softmax probabilities. 0: off."""
+    and test the mean of their predictions (of softmax probabilities for classes). 0: off."""
     best: Literal["loss", "error"] = "loss"
     """The number of the validation set that makes an epoch the best if it is the lowest: the loss, or the error (of
     equal errors, that with the lower loss; of equal epochs, the newest). The best epoch is tested."""

@@ -27,7 +27,7 @@ class Figure:
     seed: int = option(0, at_least=0, below=2**32)
     """Seed of everything random."""
     full: bool = False
-    """Compute the lecture's own size, which may take hours, instead of one for two CPU cores."""
+    """Take the lecture's own size, or more repetitions, instead of a size for two CPU cores. It may take hours."""
     data_dir: str = ""
     """Folder of the data set, for figures that need one: a TFDS folder, or its original files."""
 

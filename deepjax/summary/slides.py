@@ -70,7 +70,11 @@ def _unit(path):
 def _line(path, group, reader, is_unit):
     """Return the line of a layer, or of the layers of a unit."""
     words = [reader.words.get(tuple(row.path.split("/")), "") for row in group]
-    branch = [word for row, word in zip(group, words, strict=True) if row.path.startswith(f"{path}/branch/") and word]
+    branch = [
+        word
+        for row, word in zip(group, words, strict=True)
+        if row.path.startswith(f"{path}/branch/") and word.startswith("conv(")
+    ]
     if is_unit:
         layer, volume = _residual(branch) if branch else path, reader.calls[tuple(path.split("/"))][0].shape
     else:

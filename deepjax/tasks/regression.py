@@ -56,6 +56,11 @@ class PredictedNumber(NamedTuple):
     problem: str = ""
 
     @property
+    def column(self):
+        """Name of the number's column, which differs from those of the example and of the problem."""
+        return f"predicted {self.name}" if self.name in ("example", "error") else self.name
+
+    @property
     def texts(self):
         """The number in words, for a table."""
         return [f"{self.value:.6g}"]
@@ -63,12 +68,12 @@ class PredictedNumber(NamedTuple):
     @property
     def record(self):
         """What JSON holds of it."""
-        return {"example": self.path, **({"error": self.problem} if self.problem else {self.name: self.value})}
+        return {"example": self.path, **({"error": self.problem} if self.problem else {self.column: self.value})}
 
     @property
     def row(self):
         """One row of a table, as {column: value}."""
-        return {"example": self.path, self.name: "" if self.problem else self.value, "error": self.problem}
+        return {"example": self.path, self.column: "" if self.problem else self.value, "error": self.problem}
 
 
 @dataclass(frozen=True)

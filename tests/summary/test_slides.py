@@ -180,3 +180,9 @@ def test_the_command(capsys):
 def test_options_are_checked(options, message, capsys):
     assert cli.main(["summary", "mlp", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mnist_highway", "mobilenet_v3_small"])
+def test_units_of_dense_layers_and_with_squeeze_and_excitation(name):
+    lines = slide(zoo.create(name), zoo.usual_input(name))
+    assert sum(line.parameters for line in lines) > 0

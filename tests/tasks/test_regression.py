@@ -17,7 +17,7 @@ from deepjax.config import Augment, Config, Data, Devices, Optimizer
 from deepjax.errors import InputError, Stopped
 from deepjax.inference.export import stablehlo
 from deepjax.plan import plan
-from deepjax.tasks.regression import Regression
+from deepjax.tasks.regression import PredictedNumber, Regression
 from deepjax.tasks.scores import r2_score
 from deepjax.training import find_lr
 
@@ -247,3 +247,10 @@ def test_diabetes_is_scikit_learns():
     np.testing.assert_array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])
     assert found.columns == (*whole.feature_names, "progression")
     assert isinstance(found.train, data.Arrays)
+
+
+@pytest.mark.parametrize("name", ["error", "example"])
+def test_a_target_may_have_the_name_of_another_column(name):
+    found = PredictedNumber("rows.csv:2", name, 3.5)
+    assert found.row == {"example": "rows.csv:2", f"predicted {name}": 3.5, "error": ""}
+    assert found.record == {"example": "rows.csv:2", f"predicted {name}": 3.5}
