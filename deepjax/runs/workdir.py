@@ -334,7 +334,7 @@ def write_data(workdir, dataset, statistics):
         write_record(workdir, "data.json", known)
         return
     before = read_data(workdir)
-    for field in ("classes", "shape", "examples", "labels_sha256"):
+    for field in ("classes", "shape", "columns", "examples", "labels_sha256"):
         old, new = getattr(before, field), getattr(record, field)
         if old != new:
             raise InputError(
@@ -352,9 +352,9 @@ def _fingerprint(dataset):
 
 
 def has_changed(workdir, dataset) -> bool:
-    """Return whether the labels of a data set differ from those that the run in a folder was trained on."""
+    """Return whether a data set's labels or columns differ from those that the run in a folder was trained on."""
     record = read_data(workdir)
-    return (record.examples, record.labels_sha256) != _fingerprint(dataset)
+    return record.columns != tuple(dataset.columns) or (record.examples, record.labels_sha256) != _fingerprint(dataset)
 
 
 def read_data(workdir) -> DataRecord:

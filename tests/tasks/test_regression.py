@@ -17,6 +17,7 @@ from deepjax.config import Augment, Config, Data, Devices, Optimizer
 from deepjax.errors import InputError, Stopped
 from deepjax.inference.export import stablehlo
 from deepjax.plan import plan
+from deepjax.runs import workdir
 from deepjax.tasks.regression import PredictedNumber, Regression
 from deepjax.tasks.scores import r2_score
 from deepjax.training import find_lr
@@ -254,3 +255,10 @@ def test_a_target_may_have_the_name_of_another_column(name):
     found = PredictedNumber("rows.csv:2", name, 3.5)
     assert found.row == {"example": "rows.csv:2", f"predicted {name}": 3.5, "error": ""}
     assert found.record == {"example": "rows.csv:2", f"predicted {name}": 3.5}
+
+
+@pytest.mark.parametrize(("order", "changed"), [([0, 1, 2], False), ([2, 1, 0], True)])
+def test_columns_in_another_order_are_other_data(run, tmp_path, order, changed):
+    x, y = table()
+    path = write(tmp_path / "other.csv", x[:, order], y, names=tuple("abc"[i] for i in order))
+    assert workdir.has_changed(run, data.load(Data(name=str(path)), "", 0)) == changed
