@@ -10,7 +10,7 @@ from deepjax import config, data
 from deepjax.data import color
 from deepjax.data.records import Arrays
 from deepjax.figures import small_runs
-from deepjax.figures.experiment import Claim
+from deepjax.figures.experiment import Claim, plain
 from deepjax.runs.plots import new_figure
 
 TITLE = "PCA of colors as augmentation"
@@ -48,13 +48,13 @@ def numbers(settings):
     error = np.sqrt((1 + np.eye(3)) / count)
     side = max(1, images.shape[1] // 60)
     return Numbers(
-        _plain(variances[::-1]),
-        _plain(components.T),
-        _plain(np.cov(shifts.T)),
-        _plain(STD**2 * covariance @ covariance),
+        plain(variances[::-1]),
+        plain(components.T),
+        plain(np.cov(shifts.T)),
+        plain(STD**2 * covariance @ covariance),
         float(abs((white - np.eye(3)) / error).max()),
         count,
-        _plain(images[-1][::side, ::side].astype(int)),
+        plain(images[-1][::side, ::side].astype(int)),
     )
 
 
@@ -105,7 +105,3 @@ def draw(numbers):
         row[0].set_ylabel(f"component {i + 1}", fontsize=9)
     figure.suptitle(f"Shifts along the principal components of the colors, {STRENGTH} times enlarged", fontsize=10)
     return figure
-
-
-def _plain(array) -> Any:
-    return tuple(map(_plain, array)) if np.ndim(array) > 1 else tuple(np.asarray(array).tolist())

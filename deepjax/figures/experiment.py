@@ -1,6 +1,8 @@
 """What all experiments have in common."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class Settings(NamedTuple):
@@ -16,3 +18,8 @@ class Claim(NamedTuple):
 
     text: str  # with the measured values and the tolerance
     holds: bool
+
+
+def plain(array) -> Any:
+    """Return an array as nested tuples of Python numbers, for a dataclass of numbers."""
+    return tuple(map(plain, array)) if np.ndim(array) > 1 else tuple(np.asarray(array).tolist())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax import zoo
-from deepjax.figures.experiment import Claim
+from deepjax.figures.experiment import Claim, plain
 from deepjax.figures.loss_surface import START, quadratic, samples
 from deepjax.figures.small_runs import load
 from deepjax.functional import losses
@@ -54,7 +54,7 @@ def numbers(settings):
     curves = _descend(line_loss, line, shown, LINE_STEPS)
     net_loss, params = _network(settings)
     return Numbers(
-        {name: _plain(curve) for name, curve in zip(SHOWN, curves)},
+        {name: plain(curve) for name, curve in zip(SHOWN, curves)},
         {
             "linear regression": _sweep(line_loss, line, sharpness, LINE_STEPS),
             "network": _sweep(net_loss, params, largest_eigenvalue(net_loss, params), NET_STEPS),
@@ -156,7 +156,3 @@ def draw(numbers):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
-
-
-def _plain(array):
-    return tuple(np.asarray(array, float).tolist())

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.figures.experiment import Claim
+from deepjax.figures.experiment import Claim, plain
 from deepjax.functional import losses
 from deepjax.runs.plots import new_figure
 
@@ -41,9 +41,9 @@ def numbers(settings):
     w /= jnp.linalg.norm(w)
     gradients, errors = {}, {}
     for name, loss in LOSSES.items():
-        gradients[name] = _plain(jax.vmap(jax.grad(lambda z, loss=loss: loss(z, jnp.ones_like(z)).sum()))(logits))
-        errors[name] = _plain(_train(loss, x, x @ w > 0, START * w))
-    return Numbers(_plain(logits), gradients, errors)
+        gradients[name] = plain(jax.vmap(jax.grad(lambda z, loss=loss: loss(z, jnp.ones_like(z)).sum()))(logits))
+        errors[name] = plain(_train(loss, x, x @ w > 0, START * w))
+    return Numbers(plain(logits), gradients, errors)
 
 
 def _train(loss, x, classes, w):
@@ -95,7 +95,3 @@ def draw(numbers):
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
-
-
-def _plain(array):
-    return tuple(np.asarray(array, float).tolist())

@@ -89,7 +89,7 @@ def make_optimizer(
 
 
 def _checked(transform, groups, sam):
-    """Return the transformation with checked patterns, a state of its own, and only the arguments that it takes."""
+    """Return a transformation that checks the groups' patterns. Its state shares no buffer with the parameters."""
 
     def init(params):
         check_matches(groups, params)

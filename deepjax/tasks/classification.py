@@ -257,12 +257,8 @@ def outputs(classes, shape) -> int:
     return len(classes)
 
 
-def of_config(config, dataset, statistics, model) -> Classification:
-    """Return the task of a config: its augmentation, mixing, label smoothing, balance, the model's auxiliary weight."""
-    if config.loss:
-        raise InputError(f"loss {config.loss} is for task regression, task is classification; leave it out")
-    if not dataset.classes:
-        raise InputError(f"task classification needs classes, {dataset.name} has numbers; set task regression")
+def input_functions(config, statistics):
+    """Return (examples as stored -> inputs of the model, (key, examples as stored) -> inputs in training)."""
     augment, standardizer, crop = config.data.augment, statistics.standardizer, config.data.center_crop
 
     def standardized(image):
@@ -271,6 +267,18 @@ def of_config(config, dataset, statistics, model) -> Classification:
     def augmented(key, image):
         image = data.change_colors(key, image, augment, statistics.lighting)
         return data.center_crop(data.augment(key, standardizer.apply(image), augment), crop)
+
+    return standardized, augmented
+
+
+def of_config(config, dataset, statistics, model) -> Classification:
+    """Return the task of a config: its augmentation, mixing, label smoothing, balance, the model's auxiliary weight."""
+    if config.loss:
+        raise InputError(f"loss {config.loss} is for task regression, task is classification; leave it out")
+    if not dataset.classes:
+        raise InputError(f"task classification needs classes, {dataset.name} has numbers; set task regression")
+    augment = config.data.augment
+    standardized, augmented = input_functions(config, statistics)
 
     def mix(key, image, label, mask):
         return data.mix(key, image, label, mask, augment, len(dataset.classes))

@@ -260,14 +260,8 @@ def of_config(config, dataset, statistics, model) -> Regression:
     _check_targets(dataset)
     if config.label_smoothing:
         raise InputError(f"label_smoothing {config.label_smoothing} is for classes, task is regression; leave it out")
-    augment, standardizer, crop = config.data.augment, statistics.standardizer, config.data.center_crop
-
-    def standardized(image):
-        return data.center_crop(standardizer.apply(image), crop)
-
-    def augmented(key, image):
-        image = data.change_colors(key, image, augment, statistics.lighting)
-        return data.center_crop(data.augment(key, standardizer.apply(image), augment), crop)
+    augment = config.data.augment
+    standardized, augmented = classification.input_functions(config, statistics)
 
     def mix(key, image, target, mask):
         return data.mix(key, image, target, mask, augment, 0)

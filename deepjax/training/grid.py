@@ -34,9 +34,9 @@ def search(
     """Try all combinations of some options for a few updates each, and name the best on the validation set.
 
     Every candidate starts as its own run would, from the config's seed, and its updates are the first of that run: a
-    schedule's warm-up counts. Candidates that differ only in learning rate and weight decay are trained together, as
-    one program that is vmapped over these numbers; others one after another, each with a program of its own. The
-    results do not depend on which are trained together, except for rounding.
+    schedule's warm-up counts. Candidates that differ only in learning rate and weight decay are trained together, by
+    one program that is vmapped over these two numbers. All others are trained one after another, each by a separate
+    program. Except for rounding, the results do not depend on which candidates are trained together.
 
     Of the candidates whose loss is finite, and that are better than chance where the task knows what chance is, the
     best is the one with the lowest validation loss, or error, as `config.best` says. Of equals it is the first.
