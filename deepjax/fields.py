@@ -149,6 +149,8 @@ def replaced(values: Any, path: str, value: Any) -> Any:
     if name not in known:
         raise InputError(f"{path} is not a field of {type(values).__name__}; {choices(name, known)}")
     inner = getattr(values, name)
+    if rest and not (isinstance(inner, dict) or dataclasses.is_dataclass(inner)):
+        raise InputError(f"{path} is not a field; {name} is a single value; leave out .{rest}")
     if rest:
         value = inner | {rest: value} if isinstance(inner, dict) else replaced(inner, rest, value)
     return dataclasses.replace(values, **{name: value})

@@ -25,8 +25,8 @@ class Predict:
     """Image files, or folders of them. For a run on features: CSV files with a row of names."""
     weights: str = ""
     """File with the weights of the network: .safetensors, or one of PyTorch, such as .pth."""
-    top: int = option(5, at_least=1)
-    """Number of classes to print."""
+    top: int | None = option(None, at_least=1)
+    """Number of classes to print. Unset: 5."""
     crops: Literal[1, 5, 10] = 1
     """Parts of each image whose predictions are averaged. 1: the center. 5: corners and center. 10: and their mirror
     images."""

@@ -79,9 +79,9 @@ def _print_slide(options, model, shape):
     lines = slide(model, shape, count=count)
     parameters, operations = _sums(lines, "operations")
     if options.json:
-        print(
-            json.dumps({"model": options.model, "count": count, "lines": [line._asdict() for line in lines]}, indent=2)
-        )
+        record = {"model": options.model, "input": shape, "count": count, "parameters": parameters}
+        record |= {"operations": operations, "lines": [line._asdict() for line in lines]}
+        print(json.dumps(record, indent=2))
         return 0
     rows = [
         (

@@ -97,8 +97,8 @@ def load_dataset(run, data_dir="", given=None) -> data.Dataset:
         )
     if dataset.drawn and workdir.has_changed(run.config.workdir, dataset):
         raise InputError(
-            f"the images of {dataset.name} have changed since {run.config.workdir} was trained, so that some of its "
-            f"training images would be drawn for testing; restore them; to test on new images, give a folder "
+            f"the examples of {dataset.name} have changed since {run.config.workdir} was trained, so that some of its "
+            f"training examples would be drawn for testing; restore them; to test on new images, give a folder "
             f"with train/CLASS and test/CLASS"
         )
     return dataset
@@ -108,7 +108,7 @@ def _check_alike(first, other):
     """Raise InputError if two runs cannot be averaged, with the first reason."""
     for name, one, two in (
         ("data.name", first.config.data.name, other.config.data.name),
-        ("image shape", first.shape, other.shape),
+        ("shape of an example", first.shape, other.shape),
         ("data.center_crop", first.config.data.center_crop, other.config.data.center_crop),
         ("classes", first.classes, other.classes),
     ):
@@ -143,7 +143,7 @@ def average_weights(runs, train) -> Run:
     pass over `train`, a training set, because no run's moments fit. A single member is returned as it is.
 
     Raises:
-      InputError: parameters differ in name or shape, or the runs standardize images differently.
+      InputError: parameters differ in name or shape, or the runs standardize examples or targets differently.
     """
     first = runs[0]
     for other in runs[1:]:
@@ -171,8 +171,11 @@ def _check_standardization(first, other):
         )
     elif alike:  # directions of nearly equal variance are arbitrary
         alike = all(np.array_equal(mine, its) for mine, its in zip(one[1:], two[1:], strict=True))
+    mean, deviation = np.reshape(first.target or (0, 1), 2)
+    alike = alike and len(first.target) == len(other.target)
+    alike = alike and bool(np.allclose(other.target or (0, 1), (mean, deviation), rtol=0, atol=0.05 * deviation))
     if not alike:
         raise InputError(
             f"weights of {first.config.workdir} and {other.config.workdir} cannot be averaged: their standardization "
-            f"of images differs ({one.kind} and {two.kind}); average predictions"
+            f"of examples or targets differs ({one.kind} and {two.kind}); average predictions"
         )

@@ -82,7 +82,7 @@ def class_names(count) -> tuple[str, ...]:
     )
 
 
-def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
+def predict(run, paths, *, top=None, crops=1, batch_size=64) -> list:
     """Return the task's predictions for image files and for the images in folders and their subfolders, in order.
 
     In classification these are `Prediction`s. For an image that cannot be read, the prediction has `problem`. The other
@@ -91,16 +91,19 @@ def predict(run, paths, *, top=5, crops=1, batch_size=64) -> list:
     Args:
       run: a Run or a Classifier.
       paths: paths of files and folders.
-      top: number of classes for each image.
+      top: number of classes for each image, usually 5. A run that predicts a number takes none.
       crops: 1: the center. 5: corners and center; 10: these and their mirror images; probabilities are averaged.
       batch_size: maximum number of crops of one call, but never less than those of one image.
 
     Raises:
-      InputError: a folder without images, a run that does not crop images, a CSV file that does not fit, or outputs
-        that are not finite.
+      InputError: a folder without images, a run that does not crop images or has no classes, a CSV file that does not
+        fit, or outputs that are not finite.
     """
-    if top < 1:
+    if top is not None and top < 1:
         raise InputError(f"top {top} must be at least 1")
+    if top is not None and not run.classes:
+        raise InputError(f"top {top}: the run predicts a number, not classes; leave it out")
+    top = 5 if top is None else top
     if len(run.shape) == 1:
         return [prediction for path in paths for prediction in _predict_rows(run, Path(path), top, crops)]
     run.check_crops(crops)
@@ -141,7 +144,7 @@ def read_features(run, path):
 
     Raise InputError if columns are missing, are not as many, or hold something else than finite numbers.
     """
-    if path.suffix != ".csv":
+    if path.suffix.lower() != ".csv":
         raise InputError(f"{path}: the run was trained on {run.shape[0]} features, not on images; give a .csv file")
     table = data.read_table(path)
     names = run.columns[:-1] or table.columns

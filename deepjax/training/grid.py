@@ -60,6 +60,8 @@ def search(
     """
     display = log if isinstance(log, Display) else Display(log)
     config = setup.with_absolute_paths(config)
+    if wrong := [path for path, values in grid.items() if isinstance(values, str) or not hasattr(values, "__iter__")]:
+        raise InputError(f"grid {wrong[0]} {grid[wrong[0]]!r} must be a list of values, such as [0.01, 0.1]")
     choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     configs = [_with_options(config, options) for options in choices]
     _check(configs, name, updates, together)

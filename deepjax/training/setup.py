@@ -57,7 +57,7 @@ def check(config, model=None):
 def with_absolute_paths(config):
     """Return the config with absolute paths, so that `deepjax eval` finds the data from any folder."""
     path, data_dir = Path(config.data.name).expanduser(), config.data_dir
-    if is_folder(config.data.name) or (path.suffix in (".npz", ".csv") and path.exists()):
+    if is_folder(config.data.name) or (path.suffix.lower() in (".npz", ".csv") and path.exists()):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=str(path.absolute())))
     for name in ("pretrained", "teacher"):
         if is_path(word := getattr(config, name)):

@@ -143,7 +143,7 @@ def mlp(
     check_rate("mlp", dropout=dropout)
     check_order("mlp", order, norm)
     if scale != SCALE and init not in ("gaussian", "gaussian_all"):
-        raise InputError(f"mlp: scale {scale} is for init gaussian, not {init}; leave it out")
+        raise InputError(f"mlp: scale {scale} is for init gaussian and gaussian_all, not {init}; leave it out")
     if depth == 1 and (norm_factory(norm), activation, dropout) != (None, "relu", 0):
         options = f"norm {norm}, activation {activation} and dropout {dropout}"
         raise InputError(f"mlp: depth 1 has no hidden layer for {options}; leave them out, or make depth at least 2")

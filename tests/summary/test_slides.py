@@ -160,6 +160,7 @@ def test_the_command(capsys):
     assert lines[-1] == "cifar_resnet20: 268,336 parameters, 40,551,040 operations (0.041 G)"
     assert cli.main(["summary", "cifar_resnet20", "--style", "slide", "--count", "conv-bias", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
+    assert record["operations"] == sum(line["operations"] for line in record["lines"])
     assert record["lines"][-1] == {
         "layer": "softmax",
         "repeats": 1,

@@ -133,6 +133,8 @@ def test_a_linear_table_is_learned_and_predicted_in_its_own_units(run, capsys):
         moved.write_text(written)
         assert cli.main(["predict", str(run), str(moved)]) == 2
         assert message in capsys.readouterr().err
+    assert cli.main(["predict", str(run), str(moved), "--top", "3"]) == 2
+    assert "top 3: the run predicts a number" in capsys.readouterr().err
 
 
 def test_eval_prints_a_table_and_averages_runs(run, tmp_path, capsys):
@@ -150,6 +152,9 @@ def test_eval_prints_a_table_and_averages_runs(run, tmp_path, capsys):
     np.testing.assert_allclose(found.together.predictions, mean, rtol=1e-6)
     assert cli.main(["eval", str(run), str(tmp_path / "other")]) == 0
     assert "predictions averaged" in capsys.readouterr().out
+    moved = both[1]._replace(target=(both[1].target[0] + both[1].target[1], both[1].target[1]))
+    with pytest.raises(InputError, match="standardization of examples or targets differs"):
+        inference.evaluate_runs([both[0], moved], average="weights")
 
 
 def test_an_exported_program_returns_the_predictions(run):

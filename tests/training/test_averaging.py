@@ -372,7 +372,7 @@ def test_runs_that_cannot_be_averaged_are_one_line(runs, snapped, capsys, monkey
 def test_weights_need_one_standardization(runs):
     one, two = (inference.load_run(runs / name) for name in ("a", "b"))
     other = two.standardizer._replace(shift=two.standardizer.shift + two.standardizer.scale)
-    with pytest.raises(InputError, match="their standardization of images differs"):
+    with pytest.raises(InputError, match="their standardization of examples or targets differs"):
         inference.evaluate_runs([one, two._replace(standardizer=other)], average="weights")
 
 

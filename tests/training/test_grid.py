@@ -114,6 +114,9 @@ def test_where_all_diverge_or_none_is_better_than_chance_one_line_says_so(tmp_pa
         ({"optimizer.learning_rat": [0.1]}, {}, "learning_rat is not a field of Optimizer; did you mean"),
         ({"model_options.widht": [4]}, {}, "widht"),
         ({"optimizer.learning_rate": []}, {}, "an option without values"),
+        ({"optimizer.learning_rate": 0.1}, {}, "learning_rate 0.1 must be a list of values"),
+        ({"model": "mlp"}, {}, "grid model 'mlp' must be a list of values"),
+        ({"model.depth": [2]}, {}, "model.depth is not a field; model is a single value"),
         (GRID, {"data": Data(validation=0.0)}, "data.validation 0: a search compares"),
     ],
 )

@@ -128,7 +128,7 @@ def _labels(table: Table, target: str) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _owns(wanted: Wanted) -> bool:
-    return wanted.name.endswith(".csv")
+    return wanted.name.lower().endswith(".csv")
 
 
 def _load(wanted: Wanted) -> Dataset:
