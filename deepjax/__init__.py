@@ -8,9 +8,9 @@ import importlib
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "benchmarks", "config", "data", "errors", "fields", "files", "functional", "inference", "init_from_data",
-    "initializers", "layers", "optimizers", "parallel", "plan", "runs", "summary", "tasks", "trace", "training",
-    "transforms", "units", "weights", "zoo",
+    "benchmarks", "config", "data", "errors", "fields", "figures", "files", "functional", "inference",
+    "init_from_data", "initializers", "layers", "linear", "optimizers", "parallel", "plan", "runs", "summary",
+    "tasks", "trace", "training", "transforms", "units", "weights", "zoo",
 )  # fmt: skip
 
 

@@ -22,3 +22,10 @@ def test_examples(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_every_part_is_an_attribute_of_the_package():
+    parts = {name.split(".")[1] for name in MODULES}
+    assert parts - set(deepjax._SUBMODULES) == {"__main__", "cli", "foreign"}
+    for part in ("linear", "figures"):
+        assert getattr(deepjax, part).__name__ == f"deepjax.{part}"
