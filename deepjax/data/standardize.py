@@ -53,13 +53,15 @@ class Standardizer(NamedTuple):
 
         Args:
           kind: kind of transformation.
-            channel: mean 0 and variance 1 of each channel (last axis), over all images and pixels.
-            mean_color: subtract the mean of each channel. mean_image: subtract the mean of each pixel and channel.
-            min_max: map the minimum and maximum of each channel to `limits`.
-            z_score: mean 0 and variance 1 of each pixel and channel.
-            pca: rotate flattened inputs onto the eigenvectors of their covariance, and divide by the roots of the
+
+            - channel: mean 0 and variance 1 of each channel (last axis), over all images and pixels.
+            - mean_color: subtract the mean of each channel. mean_image: subtract the mean of each pixel and channel.
+            - min_max: map the minimum and maximum of each channel to `limits`.
+            - z_score: mean 0 and variance 1 of each pixel and channel.
+            - pca: rotate flattened inputs onto the eigenvectors of their covariance, and divide by the roots of the
               eigenvalues. zca: then rotate back, so that the result is as close to the input as white data can be
               (Bell and Sejnowski 1997); its matrix is symmetric.
+
           split: the training set, or an array of its inputs.
           epsilon: for pca and zca: added to the eigenvalues, so that noise is not amplified. With 0, the covariance of
             the whitened data is I; 0.01 to 0.1 is usual for natural images. Variances and covariances divide by N, not

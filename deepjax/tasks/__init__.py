@@ -2,42 +2,42 @@
 
 A task is an object with these functions. The first three are pure and run inside the compiled step:
 
-  prepare(batch, key) -> (inputs, targets): what the model is called with, and what it is compared with. `key` is None
-    in evaluation, where nothing is random.
-  measure(outputs, targets, mask) -> sums over the real examples: "loss", "count" (the number of predictions), and
-    other metrics. The step divides by the count over all devices.
-  rows(outputs, batch) -> arrays with one row per example, for evaluation.
-  average_views(outputs) -> outputs [batch, ...] of the mean over several views, [views, batch, ...]. A task may lack
-    it: then evaluation refuses more than one view.
+- prepare(batch, key) -> (inputs, targets): what the model is called with, and what it is compared with. `key` is None
+  in evaluation, where nothing is random.
+- measure(outputs, targets, mask) -> sums over the real examples: "loss", "count" (the number of predictions), and
+  other metrics. The step divides by the count over all devices.
+- rows(outputs, batch) -> arrays with one row per example, for evaluation.
+- average_views(outputs) -> outputs [batch, ...] of the mean over several views, [views, batch, ...]. A task may lack
+  it: then evaluation refuses more than one view.
 
 Those that follow receive rows of a whole data set as NumPy arrays:
 
-  evaluated, averaged: names of the rows that `evaluate`, and `average`, need.
-  evaluate(rows) -> an evaluation, with `loss` and `metrics` ({"loss": ..., ...}). If it has
-    `above_chance`, a search leaves out candidates for which that is False.
-  average(members) -> one set of rows, of the averaged predictions of several models.
-  abstract_batch(dataset, size) -> shapes and dtypes of a batch.
-  check_outputs(outputs): raise InputError if the outputs of a user's model, as shapes, do not fit.
-  describe(dataset), text(metrics) -> a line for the log.
-  figures(evaluation, title, split) -> {file name: matplotlib figure}; `split` holds the examples.
+- evaluated, averaged: names of the rows that `evaluate`, and `average`, need.
+- evaluate(rows) -> an evaluation, with `loss` and `metrics` ({"loss": ..., ...}). If it has
+  `above_chance`, a search leaves out candidates for which that is False.
+- average(members) -> one set of rows, of the averaged predictions of several models.
+- abstract_batch(dataset, size) -> shapes and dtypes of a batch.
+- check_outputs(outputs): raise InputError if the outputs of a user's model, as shapes, do not fit.
+- describe(dataset), text(metrics) -> a line for the log.
+- figures(evaluation, title, split) -> {file name: matplotlib figure}; `split` holds the examples.
 
 Image files and rows of CSV files are predicted, networks are exported, and runs are drawn, by
 
-  predicted(outputs) -> what is averaged over networks and crops; pure.
-  exported(outputs) -> what an exported program returns, from the outputs of its networks [networks, batch, ...]; pure.
-  predictions(paths, values, top, problems) -> for each path a prediction with `problem`, `path`, `texts`, `record` and
-    `row`.
-  curves: {metric: plots.Curve}: how metrics are drawn over epochs. "loss" must be among them,
-    and "error" if `config.best` may be error.
+- predicted(outputs) -> what is averaged over networks and crops; pure.
+- exported(outputs) -> what an exported program returns, from the outputs of its networks [networks, batch, ...]; pure.
+- predictions(paths, values, top, problems) -> for each path a prediction with `problem`, `path`, `texts`, `record` and
+  `row`.
+- curves: {metric: plots.Curve}: how metrics are drawn over epochs. "loss" must be among them,
+  and "error" if `config.best` may be error.
 
 A task is a module with
 
-  outputs(classes, shape) -> the number of outputs of a network from the zoo.
-  fit_statistics(config, dataset, source) -> the Statistics of the training set. Classification's suits all inputs.
-  of_config(config, dataset, statistics, model) -> the task of a new run. Raises InputError for fields that it does not
-    use.
-  of_record(run) -> the task of a finished run, from its config, classes, shape and standardizer. `run.inputs` turns
-    examples into what the network gets, data.center_crop included.
+- outputs(classes, shape) -> the number of outputs of a network from the zoo.
+- fit_statistics(config, dataset, source) -> the Statistics of the training set. Classification's suits all inputs.
+- of_config(config, dataset, statistics, model) -> the task of a new run. Raises InputError for fields that it does not
+  use.
+- of_record(run) -> the task of a finished run, from its config, classes, shape and standardizer. `run.inputs` turns
+  examples into what the network gets, data.center_crop included.
 
 and one line in TASKS. `tasks/regression.py` is the example to follow.
 """

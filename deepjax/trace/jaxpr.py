@@ -48,8 +48,8 @@ def call_jaxpr(model, variables, x, call, *, rngs=None, mutable: Any = False):
 
     Args:
       model: any Linen module.
-      variables: variables of the model: arrays, or `jax.ShapeDtypeStruct`s.
-      x: the first argument: arrays, or `jax.ShapeDtypeStruct`s.
+      variables: variables of the model: arrays, or instances of `jax.ShapeDtypeStruct`.
+      x: the first argument: arrays, or instances of `jax.ShapeDtypeStruct`.
       call: dict, further arguments.
       rngs: dict, stream -> PRNG key.
       mutable: as in `model.apply`.

@@ -26,12 +26,14 @@ class Branch(nn.Module):
     out.
 
     `branch_init` sets the initial values:
-      "default": `kernel_init` for all kernels; the norm's factory for scales.
-      "zero_scale": the scale of the last norm starts at 0 (Goyal et al. 2017, section 5.1). Needs order "post".
-      "fixup": Fixup initialization (Zhang et al. 2019, section 3). Needs norm None. A learned number is added before
+
+      - "default": `kernel_init` for all kernels; the norm's factory for scales.
+      - "zero_scale": the scale of the last norm starts at 0 (Goyal et al. 2017, section 5.1). Needs order "post".
+      - "fixup": Fixup initialization (Zhang et al. 2019, section 3). Needs norm None. A learned number is added before
         each convolution (`shift1`, ...), and another one replaces each norm (`norm1`, ...). The last kernel starts at
         0, and a learned factor (`scale`) follows it. The other kernels are those of `kernel_init` times
         branches^(-1 / (2m - 2)), where m is the number of convolutions in the branch.
+
     The fourth value, "skip_init", is not an option of Branch but the join `SkipInit`.
 
     Convolutions have biases if `norm` is None and `branch_init` is not "fixup", and where an activation separates them

@@ -62,12 +62,14 @@ def create(
     Args:
       name: a key of `MODELS`.
       options: those that `options_of(name)` lists, such as depth, width, dtype. Every network has
-        features_only: True: a call returns {stage's name: its map}; there is no head.
-        return_logits: False: a call returns the input of the last dense layer, such as pooled features.
-        remat: "none", "unit" or "sqrt": what scanned units store for the backward pass; see `units.stack`. Reversible
+
+        - features_only: True: a call returns {stage's name: its map}; there is no head.
+        - return_logits: False: a call returns the input of the last dense layer, such as pooled features.
+        - remat: "none", "unit" or "sqrt": what scanned units store for the backward pass; see `units.stack`. Reversible
           networks also have "reversible". None: the network's usual value, mostly "none".
-        init: initializer of the kernels, a key of `network.INITS`, whose fan_out is PyTorch's: not divided by the
+        - init: initializer of the kernels, a key of `network.INITS`, whose fan_out is PyTorch's: not divided by the
           groups of a convolution. None: the network's usual one.
+
       num_classes: number of logits. None: the network's usual number.
       **more: options by name, in addition to `options`.
 
