@@ -9,6 +9,7 @@ An experiment is one module with
   table(numbers) -> (header, rows): what is printed.
   claim(numbers) -> a `experiment.Claim`: what the numbers are to show, with its tolerance, and whether they do.
   draw(numbers) -> a matplotlib Figure.
+  animate(numbers) -> a matplotlib Animation, optional; it becomes a GIF beside the drawing.
 
 and one line in FIGURES. `figures/squared_error_sigmoid.py` is the example to follow.
 """
@@ -30,6 +31,7 @@ FIGURES = (
     "kernel-perceptron",
     "learning-rate",
     "loss-surface",
+    "optimizer-paths",
     "perceptron-bound",
     "pretraining",
     "rbf-l1-l2",
