@@ -30,6 +30,7 @@ FIGURES = (
     "kernel-factorization",
     "kernel-perceptron",
     "learning-rate",
+    "linear-regression",
     "loss-surface",
     "optimizer-paths",
     "perceptron-bound",

@@ -22,7 +22,8 @@ def gradient(point):
 
 def by_hand(name, steps):
     """Return the path of the lecture's formulas; of Adam with bias correction."""
-    point, a, b, path = np.array(experiment.START), np.zeros(2), np.zeros(2), [experiment.START]
+    point, a, b = np.array(experiment.START), np.zeros(2), np.zeros(2)
+    path = [point]
     for t in range(1, steps + 1):
         g = gradient(point)
         if name in ("gradient descent", "momentum"):
