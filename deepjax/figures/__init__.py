@@ -5,10 +5,11 @@ An experiment is one module with
   TITLE: what it shows, as one line.
   SOURCE: the lecture's topic, or the paper, that it comes from.
   numbers(settings) -> a frozen dataclass of plain numbers, texts, tuples and dicts, which is written as JSON. It is a
-    pure function of `experiment.Settings`. The usual size takes less than a minute on two CPU cores.
+    pure function of `experiment.Settings`, except for measured times. The usual size takes less than a minute on two CPU cores.
   table(numbers) -> (header, rows): what is printed.
   claim(numbers) -> a `experiment.Claim`: what the numbers are to show, with its tolerance, and whether they do.
   draw(numbers) -> a matplotlib Figure.
+  animate(numbers) -> a matplotlib Animation, optional; it becomes a GIF beside the drawing.
 
 and one line in FIGURES. `figures/squared_error_sigmoid.py` is the example to follow.
 """
@@ -23,13 +24,16 @@ __all__ = ["FIGURES", "Claim", "Settings", "find"]
 
 FIGURES = (
     "batch-norm-speed",
+    "batch-vs-loop",
     "color-pca",
     "delta-rule",
     "dropconnect",
     "kernel-factorization",
     "kernel-perceptron",
     "learning-rate",
+    "linear-regression",
     "loss-surface",
+    "optimizer-paths",
     "perceptron-bound",
     "pretraining",
     "rbf-l1-l2",
