@@ -29,6 +29,7 @@ FIGURES = (
     "kernel-factorization",
     "kernel-perceptron",
     "learning-rate",
+    "linear-pieces",
     "loss-surface",
     "perceptron-bound",
     "pretraining",
