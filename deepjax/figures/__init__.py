@@ -35,6 +35,7 @@ FIGURES = (
     "pretraining",
     "rbf-l1-l2",
     "rbf-network",
+    "sawtooth",
     "second-order",
     "squared-error-sigmoid",
 )
