@@ -7,7 +7,9 @@ import pytest
 
 import helpers
 from deepjax import cli, figures, zoo
+from deepjax.cli.bench import Depth
 from deepjax.cli.search import _read
+from deepjax.cli.terminal import parse
 
 ROWS = [
     re.split(r" *(?<!\\)\| *", line.strip("| "))
@@ -37,6 +39,8 @@ def test_figures_and_configs_exist():
             assert read(path, words[1:])
         elif words[0] == "summary":
             assert words[1] in (*zoo.MODELS, "NAME")
+        elif words[0] == "bench":
+            assert parse(Depth, words[2:], "deepjax bench depth")
         else:
             assert words[0] == "models", words
 

@@ -31,6 +31,7 @@ FIGURES = (
     "kernel-factorization",
     "kernel-perceptron",
     "learning-rate",
+    "linear-pieces",
     "linear-regression",
     "loss-surface",
     "optimizer-paths",
@@ -38,6 +39,7 @@ FIGURES = (
     "pretraining",
     "rbf-l1-l2",
     "rbf-network",
+    "sawtooth",
     "second-order",
     "squared-error-sigmoid",
 )

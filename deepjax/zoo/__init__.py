@@ -53,7 +53,7 @@ CARDS: dict[str, Card] = {name: card for family in FAMILIES for name, card in ge
 def create(
     name: Any, options: Mapping[str, Any] | None = None, /, *, num_classes: int | None = None, **more: Any
 ) -> Any:
-    """Make a network as a Linen module.
+    """Make a network as a Linen module::
 
         model = create("cifar_resnet20", num_classes=10)
         variables = jax.jit(model.init, static_argnames="train")(key, x, train=False)  # without jit: slower
