@@ -49,8 +49,8 @@ class Augmented(nn.Module):
 def numbers(settings):
     """Return Numbers. The seed draws initial weights, orders, changes of images, and what is dropped.
 
-    The usual size is 600 digits of 16x16 pixels; with a data_dir 6,000 images of MNIST, about 35 minutes of
-    CPU time. Both have networks of width 8. `full` is the paper's network of width 32 on all of MNIST, 100 epochs: days.
+    The usual size is 600 digits of 16x16 pixels; with a data_dir 6,000 images of MNIST, about 35 minutes of CPU
+    time. Both have networks of width 8. `full` is the paper's network of width 32 on all of MNIST, 100 epochs: days.
     """
     mnist, full = bool(settings.data_dir), settings.full
     name, size, side = ("mnist", None if full else 6000, 28) if mnist or full else ("digits", 600, 16)
