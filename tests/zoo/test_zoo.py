@@ -85,6 +85,8 @@ SMALL = {  # one of each kind, as small as it can be: the network, then what dif
     "mlp": {"depth": 4, "width": 16},
     "mlp: batch norm": {"depth": 4, "width": 16, "norm": "batch"},
     "plain_cnn": {"depth": 4, "width": 8},
+    "polynomial": {"degree": 2},
+    "rbf": {"units": 3},
     "mnist_cnn": {"width": 4},
     "cifar_asymmetric": {"width": 4, "norm": "batch"},
     "monster": {"depth": 1, "width": 8},
@@ -107,7 +109,7 @@ SMALL = {  # one of each kind, as small as it can be: the network, then what dif
 # One of each family. Masks and gradients of the large families' networks are tested in these families' own files.
 COMPUTED = (
     "cifar_resnet", "wide_resnet", "cifar_revnet", "shake_shake", "mnist_highway", "cifar_densenet", "mlp: batch norm",
-    "mnist_cnn", "lenet5_modern", "monster", "alexnet_r", "all_cnn_c",
+    "rbf", "mnist_cnn", "lenet5_modern", "monster", "alexnet_r", "all_cnn_c",
 )  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def test_features_logits_and_the_minimum_size(case):
     if model.min_size > 1:
         with pytest.raises(InputError, match=f"is below this network's minimum of {model.min_size}x{model.min_size}"):
             call(model, x[:, : model.min_size - 1])
-    if case.split(":")[0] not in ("mlp", "highway", "fcn_r"):  # these flatten inputs of any shape
+    if case.split(":")[0] not in ("mlp", "highway", "fcn_r", "polynomial", "rbf"):  # these flatten inputs of any shape
         with pytest.raises(InputError, match="images must be"):
             call(model, x[0])
 
