@@ -5,7 +5,7 @@ TODO
     deepjax train perceptron
 """
 
-from deepjax.config import Config, Data, Optimizer
+from deepjax.config import Config, Data, Devices, Optimizer
 
 config = Config(
     data=Data(name="digits"),
@@ -13,6 +13,7 @@ config = Config(
     model="mlp",
     model_options={"depth": 1, "init": "zeros"},
     optimizer=Optimizer(name="sgd", learning_rate=1.0),
+    devices=Devices(count=1),
     epochs=10,
     batch_size=1,
     eval_batch_size=100,

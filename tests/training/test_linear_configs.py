@@ -12,12 +12,13 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, Ri
 import helpers
 from deepjax import inference, linear
 from deepjax.cli.configs import configs
+from deepjax.config import Devices
 
 
 def trained(folder, name, **changes) -> Any:
     config = runpy.run_path(str(configs()[name]))["config"]
     optimizer = dataclasses.replace(config.optimizer, **changes.pop("optimizer", {}))
-    helpers.train(config, folder / name, optimizer=optimizer, **changes)
+    helpers.train(config, folder / name, optimizer=optimizer, devices=Devices(count=1), **changes)
     return inference.load_run(folder / name)
 
 

@@ -49,8 +49,14 @@ def test_radial_basis_functions_by_their_formula():
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
     squares = ((x.reshape(5, 1, 4) - centers) ** 2).sum(-1)
     expected = np.exp(-squares / (2 * widths**2)) @ kernel + bias
-    call = jax.jit(lambda x: model.apply({"params": params}, x, train=False))
-    assert_allclose(call(x), expected, rtol=1e-4, atol=1e-5)
+
+    def call(params):
+        outputs = model.apply({"params": params}, x, train=True)
+        return jnp.square(outputs).sum(), outputs
+
+    (_, outputs), gradients = jax.jit(jax.value_and_grad(call, has_aux=True))(params)
+    assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    assert all(np.abs(leaf).min() > 0 for leaf in jax.tree.leaves(gradients))
 
 
 def test_counts_in_closed_form_and_limits():
