@@ -1,7 +1,15 @@
-"""Ridge regression
+"""Ridge regression: linear regression with an L2 penalty, by stochastic gradient descent and in closed form.
 
-deepjax train ridge_regression
-deepjax train ridge_regression --init least_squares --batch-size 300 --epochs 1
+Expected result: R2 0.362 to 0.366, 0.364 on average, on the 89 test patients of diabetes (--seed 0 to 4). The
+closed form, by the second command, has 0.3684, as scikit-learn's Ridge(alpha=150). Without a penalty it is 0.3414
+(config `linear_regression`).
+
+The loss is the mean squared error plus weight_decay / 2 times the squared weights without the bias. In the
+lecture's sum over N examples, that is alpha = N / 2 weight_decay, with N = 300. All else is as in
+`linear_regression`.
+
+    deepjax train ridge_regression
+    deepjax train ridge_regression --init least_squares --batch-size 300 --epochs 1
 """
 
 from deepjax.config import Config, Data, Devices, Optimizer

@@ -1,6 +1,10 @@
-"""Softmax regression
+"""Softmax regression on ten digits.
 
-deepjax train softmax_regression
+Expected result: 3.00 to 3.33 % test error, 3.27 % on average (--seed 0 to 4; one of the 300 test images is 0.33 %),
+in about 6 s of training on two CPU cores that were shared with other work. scikit-learn's LogisticRegression has
+3.33 %, with C=1 and with C=1000.
+
+    deepjax train softmax_regression
 """
 
 from deepjax.config import Config, Data, Optimizer
