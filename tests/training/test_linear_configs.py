@@ -40,7 +40,7 @@ def test_closed_forms_are_scikit_learns_and_full_batches_stay_there(tmp_path, na
 @pytest.mark.slow
 def test_sgd_ends_near_the_closed_forms(tmp_path):
     for name, reference in (("linear_regression", LinearRegression()), ("ridge_regression", Ridge(150.0))):
-        run = trained(tmp_path, name)
+        run = trained(tmp_path, name, epochs=10)
         (x, y), (x_test, y_test) = split(run), split(run, "test")
         found = inference.evaluate_run(run)
         assert abs(found.metrics["r2"] - reference.fit(x, y).score(x_test, y_test)) < 0.05
@@ -84,5 +84,5 @@ def test_the_kernel_perceptron_is_as_good_in_its_features(tmp_path):
 @pytest.mark.slow
 def test_the_rbf_network_learns_xor_and_a_line_does_not(tmp_path):
     assert inference.evaluate_run(trained(tmp_path / "rbf", "rbf_network")).error < 0.06
-    line = trained(tmp_path / "line", "rbf_network", model="mlp", model_options={"depth": 1}, init="model")
+    line = trained(tmp_path / "line", "rbf_network", model="mlp", model_options={"depth": 1}, init="model", epochs=3)
     assert inference.evaluate_run(line).error > 0.3
