@@ -37,8 +37,8 @@ def least_squares(model, key, x, numbers, *, ridge: Any = 0.0, variables=None, *
     >>> import flax.linen as nn, jax
     >>> x = jnp.array([[0.0], [1.0], [2.0]])
     >>> y = nn.Dense(1).apply(least_squares(nn.Dense(1), jax.random.key(0), x, 1 + 2 * x), jnp.array([[5.0]]))
-    >>> print(y.round(3))
-    [[11.]]
+    >>> print(f"{y.item():.3f}")
+    11.000
     """
     last, outputs = settable_layers(model, key, x, call)[-1], numbers.shape[-1]
     if len(last.shape) != 2 or not last.affine or last.shape[1] != outputs:
