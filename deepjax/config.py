@@ -78,9 +78,9 @@ class Data:
     """The images: which, how they are split, and where they are stored during training."""
 
     name: str = "digits"
-    """digits, spirals, disc, xor, diabetes, a TFDS name (mnist, cifar10, imagenet2012, ...), a folder with CLASS/*.jpg
-    or train/CLASS/*.jpg, `folder` if data_dir is such a folder, an .npz file, or a .csv file with a row of names and
-    columns of numbers."""
+    """digits, spirals, disc, xor, moons, diabetes, a TFDS name (mnist, cifar10, imagenet2012, ...), a folder with
+    CLASS/*.jpg or train/CLASS/*.jpg, `folder` if data_dir is such a folder, an .npz file, or a .csv file with a row of
+    names and columns of numbers."""
     target: str = ""
     """CSV files: name of the column to learn; the others are features. Numbers are for task regression, names of
     classes for task classification. Empty: the last column."""
@@ -239,9 +239,12 @@ class Config:
     data: Data = Data()
     task: str = "classification"
     """What the model learns: a name in `deepjax.tasks.TASKS`."""
-    loss: Literal["", "mse", "mae", "huber"] = ""
-    """regression: loss of the standardized targets: mean squared error (the usual one), mean absolute error, or Huber's
-    with delta 1, which is one standard deviation. Empty: the task's usual loss."""
+    loss: Literal["", "mse", "mae", "huber", "perceptron"] = ""
+    """Empty: the task's usual loss. regression: loss of the standardized targets: mse (the usual one), mae, or huber
+    with delta 1, which is one standard deviation. classification: cross entropy is the usual one. perceptron: highest
+    output minus that of the label. mse: squared error of the outputs, which should be 1 for the label and -1 for other
+    classes, summed over classes (Adaline). The outputs of a network trained with one of these two are scores, not
+    logits: it has no probabilities."""
     model: str = "cifar_resnet32"
     """A name that `deepjax models` lists."""
     model_options: Options = option({})
@@ -257,11 +260,15 @@ class Config:
         "looks_linear",
         "autoencoder",
         "rbm",
+        "least_squares",
+        "rbf",
     ] = "model"
     """Initialization of the parameters. model: the model's own. The others are functions of deepjax.init_from_data,
     which use the first training batch. auto measures the signal, and chooses an initialization that preserves it at any
     depth. kmeans_kernels needs at least as many images in a batch as features. autoencoder and rbm pretrain an mlp with
-    activation=sigmoid layer by layer, on 8,192 training images (or all, if there are fewer)."""
+    activation=sigmoid layer by layer, on 8,192 training images (or all, if there are fewer). On as many, least_squares
+    sets the last layer to the minimum of the squared error plus optimizer.weight_decay / 2 times its squared kernel:
+    linear and ridge regression in closed form. rbf places the centers of model rbf by k-means++ before that."""
     pretrained: str = ""
     """Source of the initial parameters, in place of `init`: a weights file (.safetensors, .pth, .bin, ...) with
     PyTorch's names or deepjax's, the folder of a run, or a network with weights on the hub, such as resnet18. Empty:

@@ -128,7 +128,7 @@ def _record(options, runs, result) -> dict:
         "loss": result.loss,
         **({"top5_error": result.top5_error} if len(classes) > 5 else {}),
         "mean_f1": sum(known) / len(known),
-        "calibration_error": result.calibration_error,
+        "calibration_error": _number(result.calibration_error),
         "classes": dict(zip(classes, rows, strict=True)),
     }
 
@@ -138,7 +138,7 @@ def _short(value):
 
 
 def _number(value):
-    """Return a number as JSON holds it: NaN, which is that of a class without examples, as None."""
+    """Return a number as JSON holds it: NaN, of a class without examples or scores without probabilities, as None."""
     return None if math.isnan(value) else value
 
 

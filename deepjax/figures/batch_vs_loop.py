@@ -45,7 +45,8 @@ def numbers(settings):
     results = [np.asarray(function(x, w)) for function in (batch, loop)]  # compiles
     difference = abs(results[0] - results[1]).max() / abs(results[0]).max()
     times = [[_seconds(function, x, w) for function in (batch, loop)] for _ in range(51 if settings.full else 5)]
-    return Numbers(jax.default_backend(), *map(plain, np.transpose(times)), float(difference))
+    together, alone = np.transpose(times)
+    return Numbers(jax.default_backend(), plain(together), plain(alone), float(difference))
 
 
 def _seconds(function, x, w):

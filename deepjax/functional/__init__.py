@@ -57,6 +57,7 @@ from deepjax.functional.normalization import (
     weight_norm,
 )
 from deepjax.functional.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
+from deepjax.functional.radial_basis import gaussian_kernel
 from deepjax.functional.resampling import affine_grid, grid_sample
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "factorized_conv",
     "focal",
     "gain",
+    "gaussian_kernel",
     "ghost_batch_norm",
     "global_avg_pool",
     "grid_sample",

@@ -94,8 +94,9 @@ def perceptron(logits, labels, *, mask=None):
       mask: bool [...], True where an example counts, or None.
 
     Returns:
-      [...], 0 where the label has the highest logit. Logits that tie for the highest share its gradient. A label
-      outside [0, classes) gives NaN.
+      [...], 0 where the label has the highest logit. Of logits that tie for the highest, the first has its gradient, as
+      it is the prediction, so that a step of gradient descent at rate 1 is the perceptron's update. A label outside
+      [0, classes) gives NaN.
 
     Raises:
       InputError: shapes that do not match, or labels that are not integers.
@@ -106,7 +107,7 @@ def perceptron(logits, labels, *, mask=None):
     logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_labels("perceptron", logits, labels)
     logits, labels = _blank("perceptron", mask, labels.shape, logits, labels)
-    return _keep(mask, logits.max(-1) - _at_label(logits, labels))
+    return _keep(mask, _at_label(logits, logits.argmax(-1)) - _at_label(logits, labels))
 
 
 def kl_distillation(student_logits, teacher_logits, *, temperature, mask=None):

@@ -111,6 +111,7 @@ def _check_alike(first, other):
         ("shape of an example", first.shape, other.shape),
         ("data.center_crop", first.config.data.center_crop, other.config.data.center_crop),
         ("classes", first.classes, other.classes),
+        ("kind of output", first.task.averaged[-1], other.task.averaged[-1]),
     ):
         if one != two:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from deepjax.init_from_data.auto import Choice, auto
 from deepjax.init_from_data.between_layer import between_layer
+from deepjax.init_from_data.closed_form import least_squares, rbf
 from deepjax.init_from_data.layer_wise import autoencoder, rbm
 from deepjax.init_from_data.looks_linear import looks_linear
 from deepjax.init_from_data.lsuv import lsuv, output_variances
@@ -13,10 +14,12 @@ __all__ = [
     "autoencoder",
     "between_layer",
     "kmeans_kernels",
+    "least_squares",
     "looks_linear",
     "lsuv",
     "output_variances",
     "pca_kernels",
+    "rbf",
     "rbm",
     "within_layer",
 ]

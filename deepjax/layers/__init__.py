@@ -19,6 +19,7 @@ from deepjax.layers.normalization import (
     MovingAverageBatchNorm,
     WeightNorm,
 )
+from deepjax.layers.radial_basis import RadialBasis
 
 __all__ = [
     "AlphaDropout",
@@ -38,6 +39,7 @@ __all__ = [
     "Maxout",
     "MovingAverageBatchNorm",
     "PReLU",
+    "RadialBasis",
     "ShakeShake",
     "SpatialDropout",
     "WeightNorm",

@@ -15,7 +15,7 @@ from deepjax.linear.delta_rule import (
     softmax_regression,
     with_bias,
 )
-from deepjax.linear.kernels import gaussian_kernel, kernel_perceptron, polynomial_kernel
+from deepjax.linear.kernels import gaussian_kernel, kernel_perceptron, polynomial_features, polynomial_kernel
 from deepjax.linear.kmeans import kmeans, kmeans_plus_plus
 from deepjax.linear.least_squares import lasso, least_squares
 from deepjax.linear.minimize import minimize
@@ -36,6 +36,7 @@ __all__ = [
     "mistake_bound",
     "nearest_widths",
     "perceptron",
+    "polynomial_features",
     "polynomial_kernel",
     "rbf_features",
     "rbf_fit",

@@ -1,9 +1,21 @@
 """Kernels, and the perceptron that uses its examples through a kernel only."""
 
+import itertools
+import math
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from deepjax.linear.delta_rule import sign
+from deepjax.errors import InputError
+from deepjax.functional import gaussian_kernel
+from deepjax.functional.arrays import per_feature
+from deepjax.linear.delta_rule import sign, with_bias
+
+__all__ = ["gaussian_kernel", "kernel_perceptron", "polynomial_features", "polynomial_kernel"]
+
+MONOMIALS = 100_000  # limit of the number of features
 
 
 def polynomial_kernel(x, z, *, degree):
@@ -11,25 +23,41 @@ def polynomial_kernel(x, z, *, degree):
     return (1 + x @ z.T) ** degree
 
 
-def gaussian_kernel(x, z, *, width):
-    """Return exp(-|x - z|^2 / (2 width^2)) of all pairs.
+def polynomial_features(x, *, degree):
+    """Return phi(x) with phi(x)^T phi(z) = (1 + <x, z>)^degree, the features of `polynomial_kernel`.
+
+    They are all monomials of x up to the degree, each times the root of the number of times that it is in the expanded
+    kernel.
 
     Args:
-      x: [rows, features].
-      z: [columns, features].
-      width: standard deviation, a scalar or one per column, [columns].
+      x: [..., features].
+      degree: at least 1.
 
     Returns:
-      [rows, columns].
+      [..., C(features + degree, degree)], a binomial coefficient; a 1 comes first.
+
+    Raises:
+      InputError: more than 100,000 monomials.
+
+    >>> polynomial_features(jnp.array([2.0, 3.0]), degree=2).round(3).tolist()
+    [1.0, 2.828..., 4.243..., 4.0, 8.485..., 9.0]
     """
-    distances = jnp.square(x[:, None] - z[None]).sum(-1)
-    return jnp.exp(-distances / (2 * jnp.square(jnp.broadcast_to(width, (1, len(z))))))
+    count = math.comb(x.shape[-1] + degree, degree)
+    if count > MONOMIALS:
+        raise InputError(
+            f"{x.shape[-1]} features have {count:,} monomials up to degree {degree}, above the limit of {MONOMIALS:,}; "
+            f"use fewer features, a lower degree, or kernel_perceptron, which needs none of them"
+        )
+    factors = np.array(list(itertools.combinations_with_replacement(range(x.shape[-1] + 1), degree)))
+    repeats = [math.prod(map(math.factorial, Counter(row).values())) for row in factors.tolist()]
+    scale = jnp.asarray(np.sqrt(math.factorial(degree) / np.array(repeats)), x.dtype)
+    return per_feature(scale, x.ndim) * jnp.prod(with_bias(x)[..., factors], -1)
 
 
 def kernel_perceptron(gram, y, order):
-    """Train a kernel perceptron (Aizerman et al. 1964), whose decision is the sign of
+    """Train a kernel perceptron (Aizerman et al. 1964). Its decision for an example x is
 
-        sum over training examples i of a_i k(x_i, x).
+        sign(sum over training examples i of a_i k(x_i, x)).
 
     Each time that example i is classified wrongly, y_i is added to a_i. With k(x, z) = <x, z> this is `perceptron` from
     zero, with w = sum a_i x_i.

@@ -13,8 +13,8 @@ def minimize(loss, start: Any, *, steps=200, tolerance=1e-5) -> tuple[Any, Any]:
     Args:
       loss: function of the parameters, which returns a scalar.
       start: parameters, a pytree of float arrays.
-      steps: the most steps.
-      tolerance: norm of the gradient at which to stop before.
+      steps: maximum number of steps.
+      tolerance: the search ends earlier if the norm of the gradient is at most this.
 
     Returns:
       (parameters, loss at them).

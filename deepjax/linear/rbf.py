@@ -37,14 +37,21 @@ def rbf_outputs(network, x):
 def nearest_widths(centers, *, neighbors=2):
     """Return a width for each center: the root mean square of the distances from its nearest other centers.
 
-    Moody & Darken 1989, "Fast learning in networks of locally-tuned processing units", with two neighbors.
+    Moody & Darken 1989, "Fast learning in networks of locally-tuned processing units", with two neighbors. A center
+    that repeats is no neighbor of its copies, whose widths would be 0: two centers count as equal if their distance is
+    at most 1e-5 of the largest one.
 
     Args:
-      centers: [units, features], with units > neighbors.
-      neighbors: number of other centers that count.
+      centers: [units, features]. `kmeans` repeats centers if there are fewer distinct examples than clusters.
+      neighbors: number of other centers that count; all of them, if there are fewer.
+
+    Returns:
+      [units], or NaN if all centers are equal.
     """
     distances = jnp.square(centers[:, None] - centers[None]).sum(-1)
-    return jnp.sqrt(jnp.sort(distances, 1)[:, 1 : neighbors + 1].mean(1))
+    others = jnp.where(distances > 1e-10 * distances.max(), distances, jnp.inf)
+    nearest = jnp.sort(others, 1)[:, :neighbors]
+    return jnp.sqrt(nearest.mean(1, where=jnp.isfinite(nearest)))
 
 
 def rbf_place(key, x, units, *, outputs=()):
@@ -53,7 +60,7 @@ def rbf_place(key, x, units, *, outputs=()):
     Args:
       key: PRNG key.
       x: training examples, [examples, features].
-      units: number of centers, at least 3.
+      units: number of centers, at least 2.
       outputs: shape of one output: () or (classes,).
 
     Raises:

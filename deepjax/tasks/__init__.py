@@ -1,11 +1,12 @@
 """Tasks: what a model learns. A task holds everything that depends on the kind of examples; the step does not.
 
-A task is an object with these functions. The first three are pure and run inside the compiled step:
+A task is an object with these functions. Those up to `average_views` are pure:
 
 - prepare(batch, key) -> (inputs, targets): what the model is called with, and what it is compared with. `key` is None
   in evaluation, where nothing is random.
 - measure(outputs, targets, mask) -> sums over the real examples: "loss", "count" (the number of predictions), and
   other metrics. The step divides by the count over all devices.
+- numbers(targets, outputs) -> f32[batch, outputs], what init least_squares fits the last layer to. A task may lack it.
 - rows(outputs, batch) -> arrays with one row per example, for evaluation.
 - average_views(outputs) -> outputs [batch, ...] of the mean over several views, [views, batch, ...]. A task may lack
   it: then evaluation refuses more than one view.
@@ -33,7 +34,7 @@ Image files and rows of CSV files are predicted, networks are exported, and runs
 A task is a module with
 
 - outputs(classes, shape) -> the number of outputs of a network from the zoo.
-- fit_statistics(config, dataset, source) -> the Statistics of the training set. Classification's suits all inputs.
+- fit_statistics(config, dataset, source) -> the Statistics of the training set; that of `tasks.inputs` suits all.
 - of_config(config, dataset, statistics, model) -> the task of a new run. Raises InputError for fields that it does not
   use.
 - of_record(run) -> the task of a finished run, from its config, classes, shape and standardizer. `run.inputs` turns

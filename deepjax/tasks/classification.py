@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 from deepjax import data, functional
 from deepjax.errors import InputError
 from deepjax.runs.plots import Curve
-from deepjax.runs.workdir import Statistics
-from deepjax.tasks.evaluation import Evaluation, Prediction
+from deepjax.tasks.evaluation import Evaluation, Prediction, ScoredPrediction
+from deepjax.tasks.inputs import fit_statistics, input_functions
+
+__all__ = ["Classification", "ScoredClassification", "fit_statistics", "of_config", "of_record", "outputs"]
 
 TOP = 5  # classes that evaluation keeps for each example
 WORST = 16  # examples of the picture of the largest losses
@@ -53,6 +56,7 @@ class Classification:
     evaluated = ("label", "loss", "classes", "confidence")
     averaged = ("label", "log_probabilities")
     curves: ClassVar = {"loss": Curve("cross entropy (nats)", log=True), "error": Curve("error (%)", 100)}
+    prediction: ClassVar = Prediction
 
     @staticmethod
     def abstract_batch(dataset, size):
@@ -113,15 +117,23 @@ class Classification:
             "count": mask.sum().astype(jnp.float32),
         }
 
+    @staticmethod
+    def numbers(targets, outputs):
+        """Return labels [batch] as numbers that `outputs` linear outputs can be fitted to: 1 for the class, else -1."""
+        return signs(targets, outputs)
+
     def average_views(self, outputs):
         """Return logits of the mean probability of views: [views, batch, classes] -> [batch, classes]."""
         return jax.nn.logsumexp(jax.nn.log_softmax(outputs.astype(jnp.float32)), 0) - jnp.log(len(outputs))
 
     def _losses(self, heads, targets):
-        """Return the cross entropy of the logits, plus the weighted ones of auxiliary heads, for each example."""
+        """Return the loss of the logits, plus the weighted ones of auxiliary heads, for each example."""
         weights = [1.0, *[self.auxiliary_weight] * (len(heads) - 1)]
-        losses: Any = [functional.cross_entropy(logits, targets, smoothing=self.smoothing) for logits in heads]
+        losses: Any = [self._loss(logits, targets) for logits in heads]
         return jnp.asarray(sum(weight * loss for weight, loss in zip(weights, losses, strict=True)))
+
+    def _loss(self, logits, targets):
+        return functional.cross_entropy(logits, targets, smoothing=self.smoothing)
 
     def with_teacher(self, teach, temperature, share):
         """Return the task with these fields: `teach`, `temperature`, `teacher_share`."""
@@ -241,9 +253,76 @@ class Classification:
         found = []
         for i, (path, row) in enumerate(zip(paths, probabilities, strict=True)):
             best = np.argsort(-row, kind="stable")[:top]
-            likely = Prediction(str(path), tuple(self.classes[c] for c in best), tuple(row[best].tolist()))
+            likely = self.prediction(str(path), tuple(self.classes[c] for c in best), tuple(row[best].tolist()))
             found.append(Prediction(str(path), problem=problems[i]) if i in problems else likely)
         return found
+
+
+def signs(labels, classes):
+    """Return 1 at the label and -1 elsewhere: integers [...] -> f32[..., classes].
+
+    >>> signs(jnp.array([1]), 3).tolist()
+    [[-1.0, 1.0, -1.0]]
+    """
+    return 2 * jax.nn.one_hot(labels, classes) - 1
+
+
+def _squares(scores, labels):
+    return functional.mse(scores, signs(labels, scores.shape[-1])).sum(-1)
+
+
+SCORED: dict[str, Any] = {"perceptron": functional.perceptron, "mse": _squares}
+"""Losses of outputs that are no logits of probabilities, by the values of config.loss."""
+
+
+@dataclass(frozen=True)
+class ScoredClassification(Classification):
+    """Classification by the highest score, where scores are no logits: nothing has probabilities.
+
+    Averages of views, networks and crops are means of scores.
+    """
+
+    loss: str = "perceptron"
+    """A name in SCORED."""
+
+    evaluated = ("label", "loss", "classes")
+    averaged = ("label", "scores")
+    curves: ClassVar = {"loss": Curve("loss"), "error": Curve("error (%)", 100)}
+    prediction: ClassVar = ScoredPrediction
+
+    def _loss(self, logits, targets):
+        return SCORED[self.loss](logits, targets)
+
+    def average_views(self, outputs):
+        """Return the mean score of views: [views, batch, ...] -> [batch, ...]."""
+        return outputs.mean(0)
+
+    def rows(self, outputs, batch):
+        """Return what evaluation uses of each example. Rows of padding hold arbitrary values."""
+        return {"label": batch["label"], "scores": outputs.astype(jnp.float32)} | self._judged(outputs, batch["label"])
+
+    def _judged(self, scores, labels):
+        return {
+            "loss": self._loss(scores, labels),
+            "classes": jax.lax.top_k(scores.astype(jnp.float32), min(TOP, scores.shape[-1]))[1],
+        }
+
+    def evaluate(self, rows) -> Evaluation:
+        """Return the Evaluation of rows named by `evaluated`, or of those named by `averaged`; no confidences."""
+        labels = rows["label"]
+        if "scores" in rows:
+            rows = jax.jit(self._judged)(rows["scores"], labels)
+        return Evaluation(labels, np.asarray(rows["loss"]), np.asarray(rows["classes"]))
+
+    @staticmethod
+    def average(members: Sequence[dict]) -> dict:
+        """Return rows with the mean of several models' scores."""
+        return members[0] | {"scores": np.mean([rows["scores"] for rows in members], axis=0)}
+
+    @staticmethod
+    def predicted(logits):
+        """Return what prediction averages over networks and crops: scores."""
+        return logits
 
 
 def _has_images(split) -> bool:
@@ -257,27 +336,14 @@ def outputs(classes, shape) -> int:
     return len(classes)
 
 
-def input_functions(config, statistics):
-    """Return (examples as stored -> inputs of the model, (key, examples as stored) -> inputs in training)."""
-    augment, standardizer, crop = config.data.augment, statistics.standardizer, config.data.center_crop
-
-    def standardized(image):
-        return data.center_crop(standardizer.apply(image), crop)
-
-    def augmented(key, image):
-        image = data.change_colors(key, image, augment, statistics.lighting)
-        return data.center_crop(data.augment(key, standardizer.apply(image), augment), crop)
-
-    return standardized, augmented
-
-
 def of_config(config, dataset, statistics, model) -> Classification:
-    """Return the task of a config: its augmentation, mixing, label smoothing, balance, the model's auxiliary weight."""
-    if config.loss:
+    """Return the task of a config: its loss, augmentation, mixing, label smoothing, balance, auxiliary weight."""
+    if config.loss and config.loss not in SCORED:
         raise InputError(f"loss {config.loss} is for task regression, task is classification; leave it out")
     if not dataset.classes:
         raise InputError(f"task classification needs classes, {dataset.name} has numbers; set task regression")
     augment = config.data.augment
+    _check_targets(config)
     standardized, augmented = input_functions(config, statistics)
 
     def mix(key, image, label, mask):
@@ -286,7 +352,7 @@ def of_config(config, dataset, statistics, model) -> Classification:
     weights: Any = ()
     if config.data.balance == "loss":
         weights = data.class_weights(dataset.train.labels, len(dataset.classes)).tolist()
-    return Classification(
+    return _kind(config.loss)(
         classes=tuple(dataset.classes),
         standardize=standardized,
         augment=augmented,
@@ -297,40 +363,20 @@ def of_config(config, dataset, statistics, model) -> Classification:
     )
 
 
+def _check_targets(config):
+    """Raise InputError for a loss that compares scores with labels, and targets that are distributions."""
+    augment = config.data.augment
+    values = {"label_smoothing": config.label_smoothing, "mixup": augment.mixup, "cutmix": augment.cutmix}
+    for name, value in values.items():
+        if config.loss and value:
+            raise InputError(f"{name} {value} needs probabilities, and loss {config.loss} has none; leave one out")
+
+
 def of_record(run) -> Classification:
     """Return the task of a finished run, or of a network with pretrained weights."""
-    return Classification(run.classes, run.inputs)
+    loss = run.config.loss if hasattr(run, "config") else ""  # published weights are of logits
+    return _kind(loss)(run.classes, run.inputs)
 
 
-def fit_statistics(config, dataset, source=None) -> Statistics:
-    """Return the Statistics of the training set that the config requires.
-
-    Args:
-      config: the experiment. If it sets mean and std, they are used.
-      dataset: data set whose training split is measured.
-      source: a `fine_tuning.Source` of pretrained weights. Its standardization is used, since they depend on it.
-
-    Raises:
-      InputError: only one of mean and std is given, or not one value per channel; the source's images were standardized
-        in another way.
-    """
-    wanted, given = config.data, (config.data.mean, config.data.std)
-    lighting = data.lighting_components(dataset.train) if wanted.augment.lighting else None
-    if not any(given):
-        return Statistics(_standardizer(wanted, dataset, source), lighting)
-    if any(len(values) != dataset.shape[-1] for values in given) or min(given[1]) <= 0:
-        raise InputError(
-            f"data.mean {given[0]} and data.std {given[1]} must each have {dataset.shape[-1]} values, std above 0"
-        )
-    return Statistics(data.Standardizer("channel", *(np.asarray(values, np.float32) for values in given)), lighting)
-
-
-def _standardizer(wanted, dataset, source):
-    if source is None:
-        return data.Standardizer.fit(wanted.standardize, dataset.train, epsilon=wanted.epsilon, limits=wanted.limits)
-    if source.standardizer.kind != wanted.standardize:
-        raise InputError(
-            f"data.standardize {wanted.standardize} differs from that of pretrained {source.where}; set "
-            f"data.standardize {source.standardizer.kind}"
-        )
-    return source.standardizer
+def _kind(loss):
+    return partial(ScoredClassification, loss=loss) if loss else Classification

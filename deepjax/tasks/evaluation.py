@@ -12,9 +12,9 @@ class Evaluation(NamedTuple):
     """Predictions for a data set, one row per example."""
 
     labels: np.ndarray  # i64[examples]
-    losses: np.ndarray  # f32[examples], nats
+    losses: np.ndarray  # f32[examples]: cross entropy in nats, or that of config.loss
     classes: np.ndarray  # i32[examples, k]: the k = min(5, classes) most probable, best first
-    confidences: np.ndarray | None = None  # f32[examples]: probability of the most probable class, if it is known
+    confidences: np.ndarray | None = None  # f32[examples]: probability of the best class; None: of scores
 
     @property
     def error(self):
@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
 
     @property
     def loss(self):
-        """Mean cross entropy in nats."""
+        """Mean cross entropy in nats, or mean of the loss that config.loss names."""
         return float(np.mean(self.losses, dtype=np.float64))
 
     @property
@@ -35,13 +35,15 @@ class Evaluation(NamedTuple):
     def above_chance(self):
         """Whether the answers are better than the label frequencies alone, by four standard deviations.
 
-        Either fewer are wrong than if the most frequent class were the answer to all, or the losses are lower than
-        those of the frequencies as probabilities, example by example.
+        Either fewer are wrong than if the most frequent class were the answer to all, or, of probabilities, the losses
+        are lower than those of the frequencies as probabilities, example by example.
         """
         counts, examples = np.bincount(self.labels), len(self.labels)
         chance = 1 - counts.max() / examples
-        gains = -np.log(counts[self.labels] / examples) - self.losses
         fewer_errors = self.error < chance - 4 * math.sqrt(chance * (1 - chance) / examples)
+        if self.confidences is None:
+            return bool(fewer_errors)
+        gains = -np.log(counts[self.labels] / examples) - self.losses
         return bool(fewer_errors or gains.mean() > 4 * gains.std() / math.sqrt(examples))
 
     @property
@@ -89,8 +91,10 @@ class Prediction(NamedTuple):
 
     path: str
     classes: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
+    probabilities: tuple[float, ...] = ()  # of these classes, or scores of a `ScoredPrediction`
     problem: str = ""
+
+    word = "probability"  # for such a number
 
     @property
     def texts(self):
@@ -103,12 +107,23 @@ class Prediction(NamedTuple):
         if self.problem:
             return {"image": self.path, "error": self.problem}
         likely = zip(self.classes, self.probabilities, strict=True)
-        return {"image": self.path, "classes": [{"class": name, "probability": p} for name, p in likely]}
+        return {"image": self.path, "classes": [{"class": name, self.word: p} for name, p in likely]}
 
     @property
     def row(self):
         """One row of a table, as {column: value}."""
         row: dict = {"image": self.path}
         for i, (name, p) in enumerate(zip(self.classes, self.probabilities, strict=True), 1):
-            row |= {f"class_{i}": name, f"probability_{i}": p}
+            row |= {f"class_{i}": name, f"{self.word}_{i}": p}
         return row | {"error": self.problem}
+
+
+class ScoredPrediction(Prediction):
+    """The classes of one example with the highest scores."""
+
+    word = "score"
+
+    @property
+    def texts(self):
+        """The classes with their scores in words, for a table."""
+        return [f"{name} {score:.4g}" for name, score in zip(self.classes, self.probabilities, strict=True)]

@@ -11,7 +11,9 @@ import numpy as np
 from deepjax import data, functional
 from deepjax.errors import InputError
 from deepjax.runs.plots import Curve
-from deepjax.tasks import classification
+from deepjax.tasks.classification import Classification
+from deepjax.tasks.inputs import fit_statistics as fit_input_statistics
+from deepjax.tasks.inputs import input_functions
 from deepjax.tasks.scores import r2_score
 
 LOSSES: dict[str, Any] = {"mse": functional.mse, "mae": functional.mae, "huber": functional.huber}
@@ -110,7 +112,7 @@ class Regression:
     @staticmethod
     def abstract_batch(dataset, size):
         """Return the shapes and dtypes of a batch of `size` examples of a data set, without reading one."""
-        batch = classification.Classification.abstract_batch(dataset, size)
+        batch = Classification.abstract_batch(dataset, size)
         return batch | {"label": jax.ShapeDtypeStruct((size,), jnp.float32)}
 
     def prepare(self, batch, key=None):
@@ -140,6 +142,11 @@ class Regression:
             "mae": self.deviation * jnp.abs(errors).sum(),
             "count": mask.sum().astype(jnp.float32),
         }
+
+    @staticmethod
+    def numbers(targets, outputs):
+        """Return standardized targets [batch] as numbers that one linear output can be fitted to: [batch, 1]."""
+        return targets[:, None]
 
     @staticmethod
     def average_views(outputs):
@@ -243,7 +250,7 @@ def fit_statistics(config, dataset, source=None):
     targets = dataset.train.labels.astype(np.float64)
     if targets.min() == targets.max():
         raise InputError(f"task regression: all training targets of {dataset.name} are {targets[0]:g}; add other ones")
-    statistics = classification.fit_statistics(config, dataset, source)
+    statistics = fit_input_statistics(config, dataset, source)
     return statistics._replace(target=(float(targets.mean()), float(targets.std())))
 
 
@@ -260,8 +267,10 @@ def of_config(config, dataset, statistics, model) -> Regression:
     _check_targets(dataset)
     if config.label_smoothing:
         raise InputError(f"label_smoothing {config.label_smoothing} is for classes, task is regression; leave it out")
+    if config.loss and config.loss not in LOSSES:
+        raise InputError(f"loss {config.loss} is for task classification, task is regression; leave it out")
     augment = config.data.augment
-    standardized, augmented = classification.input_functions(config, statistics)
+    standardized, augmented = input_functions(config, statistics)
 
     def mix(key, image, target, mask):
         return data.mix(key, image, target, mask, augment, 0)

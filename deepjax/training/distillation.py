@@ -26,13 +26,17 @@ class Teacher(NamedTuple):
 
 
 def check(config):
-    """Raise InputError if teacher, temperature, teacher_share and task do not go together."""
+    """Raise InputError if teacher, temperature, teacher_share, task and loss do not go together."""
     default = Config()
     for name in ("temperature", "teacher_share"):
         if getattr(config, name) != getattr(default, name) and not config.teacher:
             raise InputError(f"{name} {getattr(config, name)} does nothing without teacher; name a run or a network")
     if config.teacher and config.task != "classification":
         raise InputError(f"teacher {config.teacher} needs task classification, task is {config.task}; leave it out")
+    if config.teacher and config.loss:
+        raise InputError(
+            f"teacher {config.teacher} needs probabilities, and loss {config.loss} has none; leave one out"
+        )
 
 
 def read(where) -> Teacher:
@@ -40,11 +44,14 @@ def read(where) -> Teacher:
 
     Of a run with snapshots it is the last one.
 
-    Raise InputError for anything else, and for the run of a module that is not in the zoo.
+    Raise InputError for anything else, for the run of a module that is not in the zoo, and for a run without
+    probabilities.
     """
     path, kind = Path(where).expanduser(), weights.kind_of(where, "teacher")
     if kind == "run":
         run = read_trained(path, f"teacher {where}")
+        if run.loss:
+            raise InputError(f"teacher {where} was trained with loss {run.loss} and has no probabilities; use another")
         return Teacher(where, run.network, run.variables, run.standardizer, run.classes, len(run.classes))
     found = weights.load_pretrained(str(path) if kind == "file" else where)
     steps = found.preprocessing or zoo.preprocessing(found.source["network"])

@@ -114,7 +114,9 @@ def _programs(configs, choices, together):
     """Return lists of positions of candidates that are trained together."""
     alike: dict[Any, list[int]] = {}
     for i, (config, options) in enumerate(zip(configs, choices, strict=True)):
-        rest = tuple(value for path, value in options.items() if path not in TRACED)
+        # In closed form, the weight decay determines where training starts.
+        traced = ("optimizer.learning_rate",) if config.init in setup.CLOSED_FORM else TRACED
+        rest = tuple(value for path, value in options.items() if path not in traced)
         alike.setdefault((rest, None if _takes_numbers(config.optimizer) else i), []).append(i)
     return [part[i : i + together] for part in alike.values() for i in range(0, len(part), together)]
 

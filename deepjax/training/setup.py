@@ -27,7 +27,8 @@ from deepjax.training.step import apply_model, eval_step, loss_function, train_s
 from deepjax.weights import is_path
 
 PARAMETERS, MOMENTS = 2**31, 2**31 + 1  # folded into the run's key; the steps' keys are folded from step numbers
-PRETRAINING_IMAGES = 8192  # of init autoencoder and rbm, which learn from more than a batch
+CLOSED_FORM = ("least_squares", "rbf")  # initializations that need targets
+PRETRAINING_IMAGES = 8192  # of those and init autoencoder and rbm, which learn from more than a batch
 
 
 def check(config, model=None):
@@ -126,14 +127,21 @@ class Experiment:
     def _variables_from_data(self, key, log):
         """Return variables by `config.init` from the first batches of the first epoch, without augmentation.
 
-        Pretraining takes PRETRAINING_IMAGES, the others one batch.
+        Pretraining and least squares take PRETRAINING_IMAGES, the others one batch.
         """
         loader, init, options = self.loader, self.config.init, call_arguments(self.model, train=True)
-        count = -(-PRETRAINING_IMAGES // self.config.batch_size) if init in ("autoencoder", "rbm") else 1
+        several = init in ("autoencoder", "rbm", *CLOSED_FORM)
+        count = -(-PRETRAINING_IMAGES // self.config.batch_size) if several else 1
         with contextlib.closing(loader.epoch(0)) as batches:
             taken = [jax.device_get(loader.fetch(loader.data, rows)) for rows in itertools.islice(batches, count)]
-        parts = [self.task.prepare(jax.tree.map(lambda rows, b=b: rows[b["mask"]], b))[0] for b in taken]
-        x = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = [self.task.prepare(jax.tree.map(lambda rows, b=b: rows[b["mask"]], b)) for b in taken]
+        x, targets = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        if init in CLOSED_FORM:
+            if not hasattr(self.task, "numbers"):
+                raise InputError(f"init {init}: task {self.config.task} has no numbers to fit; leave it out")
+            outputs = tasks.find(self.config.task).outputs(self.dataset.classes, self.dataset.shape)
+            options |= {"numbers": self.task.numbers(targets, outputs)}
+            options |= {"ridge": self.config.optimizer.weight_decay * len(x) / 2}  # the loss is a mean of squares
         if init != "auto":
             return getattr(init_from_data, init)(self.model, key, x, **options)
         return init_from_data.auto(self.model, key, x, report=lambda choice: log(f"init: {choice}"), **options)

@@ -17,6 +17,7 @@ class Trained(NamedTuple):
     variables: Any
     standardizer: data.Standardizer
     classes: tuple[str, ...]
+    loss: str  # as in its config
 
 
 def read_trained(folder: Path, argument: str) -> Trained:
@@ -32,4 +33,4 @@ def read_trained(folder: Path, argument: str) -> Trained:
     network = make_model(config, tasks.find(config.task).outputs(record.classes, record.shape))
     newest = read_weights(folder, config, warnings.warn)[-1]
     statistics: Any = workdir.read_statistics(folder)  # not None, since data.json exists
-    return Trained(config.model, network, newest.variables, statistics.standardizer, record.classes)
+    return Trained(config.model, network, newest.variables, statistics.standardizer, record.classes, config.loss)

@@ -28,6 +28,7 @@ FAMILIES: tuple[Any, ...] = tuple(
         "highway",
         "dense",
         "plain",
+        "features",
         "small",
         "googlenet",
         "inception",

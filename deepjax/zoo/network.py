@@ -135,12 +135,9 @@ def check_option(network, option, value, valid):
         raise InputError(f"{network}: {option} {value!r} is unknown; {choices(str(value), valid)}")
 
 
-ORDERS = ("post", "last")
-
-
 def check_order(network, order, norm):
     """Raise InputError unless order is "post" (norm, then activation) or, with a norm, "last" (the reverse)."""
-    check_option(network, "order", order, ORDERS)
+    check_option(network, "order", order, ("post", "last"))
     if order != "post" and norm_factory(norm) is None:
         raise InputError(f"{network}: order {order} has no effect with norm none; set norm batch")
 

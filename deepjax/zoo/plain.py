@@ -15,7 +15,7 @@ from deepjax.zoo.network import INITS, Network, check_at_least_one, check_option
 from deepjax.zoo.residual import imagenet
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "softplus", "sigmoid", "tanh", "lecun_tanh")
-STARTS = ("he", "xavier", "lecun", "gaussian", "gaussian_all")
+STARTS = ("he", "xavier", "lecun", "gaussian", "gaussian_all", "zeros")
 SCALE = 0.01
 
 
@@ -123,7 +123,7 @@ def mlp(
       width: features of every layer except the last.
       init: normal distribution of the kernels: "he" (LeCun's for the last layer, which no ReLU follows), "xavier",
         "lecun", or "gaussian" with standard deviation `scale` at every width. "gaussian_all" draws every parameter with
-        that deviation, also the biases, and the scales and shifts of norms.
+        that deviation, also the biases, and the scales and shifts of norms. "zeros" is for depth 1.
       scale: standard deviation of init "gaussian" and "gaussian_all".
       norm: normalization of every layer except the last: a name in `units.NORMS`, or a module factory. With "none",
         these layers have biases.
@@ -144,6 +144,8 @@ def mlp(
     check_order("mlp", order, norm)
     if scale != SCALE and init not in ("gaussian", "gaussian_all"):
         raise InputError(f"mlp: scale {scale} is for init gaussian and gaussian_all, not {init}; leave it out")
+    if init == "zeros" and depth > 1:
+        raise InputError(f"mlp: init zeros of depth {depth} gives hidden layers no gradient; set depth 1 or init he")
     if depth == 1 and (norm_factory(norm), activation, dropout) != (None, "relu", 0):
         options = f"norm {norm}, activation {activation} and dropout {dropout}"
         raise InputError(f"mlp: depth 1 has no hidden layer for {options}; leave them out, or make depth at least 2")
@@ -257,6 +259,7 @@ def _kernel_init(init, scale):
         "lecun": initializers.lecun_normal,
         "gaussian": partial(initializers.gaussian, scale),
         "gaussian_all": partial(initializers.gaussian, scale),
+        "zeros": lambda: initializers.zeros,
     }[init]()
 
 

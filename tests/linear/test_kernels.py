@@ -26,6 +26,12 @@ def cubic_features(x):
     return phi * np.sqrt(6 / factorial[powers].prod(1))
 
 
+def test_monomials_are_the_features_of_the_kernel():
+    ours = jax.jit(lambda x: linear.polynomial_features(x, degree=3))(X)
+    assert_allclose(np.sort(ours, 1), np.sort(cubic_features(X), 1), rtol=1e-4, atol=1e-4)
+    assert_allclose(ours @ ours.T, polynomial_kernel(X, degree=3, gamma=1, coef0=1), rtol=1e-3, atol=1e-3)
+
+
 def test_kernels_are_scikit_learns():
     ours = jax.jit(lambda x, z: linear.polynomial_kernel(x, z, degree=3))(X, Z)
     assert_allclose(ours, polynomial_kernel(X, Z, degree=3, gamma=1, coef0=1), rtol=1e-4, atol=1e-4)

@@ -27,6 +27,17 @@ def test_widths_are_the_distances_of_two_neighbors():
     assert_allclose(widths, np.sqrt([(1 + 9) / 2, (1 + 4) / 2, (4 + 9) / 2]), rtol=1e-6)
 
 
+def test_repeated_centers_are_no_neighbors_of_each_other():
+    widths = jax.jit(linear.nearest_widths)(np.float32([[1.0], [1.0 + 1e-7], [0.0], [0.0], [3.0]]))
+    assert_allclose(widths, np.sqrt([(1 + 1) / 2, (1 + 1) / 2, (1 + 1) / 2, (1 + 1) / 2, (4 + 4) / 2]), rtol=1e-6)
+    two = jax.jit(linear.nearest_widths)(np.float32([[0.0], [2.0], [2.0]]))
+    assert_allclose(two, 2, rtol=1e-6)
+    few = np.float32([[0, 0], [1, 0], [0, 1]]).repeat(4, 0)
+    placed = jax.jit(lambda x: linear.rbf_place(jax.random.key(0), x, 6))(few)
+    assert np.isfinite(placed.widths).all()
+    assert placed.widths.min() > 0.5
+
+
 def test_the_second_phase_is_the_closed_form_and_the_third_goes_on():
     @jax.jit
     def phases(x, y):

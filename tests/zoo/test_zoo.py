@@ -85,6 +85,8 @@ SMALL = {  # one of each kind, as small as it can be: the network, then what dif
     "mlp": {"depth": 4, "width": 16},
     "mlp: batch norm": {"depth": 4, "width": 16, "norm": "batch"},
     "plain_cnn": {"depth": 4, "width": 8},
+    "polynomial": {"degree": 2},
+    "rbf": {"units": 3},
     "mnist_cnn": {"width": 4},
     "cifar_asymmetric": {"width": 4, "norm": "batch"},
     "monster": {"depth": 1, "width": 8},
@@ -150,14 +152,14 @@ def test_features_logits_and_the_minimum_size(case):
     assert logits.shape == (2, CLASSES)
     maps, without = call(small(case, features_only=True), x)
     assert {map.shape[0] for map in maps.values()} == {2}
-    assert set(without["params"]) < set(variables["params"]) or "head" not in variables["params"]
+    assert set(without.get("params", ())) < set(variables["params"]) or "head" not in variables["params"]
     pooled = jax.eval_shape(partial(small(case, return_logits=False).apply, train=False), variables, x)
     assert pooled.ndim == 2
     assert pooled.shape[0] == 2
     if model.min_size > 1:
         with pytest.raises(InputError, match=f"is below this network's minimum of {model.min_size}x{model.min_size}"):
             call(model, x[:, : model.min_size - 1])
-    if case.split(":")[0] not in ("mlp", "highway", "fcn_r"):  # these flatten inputs of any shape
+    if case.split(":")[0] not in ("mlp", "highway", "fcn_r", "polynomial", "rbf"):  # these flatten inputs of any shape
         with pytest.raises(InputError, match="images must be"):
             call(model, x[0])
 

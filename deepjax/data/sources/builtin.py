@@ -1,4 +1,4 @@
-"""Built-in data sets, which need no files: scikit-learn's digits and diabetes, and three toy data sets of points."""
+"""Built-in data sets, which need no files: scikit-learn's digits and diabetes, and four toy data sets of points."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ BUILTIN = {
     "spirals": "two spiral arms in the plane",
     "disc": "inside or outside a circle in the plane",
     "xor": "four noisy quadrants in the plane",
+    "moons": "two half circles in the plane, with noise",
 }
 
 
@@ -60,6 +61,7 @@ def toy(name: str) -> Dataset:
         "spirals": (_spirals, ("first", "second")),
         "disc": (_disc, ("outside", "inside")),
         "xor": (_xor, ("equal", "different")),
+        "moons": (_moons, ("upper", "lower")),
     }[name]
     points, labels = make(rng, 1400)
     everything = Arrays(points.astype(np.float32), labels.astype(np.int32))
@@ -84,6 +86,13 @@ def _xor(rng, n):
     points = rng.uniform(-1, 1, size=(n, 2))
     labels = (points[:, 0] > 0) != (points[:, 1] > 0)
     return points + rng.normal(scale=0.05, size=(n, 2)), labels
+
+
+def _moons(rng, n):
+    labels = np.arange(n) % 2
+    angle, sign = np.pi * rng.uniform(size=n), 1 - 2 * labels
+    points = np.stack([sign * np.cos(angle) + labels, sign * np.sin(angle) + labels / 2], 1)
+    return points + rng.normal(scale=0.2, size=(n, 2)), labels  # scikit-learn's make_moons with noise 0.2
 
 
 def _owns(wanted: Wanted) -> bool:

@@ -36,3 +36,17 @@ def test_toys(name):
     inputs = np.c_[toy.train.images, np.ones(1000)]
     weights = np.linalg.lstsq(inputs, toy.train.labels - 0.5)[0]
     assert ((inputs @ weights > 0) == toy.train.labels).mean() < 0.8
+
+
+def test_moons_have_the_moments_of_scikit_learns():
+    from sklearn.datasets import make_moons
+
+    toy = load("moons")
+    assert [len(toy.train), len(toy.validation), len(toy.test)] == [1000, 200, 200]
+    theirs, classes = make_moons(20_000, noise=0.2, random_state=0)
+    for k in (0, 1):
+        ours, wanted = toy.train.images[toy.train.labels == k], theirs[classes == k]
+        for power in (1, 2):
+            a, b = ours.astype(float) ** power, wanted**power
+            errors = np.sqrt(a.var(0) / len(a) + b.var(0) / len(b))
+            assert (abs(a.mean(0) - b.mean(0)) < 4 * errors).all()
