@@ -26,6 +26,8 @@ FIGURES = (
     "color-pca",
     "delta-rule",
     "dropconnect",
+    "group-norm-batch-size",
+    "he-xavier",
     "kernel-factorization",
     "kernel-perceptron",
     "learning-rate",
@@ -36,6 +38,7 @@ FIGURES = (
     "rbf-network",
     "second-order",
     "squared-error-sigmoid",
+    "weight-scale-disc",
 )
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
 
