@@ -2,13 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
 
-from deepjax.cli.terminal import parse, table
+from deepjax.cli.terminal import parse, table, warn
+from deepjax.errors import InputError
 from deepjax.fields import option
-from deepjax.files import check_path, replacing, write_json
+from deepjax.files import check_path, write_json
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,12 @@ def figure(arguments):
     """Compute an experiment of the lectures, check its claim and draw it. Exits with 1 if the claim does not hold."""
     options = parse(Figure, arguments, "deepjax figure", figure.__doc__)
     from deepjax.figures import Settings, find
+    from deepjax.runs import plots
 
     experiment = find(options.name)
+    for name, given in (("full", options.full), ("data_dir", options.data_dir)):
+        if given and name not in experiment.USES:
+            raise InputError(f"figure {options.name} does not use --{name.replace('_', '-')}; leave it out")
     check_path("out", options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     numbers = experiment.numbers(Settings(options.seed, options.full, options.data_dir))
@@ -56,17 +62,18 @@ def figure(arguments):
     print(f"{experiment.TITLE} ({experiment.SOURCE})\n")
     table(*experiment.table(numbers))
     print(f"\n{'pass' if claim.holds else 'FAIL'}: {claim.text}")
-    _draw(experiment, numbers, options.out / options.name)
-    print(f"written: {options.out / options.name}.json, .png and .svg")
+    problems = []
+    plots.draw(options.out, partial(_drawings, experiment, numbers, options.name), problems.append)
+    for problem in problems:
+        warn(problem)
+    print(f"written: {options.out / options.name}.json{'' if problems else ', .png and .svg'}")
     return 0 if claim.holds else 1
 
 
-def _draw(experiment, numbers, stem):
-    """Write the drawing as PNG and SVG, in colors that color-blind readers can tell apart."""
+def _drawings(experiment, numbers, name):
+    """Return the drawing as PNG and SVG, in colors that color-blind readers can tell apart."""
     from matplotlib import style
 
     with style.context("tableau-colorblind10"):
         drawing = experiment.draw(numbers)
-    for kind in ("png", "svg"):
-        with replacing(stem.with_name(f"{stem.name}.{kind}")) as partial:
-            drawing.savefig(partial, format=kind, dpi=150)
+    return {f"{name}.{kind}": drawing for kind in ("png", "svg")}

@@ -4,6 +4,7 @@ An experiment is one module with
 
   TITLE: what it shows, as one line.
   SOURCE: the lecture's topic, or the paper, that it comes from.
+  USES: which of `full` and `data_dir` it reads; `deepjax figure` refuses the others.
   numbers(settings) -> a frozen dataclass of plain numbers, texts, tuples and dicts, which is written as JSON. It is a
     pure function of `experiment.Settings`. The usual size takes less than a minute on two CPU cores.
   table(numbers) -> (header, rows): what is printed.

@@ -14,6 +14,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Test error by batch size, with batch and with group normalization"
 SOURCE = "Optimization and deeper architectures: group normalization (Wu and He 2018, figure 1)"
+USES = ("full",)
 BATCH_SIZES = (32, 16, 8, 4, 2)
 NORMS = {"batch normalization": "batch", "group normalization": partial(layers.GroupNorm, groups=4)}
 DEPTH, WIDTH, EPOCHS, RATE = 5, 64, 10, 0.1  # the rate is that of 32 examples

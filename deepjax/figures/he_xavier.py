@@ -14,6 +14,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "He's against Xavier's initial weights, at 22 and at 30 layers of ReLU units"
 SOURCE = "Optimization and deeper architectures: relu networks (He et al. 2015, figures 2 and 3)"
+USES = ("full",)
 DEPTHS, INITS, RATES = (22, 30), ("he", "xavier"), (0.002, 0.004)
 WIDTH, BATCH, MOMENTUM, STEPS, EVERY = 32, 32, 0.9, 1500, 50
 

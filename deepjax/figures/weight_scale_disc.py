@@ -14,6 +14,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Test error on the disc by the standard deviation of all parameters, with and without batch normalization"
 SOURCE = "Going deeper: batch normalization, deep MLP on the disc"
+USES = ("full",)
 NORMS = {"baseline": "none", "batch normalization": "batch"}
 LOWEST, HIGHEST, LEARNED = 1e-3, 10.0, 0.2  # of the scales; test error of a network that has learned
 
