@@ -39,6 +39,7 @@ FIGURES = (
     "rbf-network",
     "second-order",
     "squared-error-sigmoid",
+    "variance-by-depth",
     "weight-scale-disc",
 )
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
