@@ -2,14 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import tyro
 
-from deepjax.cli.terminal import parse, table
+from deepjax.cli.terminal import parse, table, warn
+from deepjax.errors import InputError
 from deepjax.fields import option
-from deepjax.files import check_path, replacing, write_bytes, write_json
+from deepjax.files import check_path, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class Figure:
     name: tyro.conf.Positional[str]
     """A name that `deepjax figures` lists."""
     out: Path = Path("figures")
-    """Folder in which to write NAME.json, NAME.png, NAME.svg, and NAME.gif if the figure has an animation."""
+    """Folder in which to write NAME.json, NAME.png and NAME.svg, of some figures also the animation NAME.gif."""
     seed: int = option(0, at_least=0, below=2**32)
     """Seed of everything random."""
+    seeds: int = option(1, at_least=1)
+    """Number of seeds, from `seed` on, for which the claim is checked. Only the first is written and drawn."""
     full: bool = False
     """Take the lecture's own size, or more repetitions, instead of a size for two CPU cores. It may take hours."""
     data_dir: str = ""
@@ -46,39 +50,51 @@ def figure(arguments):
     """Compute an experiment of the lectures, check its claim and draw it. Exits with 1 if the claim does not hold."""
     options = parse(Figure, arguments, "deepjax figure", figure.__doc__)
     from deepjax.figures import Settings, find
+    from deepjax.runs import plots
 
-    experiment = find(options.name)
+    experiment, last = find(options.name), options.seed + options.seeds
+    if last > 2**32:
+        raise InputError(f"seed {options.seed} and seeds {options.seeds} lead to seeds above 2^32 - 1; lower one")
+    for name, given in (("full", options.full), ("data_dir", options.data_dir)):
+        if given and name not in experiment.USES:
+            raise InputError(f"figure {options.name} does not use --{name.replace('_', '-')}; leave it out")
     check_path("out", options.out)
     options.out.mkdir(parents=True, exist_ok=True)
-    numbers = experiment.numbers(Settings(options.seed, options.full, options.data_dir))
+    settings = Settings(options.seed, options.full, options.data_dir)
+    numbers = experiment.numbers(settings)
     claim = experiment.claim(numbers)
     record = {"figure": options.name, "seed": options.seed, "full": options.full, "claim": claim._asdict()}
     write_json(options.out / f"{options.name}.json", record | {"numbers": dataclasses.asdict(numbers)})
     print(f"{experiment.TITLE} ({experiment.SOURCE})\n")
     table(*experiment.table(numbers))
     print(f"\n{'pass' if claim.holds else 'FAIL'}: {claim.text}")
-    kinds = _draw(experiment, numbers, options.out / options.name)
-    print(f"written: {options.out / options.name}.json, {', '.join(kinds[:-1])} and {kinds[-1]}")
-    return 0 if claim.holds else 1
+    problems, stem = [], options.out / options.name
+    plots.draw(options.out, partial(_drawings, experiment, numbers, stem), problems.append)
+    for problem in problems:
+        warn(problem)
+    drawn = ", .png, .svg and .gif" if hasattr(experiment, "animate") else ", .png and .svg"
+    print(f"written: {stem}.json{'' if problems else drawn}")
+    held = [claim.holds, *(_holds(experiment, settings._replace(seed=seed)) for seed in range(options.seed + 1, last))]
+    if options.seeds > 1:
+        print(f"the claim holds for {sum(held)} of {options.seeds} seeds")
+    return 0 if all(held) else 1
 
 
-def _draw(experiment, numbers, stem):
-    """Write the drawing as PNG and SVG, in colors that color-blind readers can tell apart, and the animation as GIF.
+def _holds(experiment, settings):
+    claim = experiment.claim(experiment.numbers(settings))
+    print(f"seed {settings.seed}, {'pass' if claim.holds else 'FAIL'}: {claim.text}", flush=True)
+    return claim.holds
 
-    Returns the suffixes of the files.
-    """
+
+def _drawings(experiment, numbers, stem):
+    """Return the drawing as PNG and SVG, in colors that color-blind readers can tell apart. Write the animation."""
     from matplotlib import style
 
     with style.context("tableau-colorblind10"):
         drawing = experiment.draw(numbers)
-        animation = experiment.animate(numbers) if hasattr(experiment, "animate") else None
-    for kind in ("png", "svg"):
-        with replacing(stem.with_name(f"{stem.name}.{kind}")) as partial:
-            drawing.savefig(partial, format=kind, dpi=150)
-    if animation is None:
-        return [".png", ".svg"]
-    _write_gif(animation, stem.with_name(f"{stem.name}.gif"))
-    return [".png", ".svg", ".gif"]
+        if hasattr(experiment, "animate"):
+            _write_gif(experiment.animate(numbers), stem.with_name(f"{stem.name}.gif"))
+    return {f"{stem.name}.{kind}": drawing for kind in ("png", "svg")}
 
 
 def _write_gif(animation, path):

@@ -4,6 +4,7 @@ An experiment is one module with
 
   TITLE: what it shows, as one line.
   SOURCE: the lecture's topic, or the paper, that it comes from.
+  USES: which of `full` and `data_dir` it reads; `deepjax figure` refuses the others.
   numbers(settings) -> a frozen dataclass of plain numbers, texts, tuples and dicts, which is written as JSON. It is a
     pure function of `experiment.Settings`, except for measured times. The usual size takes less than a minute on two
     CPU cores.
@@ -29,6 +30,8 @@ FIGURES = (
     "color-pca",
     "delta-rule",
     "dropconnect",
+    "group-norm-batch-size",
+    "he-xavier",
     "kernel-factorization",
     "kernel-perceptron",
     "learning-rate",
@@ -43,6 +46,8 @@ FIGURES = (
     "sawtooth",
     "second-order",
     "squared-error-sigmoid",
+    "variance-by-depth",
+    "weight-scale-disc",
 )
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
 

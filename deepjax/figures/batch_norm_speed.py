@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from deepjax import functional, zoo
+from deepjax.errors import InputError
 from deepjax.figures.experiment import Claim
 from deepjax.figures.small_runs import SmallCNN, cifar, load, train
 from deepjax.runs.plots import new_figure
@@ -16,6 +17,7 @@ from deepjax.zoo.network import INITS
 
 TITLE = "Steps with batch normalization to the best accuracy without it"
 SOURCE = "Going deeper: batch normalization, results (Ioffe and Szegedy 2015)"
+USES = ("full", "data_dir")
 
 
 class Variant(NamedTuple):
@@ -63,7 +65,12 @@ def numbers(settings):
     """Return Numbers: means of 8 dense networks of 8 layers on digits; in full, a convolutional one on CIFAR-10.
 
     The seed draws the first weights and the order of examples, which are the same for all variants.
+
+    Raises:
+      InputError: a data_dir without `full`.
     """
+    if settings.data_dir and not settings.full:
+        raise InputError(f"data_dir {settings.data_dir} is read with full only; add --full, or leave it out")
     plan = FULL if settings.full else USUAL
     examples = load(cifar(settings.data_dir) if settings.full else "digits", settings.data_dir)
     accuracies = {}

@@ -11,6 +11,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Time of one product of matrices and of a loop of matrix-vector products"
 SOURCE = "Batches: batch processing"
+USES = ("full",)
 SHAPE = (2500, 1000, 1500)  # the lecture's: examples, features in, features out
 RATIO = 1.5
 

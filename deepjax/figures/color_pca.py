@@ -15,6 +15,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "PCA of colors as augmentation"
 SOURCE = "Deep learning: AlexNet (Supervision), Krizhevsky et al. 2012, section 4.1"
+USES = ("full", "data_dir")
 STD = 0.1  # of the draws, as in the paper
 STRENGTH = 10  # the drawing shows this multiple of a draw's shift, which hardly shows otherwise
 DEVIATIONS = (-2, -1, 0, 1, 2)

@@ -18,6 +18,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "DropConnect, dropout and neither, five networks each and their vote"
 SOURCE = "Going deeper: DropConnect, Wan et al. 2013, table 3"
+USES = ("full", "data_dir")
 DROPS = ("none", "dropout", "dropconnect")
 BLOCKS = ("no change", "crop", "crop, rotation, scaling")
 NETWORKS = 5

@@ -12,6 +12,7 @@ from deepjax.summary import summarize
 
 TITLE = "Parameters saved by stacking and factorizing small kernels"
 SOURCE = "Deep learning: stacking and factorizing small kernels; Szegedy et al. 2015 (arXiv 1512.00567), section 3"
+USES = ("full",)
 ALPHAS = (1.0, 1.5, 2.0, 3.0, 4.0)  # filters of the output, for each of the input
 PAIRS = {  # windows of the one convolution, and of the two that replace it
     "two 3x3 for a 5x5": ((5, 5), (3, 3), (3, 3)),

@@ -12,6 +12,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Kernel perceptron: a polynomial kernel of degree 3 from 50 examples"
 SOURCE = "Deep learning: kernel perceptron"
+USES = ("full",)
 EXAMPLES, NOISE, EPOCHS = 50, 0.2, 50
 DEGREES = {"linear": 1, "cubic": 3}
 SIDE = 60  # of the grid on which decisions are drawn

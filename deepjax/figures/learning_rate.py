@@ -17,6 +17,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Gradient descent with a learning rate that is too small, right, or too large"
 SOURCE = "Deep learning: choosing a learning rate (LeCun et al. 1998, Bengio 2012)"
+USES = ("full",)
 SHOWN = {"too small": 0.01, "right": 0.95, "divergent": 1.02}  # in units of 2 / sharpness
 RATES = 2 ** (np.arange(-97, 80, 2) / 16)  # in the same units, 8 per factor of 2; those next to 1 are 0.958 and 1.044
 LINE_STEPS, NET_STEPS = 400, 200

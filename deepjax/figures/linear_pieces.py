@@ -10,6 +10,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Linear pieces of random ReLU networks, and their bound"
 SOURCE = "Going deeper: benefits and challenges of greater depth"
+USES = ("full",)
 WIDTHS, DEPTHS = (2, 4, 8, 16), (1, 2, 3, 4, 5, 6)
 HALVINGS = 30  # of [0, 1], until an interval has one kink, but is still long beside rounding errors
 

@@ -14,6 +14,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "A line through 30 samples by SGD, momentum and Nesterov's momentum"
 SOURCE = "Deep learning: first order methods, example regression problem"
+USES = ("full",)
 RATE, EPOCHS = 0.005, 500
 METHODS = {
     "SGD": config.Optimizer("sgd"),

@@ -12,6 +12,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Loss surface of a linear regression with raw and standardized inputs"
 SOURCE = "Deep learning: standardizing your inputs"
+USES = ()
 KINDS = {"raw": None, "min-max": "min_max", "z-score": "z_score"}
 SAMPLES, START, STEPS, NEAR = 30, (10.0, 5.0), 2000, 0.01
 

@@ -14,6 +14,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Paths of gradient descent, momentum, RMSprop and Adam over two parameters"
 SOURCE = "Optimization and deeper architectures: optimizers"
+USES = ("full",)
 METHODS = {
     "gradient descent": config.Optimizer("sgd"),
     "momentum": config.Optimizer("momentum", momentum=0.9),

@@ -12,6 +12,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Mistakes of a perceptron, and the bound of the convergence theorem"
 SOURCE = "Deep learning: perceptron, perceptron convergence theorem"
+USES = ("full",)
 MARGINS = (0.02, 0.04, 0.08, 0.16, 0.32)
 EXAMPLES, FEATURES, EPOCHS = 50, 3, 400
 ORTHOGONAL = 20

@@ -15,6 +15,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Layer-wise pretraining of a deep sigmoid network"
 SOURCE = "Deep learning: pretraining; Hinton et al. 2006, Bengio et al. 2006, Vincent et al. 2008"
+USES = ("full",)
 RANDOM, AUTOENCODERS, MACHINES = "random", "denoising auto-encoders", "Boltzmann machines"
 DEPTH, WIDTH, PRETRAINING = 6, 100, 2000  # dense layers, their units, updates of each layer without labels
 UPDATES, BATCH, RATE, MOMENTUM, EVERY = 600, 64, 0.1, 0.9, 20  # of training with labels; updates between two points

@@ -12,6 +12,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "L2 and L1 penalties of a radial basis function network with a kernel per sample"
 SOURCE = "Deep learning: regularization, L2 penalty, L1 penalty"
+USES = ("full",)
 SAMPLES, NOISE, WIDTH = 30, 0.03, 0.05  # noise of the inputs, and width of the Gaussians, both for inputs in [0, 1]
 L2, L1, SWEEPS = 2.0, 0.003, 3000
 FITS = ("no penalty", f"L2, alpha {L2:g}", f"L1, alpha {L1:g}")

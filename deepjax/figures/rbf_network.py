@@ -12,6 +12,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Radial basis function networks: placement of the centers, three phases of learning, XOR"
 SOURCE = "Deep learning: radial basis function networks, limits of linear classification"
+USES = ("full",)
 PLACEMENTS = ("uniform", "random", "k-means++")
 PHASES = ("weights", "everything")  # what is fitted: the second phase of learning, and the third
 SAMPLES, UNITS, NOISE = 200, 8, 0.1

@@ -14,6 +14,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "A deep network with 2^D pieces, and the distance of shallow networks from it"
 SOURCE = "Going deeper: benefits and challenges of greater depth; Telgarsky 2016 (arXiv 1602.04485)"
+USES = ("full",)
 SHOWN = (1, 2, 3, 5)  # hidden layers of the drawn nets
 SHALLOW = ((2,), (4,), (8,), (16,), (2, 2), (4, 4))  # units of the hidden layers
 SCALE = 16  # the lecture's (June 2018) factor of the sawtooth

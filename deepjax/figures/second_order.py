@@ -13,6 +13,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Second-order methods on a saddle and on Rosenbrock's function"
 SOURCE = "Optimization and deeper architectures: second order, Hessian-free; Dauphin et al. 2014"
+USES = ("full",)
 METHODS = {
     "Newton": second_order.newton,
     "saddle-free Newton": second_order.saddle_free_newton,

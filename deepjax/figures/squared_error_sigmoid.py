@@ -12,6 +12,7 @@ from deepjax.runs.plots import new_figure
 
 TITLE = "Gradient of a squared error behind a sigmoid"
 SOURCE = "Deep learning: logistic regression, do not use a L2 loss"
+USES = ("full",)
 UPDATES, RATE, START = 200, 1.0, -10.0
 
 

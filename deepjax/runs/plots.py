@@ -43,11 +43,11 @@ def draw(folder: Path, figures: Callable[[], Mapping[str, Any]], warn: Callable[
 
 
 def save(figure, path):
-    """Write a figure as a PNG file of 150 dots per inch. Only the main process writes."""
+    """Write a figure in the format of the path's suffix, pixels at 150 dots per inch. Only the main process writes."""
     if is_main():
         with replacing(path) as partial, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
-            figure.savefig(partial, format="png", dpi=150)
+            figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=150)
 
 
 def drawn(text, letters=None):

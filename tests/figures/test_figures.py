@@ -1,12 +1,15 @@
 """What all experiments have in common."""
 
 import dataclasses
+import inspect
 import json
 
 import pytest
 
 from deepjax import cli, figures
-from deepjax.figures import Settings, find
+from deepjax.errors import InputError
+from deepjax.figures import Claim, Settings, find
+from deepjax.runs import plots
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
@@ -14,6 +17,7 @@ def test_an_experiment_is_whole(name):
     experiment = find(name)
     assert experiment.SOURCE
     assert "\n" not in experiment.TITLE
+    assert set(experiment.USES) <= {"full", "data_dir"}
     assert all(callable(getattr(experiment, part)) for part in ("numbers", "table", "claim", "draw"))
 
 
@@ -38,6 +42,20 @@ def test_a_claim_that_fails_is_exit_code_1(tmp_path, capsys, monkeypatch):
     assert "FAIL: 2 is less than 1" in capsys.readouterr().out
 
 
+def test_a_claim_is_checked_for_several_seeds(tmp_path, capsys, monkeypatch):
+    experiment = find("squared-error-sigmoid")
+    numbers, seen = experiment.numbers(Settings()), []
+    monkeypatch.setattr(experiment, "numbers", lambda settings: seen.append(settings.seed) or numbers)
+    monkeypatch.setattr(experiment, "claim", lambda numbers: Claim("odd", seen[-1] % 2 == 1))
+    monkeypatch.setattr(experiment, "draw", lambda numbers: plots.new_figure(1, 1))
+    words = ["figure", "squared-error-sigmoid", "--out", str(tmp_path), "--seed", "5"]
+    assert cli.main([*words, "--seeds", "3"]) == 1
+    assert capsys.readouterr().out.endswith("seed 6, FAIL: odd\nseed 7, pass: odd\nthe claim holds for 2 of 3 seeds\n")
+    assert seen == [5, 6, 7]
+    assert cli.main([*words[:-1], str(2**32 - 1), "--seeds", "2"]) == 2
+    assert "seeds above 2^32 - 1" in capsys.readouterr().err
+
+
 def test_figures_are_listed(capsys):
     assert cli.main(["figures"]) == 0
     out = capsys.readouterr().out
@@ -47,3 +65,46 @@ def test_figures_are_listed(capsys):
 def test_an_unknown_figure_is_one_line(capsys):
     assert cli.main(["figure", "squared-eror-sigmoid"]) == 2
     assert "did you mean 'squared-error-sigmoid'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "refused"),
+    [
+        ("loss-surface", ["--full"], "--full"),
+        ("delta-rule", ["--data-dir", "folder"], "--data-dir"),
+        ("squared-error-sigmoid", ["--full", "--data-dir", "folder"], "--data-dir"),
+    ],
+)
+def test_an_option_that_a_figure_does_not_use_is_refused_before_anything_is_computed(
+    name, words, refused, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(find(name), "numbers", None)
+    assert cli.main(["figure", name, "--out", str(tmp_path / "out"), *words]) == 2
+    assert f"figure {name} does not use {refused}; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_a_figure_reads_the_settings_that_it_names(name):
+    source = inspect.getsource(find(name))
+    assert {each for each in ("full", "data_dir") if f"settings.{each}" in source} == set(find(name).USES)
+
+
+def test_batch_norm_speed_reads_a_folder_only_in_full():
+    with pytest.raises(InputError, match="data_dir folder is read with full only"):
+        find("batch-norm-speed").numbers(Settings(data_dir="folder"))
+
+
+def test_a_drawing_that_fails_is_a_warning_and_the_numbers_are_written(tmp_path, capsys, monkeypatch):
+    experiment = find("squared-error-sigmoid")
+
+    def draw(numbers):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(experiment, "draw", draw)
+    assert cli.main(["figure", "squared-error-sigmoid", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("deepjax: warning: ")
+    assert "cannot be drawn (RuntimeError: no font)" in printed.err
+    assert "squared-error-sigmoid.json\n" in printed.out
+    assert [path.name for path in tmp_path.iterdir()] == ["squared-error-sigmoid.json"]
