@@ -5,7 +5,8 @@ An experiment is one module with
   TITLE: what it shows, as one line.
   SOURCE: the lecture's topic, or the paper, that it comes from.
   numbers(settings) -> a frozen dataclass of plain numbers, texts, tuples and dicts, which is written as JSON. It is a
-    pure function of `experiment.Settings`, except for measured times. The usual size takes less than a minute on two CPU cores.
+    pure function of `experiment.Settings`, except for measured times. The usual size takes less than a minute on two
+    CPU cores.
   table(numbers) -> (header, rows): what is printed.
   claim(numbers) -> a `experiment.Claim`: what the numbers are to show, with its tolerance, and whether they do.
   draw(numbers) -> a matplotlib Figure.
@@ -26,6 +27,7 @@ FIGURES = (
     "batch-norm-speed",
     "batch-vs-loop",
     "color-pca",
+    "data-parallel",
     "delta-rule",
     "dropconnect",
     "kernel-factorization",
