@@ -42,6 +42,7 @@ FIGURES = (
     "rbf-network",
     "second-order",
     "squared-error-sigmoid",
+    "xor",
 )
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
 
