@@ -28,6 +28,7 @@ FIGURES = (
     "batch-norm-speed",
     "batch-vs-loop",
     "color-pca",
+    "data-parallel",
     "delta-rule",
     "dropconnect",
     "group-norm-batch-size",
@@ -48,6 +49,7 @@ FIGURES = (
     "squared-error-sigmoid",
     "variance-by-depth",
     "weight-scale-disc",
+    "xor",
 )
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
 
