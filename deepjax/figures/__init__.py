@@ -26,6 +26,7 @@ FIGURES = (
     "color-pca",
     "delta-rule",
     "dropconnect",
+    "dropout-gradient",
     "kernel-factorization",
     "kernel-perceptron",
     "learning-rate",
