@@ -38,6 +38,7 @@ FIGURES = (
     "rbf-network",
     "sawtooth",
     "second-order",
+    "spatial-dropout",
     "squared-error-sigmoid",
 )
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
