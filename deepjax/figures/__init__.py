@@ -38,6 +38,7 @@ FIGURES = (
     "rbf-network",
     "sawtooth",
     "second-order",
+    "shattered-gradients",
     "spatial-dropout",
     "squared-error-sigmoid",
 )
