@@ -92,8 +92,8 @@ def fit(key, sizes, x, y, steps):
     def loss(layers):
         h = x[:, None]
         for kernel, bias in layers[:-1]:
-            h = jax.nn.relu(h @ kernel + bias)
-        return jnp.abs((h @ layers[-1][0] + layers[-1][1])[:, 0] - y).mean()
+            h = jax.nn.relu(h @ kernel + bias[None])
+        return jnp.abs((h @ layers[-1][0] + layers[-1][1][None])[:, 0] - y).mean()
 
     def update(carry, _):
         layers, state = carry
