@@ -30,12 +30,14 @@ FIGURES = (
     "kernel-perceptron",
     "learning-rate",
     "loss-surface",
+    "optimizer-paths",
     "perceptron-bound",
     "pretraining",
     "rbf-l1-l2",
     "rbf-network",
     "second-order",
     "squared-error-sigmoid",
+    "xor-start",
 )
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
 
