@@ -37,6 +37,7 @@ FIGURES = (
     "rbf-network",
     "second-order",
     "squared-error-sigmoid",
+    "universal-approximation",
     "xor-start",
 )
 """Names of the experiments. The module of `squared-error-sigmoid` is `figures/squared_error_sigmoid.py`."""
