@@ -50,6 +50,7 @@ FIGURES = (
     "shattered-gradients",
     "spatial-dropout",
     "squared-error-sigmoid",
+    "universal-approximation",
     "variance-by-depth",
     "weight-scale-disc",
     "xor",

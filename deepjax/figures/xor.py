@@ -13,12 +13,13 @@ from deepjax.figures.experiment import Claim, plain
 from deepjax.functional import binary_cross_entropy
 from deepjax.runs.plots import new_figure
 
-TITLE = "XOR by a 2-4-1 network of sigmoid units, from large and from scaled first weights"
+TITLE = "XOR by a 2-4-1 network of sigmoid units, from large, scaled and constant first weights"
 SOURCE = "Deep learning: the starting point is important, XOR"
 USES = ("full",)
 FEW, MANY, STEPS, RATE, MOMENTUM = 20, 2000, 1000, 0.1, 0.99  # the lecture's, but MANY
 INITS = {"U(-10, 10)": initializers.uniform(10.0), "N(0, 1/sqrt(fan_in))": initializers.lecun_normal()}
-LECTURE = {"U(-10, 10)": 6, "N(0, 1/sqrt(fan_in))": 0}
+INITS["constant 1"] = initializers.ones
+LECTURE = {"U(-10, 10)": "6", "N(0, 1/sqrt(fan_in))": "0", "constant 1": ""}
 INPUTS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
 TARGETS = np.array([0, 1, 1, 0], np.float32)
 SHOWN = 10  # runs whose loss is kept at each step
@@ -81,24 +82,24 @@ def table(numbers):
     """Return the failures of each kind of first weights."""
     header = ("first weights", f"failures in {FEW}", "the lecture's", f"failures in {numbers.runs:,}", "share")
     rows = [
-        (name, str(numbers.few[name]), str(LECTURE[name]), str(count), f"{count / numbers.runs:.1%}")
+        (name, str(numbers.few[name]), LECTURE[name], str(count), f"{count / numbers.runs:.1%}")
         for name, count in numbers.many.items()
     ]
     return header, rows
 
 
 def claim(numbers):
-    """Return whether large weights fail often, and scaled ones seldom."""
-    large, scaled = (count / numbers.runs for count in numbers.many.values())
+    """Return whether large weights fail often, scaled ones seldom, and constant ones always."""
+    large, scaled, constant = (count / numbers.runs for count in numbers.many.values())
     text = (
-        f"of {numbers.runs:,} runs, {large:.1%} (at least 30 %) fail from weights of U(-10, 10), and {scaled:.1%} (at "
-        f"most 6 %) from those of N(0, 1/sqrt(fan_in))"
+        f"of {numbers.runs:,} runs, {large:.1%} (at least 30 %) fail from weights of U(-10, 10), {scaled:.1%} (at most "
+        f"6 %) from those of N(0, 1/sqrt(fan_in)), and {constant:.1%} (all) from equal ones"
     )
-    return Claim(text, large >= 0.3 and scaled <= 0.06)
+    return Claim(text, large >= 0.3 and scaled <= 0.06 and constant == 1)
 
 
 def draw(numbers):
-    """Return losses of some runs, and how many runs still have a wrong answer."""
+    """Return losses of some runs from random weights, and how many runs still have a wrong answer."""
     figure = new_figure(12, 4)
     *panels, last = figure.subplots(1, 3)
     for axes, (name, losses) in zip(panels, numbers.losses.items()):

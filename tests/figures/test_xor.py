@@ -34,9 +34,9 @@ def test_training_is_momentum_on_the_binary_cross_entropy(monkeypatch):
 
 
 def test_the_claim_is_of_shares():
-    numbers = experiment.Numbers(2000, {}, {"U(-10, 10)": 1000, "N(0, 1/sqrt(fan_in))": 50}, {}, {})
+    numbers = experiment.Numbers(2000, {}, {"U(-10, 10)": 1000, "N(0, 1/sqrt(fan_in))": 50, "constant 1": 2000}, {}, {})
     assert experiment.claim(numbers).holds
-    for failures in ({"U(-10, 10)": 400}, {"N(0, 1/sqrt(fan_in))": 200}):
+    for failures in ({"U(-10, 10)": 400}, {"N(0, 1/sqrt(fan_in))": 200}, {"constant 1": 1999}):
         assert not experiment.claim(dataclasses.replace(numbers, many=numbers.many | failures)).holds
 
 
