@@ -1,6 +1,7 @@
 """Forward and reverse mode: the cost of a Jacobian, in operations of the compiled program."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ def costs_of(inputs, outputs):
     Forward mode pushes one tangent for each input, reverse mode pulls one cotangent for each output.
     """
     widths = (inputs, *(HIDDEN,) * (DEPTH - 1), outputs)
-    kernels = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in zip(widths, widths[1:])]
+    kernels = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in pairwise(widths)]
     x = jax.ShapeDtypeStruct((inputs,), jnp.float32)
     return tuple(operations(f, kernels, x) for f in (network, jax.jacfwd(network, 1), jax.jacrev(network, 1)))
 

@@ -1,4 +1,4 @@
-"""Linear regions: lines in general position, gradients that are equal within a region, and the claim."""
+"""Linear regions: lines in general position, quadrants told apart by folds, and the claim."""
 
 import numpy as np
 
