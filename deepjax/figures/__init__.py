@@ -38,6 +38,7 @@ FIGURES = (
     "rbf-l1-l2",
     "rbf-network",
     "second-order",
+    "singular-values",
     "squared-error-sigmoid",
     "variance-by-depth",
     "weight-scale-disc",
