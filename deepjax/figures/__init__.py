@@ -23,6 +23,7 @@ from deepjax.figures.experiment import Claim, Settings
 __all__ = ["FIGURES", "Claim", "Settings", "find"]
 
 FIGURES = (
+    "batch-norm-backward",
     "batch-norm-speed",
     "color-pca",
     "delta-rule",
