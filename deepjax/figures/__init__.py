@@ -28,6 +28,7 @@ FIGURES = (
     "color-pca",
     "delta-rule",
     "dropconnect",
+    "dropout-width",
     "group-norm-batch-size",
     "he-xavier",
     "kernel-factorization",
