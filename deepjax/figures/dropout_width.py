@@ -74,8 +74,8 @@ def claim(numbers):
     """Return whether dropout lowers the test error in the mean over architectures."""
     gains = [np.subtract(*(np.mean(each[kind]) for kind in DROPOUTS)) for each in numbers.errors.values()]
     text = (
-        f"dropout lowers the test error by {100 * np.mean(gains):.1f} points in the mean over {len(gains)} networks "
-        f"(at least 0.5), by {100 * min(gains):.1f} to {100 * max(gains):.1f} points in each; {numbers.data}"
+        f"dropout lowers the test error by {100 * np.mean(gains):.1f} points in the mean over {len(gains)} "
+        f"architectures (at least 0.5), by {100 * min(gains):.1f} to {100 * max(gains):.1f} points in each; {numbers.data}"
     )
     return Claim(text, bool(np.mean(gains) >= 0.005))
 
