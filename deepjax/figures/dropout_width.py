@@ -75,7 +75,7 @@ def claim(numbers):
     gains = [np.subtract(*(np.mean(each[kind]) for kind in DROPOUTS)) for each in numbers.errors.values()]
     text = (
         f"dropout lowers the test error by {100 * np.mean(gains):.1f} points in the mean over {len(gains)} "
-        f"architectures (at least 0.5), by {100 * min(gains):.1f} to {100 * max(gains):.1f} points in each; {numbers.data}"
+        f"architectures (at least 0.5), by {100 * min(gains):.1f} to {100 * max(gains):.1f} in each; {numbers.data}"
     )
     return Claim(text, bool(np.mean(gains) >= 0.005))
 
