@@ -105,5 +105,5 @@ def draw(numbers):
         lines = [axes.plot(ranks, values, color=color)[0] for values, color in zip(each.values, colors)]
         axes.set(title=name, xlabel="singular value, largest first", yscale="log", ylim=(1e-5, 1e2))
         axes.grid(alpha=0.3)
-    figure.legend(lines, range(1, FACTORS + 1), title="factors", loc="outside right center")
+    figure.legend(lines, [str(i + 1) for i in range(FACTORS)], title="factors", loc="outside right center")
     return figure

@@ -105,5 +105,5 @@ def draw(numbers):
         axes.grid(alpha=0.3)
     for axes in panels[-1]:
         axes.set_xlabel("unit")
-    figure.legend(lines, ["input", *range(1, LAYERS + 1)], title="layer", loc="outside right center")
+    figure.legend(lines, ["input", *map(str, range(1, LAYERS + 1))], title="layer", loc="outside right center")
     return figure
