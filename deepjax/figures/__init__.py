@@ -25,6 +25,7 @@ from deepjax.figures.experiment import Claim, Settings
 __all__ = ["FIGURES", "Claim", "Settings", "find"]
 
 FIGURES = (
+    "batch-norm-backward",
     "batch-norm-speed",
     "batch-vs-loop",
     "color-pca",
@@ -32,6 +33,7 @@ FIGURES = (
     "delta-rule",
     "dropconnect",
     "dropout-gradient",
+    "dropout-width",
     "forward-reverse",
     "group-norm-batch-size",
     "he-xavier",
@@ -49,6 +51,7 @@ FIGURES = (
     "sawtooth",
     "second-order",
     "shattered-gradients",
+    "singular-values",
     "space-folding",
     "spatial-dropout",
     "squared-error-sigmoid",
