@@ -91,9 +91,9 @@ def claim(numbers):
     ratio = (xavier[0].steps or np.inf) / (he[0].steps or np.inf)
     text = (
         f"at the best rate, the test error of {DEPTHS[0]} layers ends at {_last(he[0]):.0%} from He's weights (at most "
-        f"50 %) and {_last(xavier[0]):.0%} from Xavier's (at most 70 %; chance is 90 %), which take {ratio:.1f} times as"
-        f" many steps to 50 % (at least 2; inf: not reached); that of {DEPTHS[1]} layers at {_last(he[1]):.0%} (at most "
-        f"50 %) and {_last(xavier[1]):.0%} (at least 70 %)"
+        f"50 %) and {_last(xavier[0]):.0%} from Xavier's (at most 70 %; chance is 90 %), which take {ratio:.1f} times "
+        f"as many steps to 50 % (at least 2; inf: not reached); that of {DEPTHS[1]} layers at {_last(he[1]):.0%} (at "
+        f"most 50 %) and {_last(xavier[1]):.0%} (at least 70 %)"
     )
     learned = max(_last(he[0]), _last(he[1])) <= 0.5 and _last(xavier[0]) <= 0.7
     return Claim(text, bool(learned and ratio >= 2 and _last(xavier[1]) >= 0.7))
