@@ -90,12 +90,12 @@ def claim(numbers):
     he, xavier = ([numbers.runs[str(depth)][init] for depth in DEPTHS] for init in INITS)
     ratio = (xavier[0].steps or np.inf) / (he[0].steps or np.inf)
     text = (
-        f"at the best rate, the test error ends at {_last(he[0]):.0%} and {_last(xavier[0]):.0%} (at most 50 %) for "
-        f"{DEPTHS[0]} layers from He's and Xavier's weights, which take {ratio:.1f} times as many steps to 50 % (at "
-        f"least 2); for {DEPTHS[1]} layers at {_last(he[1]):.0%} (at most 50 %) and {_last(xavier[1]):.0%} (at least "
-        "70 %; chance is 90 %)"
+        f"at the best rate, the test error of {DEPTHS[0]} layers ends at {_last(he[0]):.0%} from He's weights (at most "
+        f"50 %) and {_last(xavier[0]):.0%} from Xavier's (at most 70 %; chance is 90 %), which take {ratio:.1f} times "
+        f"as many steps to 50 % (at least 2; inf: not reached); that of {DEPTHS[1]} layers at {_last(he[1]):.0%} (at "
+        f"most 50 %) and {_last(xavier[1]):.0%} (at least 70 %)"
     )
-    learned = max(_last(he[0]), _last(he[1]), _last(xavier[0])) <= 0.5
+    learned = max(_last(he[0]), _last(he[1])) <= 0.5 and _last(xavier[0]) <= 0.7
     return Claim(text, bool(learned and ratio >= 2 and _last(xavier[1]) >= 0.7))
 
 
