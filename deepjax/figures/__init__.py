@@ -36,6 +36,7 @@ FIGURES = (
     "linear-regression",
     "loss-surface",
     "optimizer-paths",
+    "path-lengths",
     "perceptron-bound",
     "pretraining",
     "rbf-l1-l2",
