@@ -33,6 +33,7 @@ FIGURES = (
     "kernel-factorization",
     "kernel-perceptron",
     "learning-rate",
+    "lesions",
     "linear-regression",
     "loss-surface",
     "optimizer-paths",
