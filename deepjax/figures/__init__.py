@@ -28,6 +28,7 @@ FIGURES = (
     "batch-vs-loop",
     "color-pca",
     "data-parallel",
+    "degradation",
     "delta-rule",
     "dropconnect",
     "kernel-factorization",
