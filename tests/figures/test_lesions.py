@@ -1,6 +1,7 @@
 """Lesions: swaps are permutations, whole networks give the usual error, and the claim."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,8 @@ def test_lesions_of_a_network_against_its_units_by_hand():
 
     @jax.jit
     def labels(gates):
-        return network.apply(variables, x, train=False, gates=gates).argmax(-1)
+        logits: Any = network.apply(variables, x, train=False, gates=gates)
+        return logits.argmax(-1)
 
     whole = labels(np.ones(2))
     measure = jax.jit(

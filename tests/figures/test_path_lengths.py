@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,11 @@ def test_the_gradients_of_all_paths_add_up_to_the_gradient():
     variables = jax.jit(lambda: network.init(KEY, X, train=False))()
 
     def gradient(on_path):
-        return jax.grad(lambda x: (network.apply(variables, x, train=False, on_path=on_path) ** 2).sum())(X)
+        def total(x):
+            y: Any = network.apply(variables, x, train=False, on_path=on_path)
+            return (y**2).sum()
+
+        return jax.grad(total)(X)
 
     paths = jnp.array(list(itertools.product([False, True], repeat=3)))
     summed, whole = jax.jit(lambda: (jax.vmap(gradient)(paths).sum(0), gradient(None)))()
