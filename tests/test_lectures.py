@@ -1,7 +1,10 @@
 """docs/lectures.md: its commands exist, and those that only count run."""
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -16,6 +19,17 @@ ROWS = [
     for line in (helpers.ROOT / "docs" / "lectures.md").read_text(encoding="utf8").splitlines()
     if line.startswith("| ") and not line.startswith(("| deck |", "| --- |"))
 ]
+TESTS = [shlex.split(found)[1:] for row in ROWS for found in re.findall(r"`(pytest [^`]*)`", row[2])]
+PROGRAMS = [
+    shlex.split(found.replace(r"\|", "|"))[2] for row in ROWS for found in re.findall(r"`(python -c [^`]*)`", row[2])
+]
+# Runs programs, a list as JSON, in one process that is not a test's. Each has its own names.
+RUNNER = """
+import json, sys
+for program in json.loads(sys.argv[1]):
+    print("program:", program, flush=True)
+    exec(compile(program, "row", "exec"), {"__name__": "__main__"})
+"""
 COMMANDS = [
     shlex.split(found)[1:] for row in ROWS for found in re.findall(r"`(?:[A-Z_]+=\S+ )*(deepjax [^`]*)`", row[2])
 ]
@@ -52,3 +66,21 @@ def test_figures_and_configs_exist():
 def test_commands_that_count(words, capsys):
     assert cli.main(words) == 0
     assert capsys.readouterr().out
+
+
+def test_tests_exist():
+    for words in TESTS:
+        files = [word for word in words if word.endswith(".py")]
+        assert files, words
+        text = "".join((helpers.ROOT / file).read_text(encoding="utf8") for file in files)
+        if "-k" in words:
+            names = re.split(" or | and ", words[words.index("-k") + 1])
+            assert all(name in text for name in names), words
+
+
+@pytest.mark.slow
+def test_programs_run(tmp_path):
+    assert len(PROGRAMS) > 50
+    command = [sys.executable, "-c", RUNNER, json.dumps(PROGRAMS)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr

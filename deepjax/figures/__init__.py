@@ -2,16 +2,16 @@
 
 An experiment is one module with
 
-  TITLE: what it shows, as one line.
-  SOURCE: the lecture's topic, or the paper, that it comes from.
-  USES: which of `full` and `data_dir` it reads; `deepjax figure` refuses the others.
-  numbers(settings) -> a frozen dataclass of plain numbers, texts, tuples and dicts, which is written as JSON. It is a
-    pure function of `experiment.Settings`, except for measured times. The usual size takes less than a minute on two
-    CPU cores.
-  table(numbers) -> (header, rows): what is printed.
-  claim(numbers) -> a `experiment.Claim`: what the numbers are to show, with its tolerance, and whether they do.
-  draw(numbers) -> a matplotlib Figure.
-  animate(numbers) -> a matplotlib Animation, optional; it becomes a GIF beside the drawing.
+- TITLE: what it shows, as one line.
+- SOURCE: the lecture's topic, or the paper, that it comes from.
+- USES: which of `full` and `data_dir` it reads; `deepjax figure` refuses the others.
+- numbers(settings) -> a frozen dataclass of plain numbers, texts, tuples and dicts, which is written as JSON. It is a
+  pure function of `experiment.Settings`, except for measured times. The usual size takes less than a minute on two
+  CPU cores.
+- table(numbers) -> (header, rows): what is printed.
+- claim(numbers) -> a `experiment.Claim`: what the numbers are to show, with its tolerance, and whether they do.
+- draw(numbers) -> a matplotlib Figure.
+- animate(numbers) -> a matplotlib Animation, optional; it becomes a GIF beside the drawing.
 
 and one line in FIGURES. `figures/squared_error_sigmoid.py` is the example to follow.
 """
