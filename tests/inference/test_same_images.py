@@ -29,7 +29,7 @@ def test_runs_of_a_folder_share_the_test_images_until_it_changes(tmp_path):
     with pytest.raises(InputError, match="split validation of .* differs"):
         inference.evaluate_runs(runs, split="validation")
     helpers.write_images(tmp_path / "set", {"a": 21, "b": 20})
-    with pytest.raises(InputError, match="some of its training images would be drawn for testing"):
+    with pytest.raises(InputError, match="some of its training examples would be drawn for testing"):
         inference.evaluate_run(runs[0])
 
 

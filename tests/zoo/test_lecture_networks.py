@@ -329,7 +329,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters(name, options):
         ("mlp", {"activation": "crelu"}, "activation 'crelu' is unknown; did you mean '.*relu'"),
         ("mlp", {"dropout": 1.5}, r"mlp: dropout 1.5 is a probability; it must be in \[0, 1\]"),
         ("mlp", {"dropout": -0.1}, r"mlp: dropout -0.1 is a probability"),
-        ("mlp", {"scale": 0.1}, "mlp: scale 0.1 is for init gaussian, not he; leave it out"),
+        ("mlp", {"scale": 0.1}, "mlp: scale 0.1 is for init gaussian and gaussian_all, not he; leave it out"),
         ("mlp", {"init": "gaussian", "scale": 0.0}, "scale 0.0 must be"),
         ("mlp", {"order": "pre", "norm": "batch"}, "mlp: order 'pre' is unknown"),
         ("mlp", {"order": "last"}, "mlp: order last has no effect with norm none; set norm batch"),
