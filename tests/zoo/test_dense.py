@@ -162,9 +162,11 @@ def test_network_is_torchs(name, remat):
     for tree, reference in ((gradients, {k: v.grad for k, v in params.items()}), (moments, theirs)):
         ours = {"/".join(path): leaf for path, leaf in flatten_dict(tree).items()}
         assert set(ours) == set(reference)
+        reference = {key: leaf.numpy() for key, leaf in reference.items()}
+        # A gradient that cancels to 0, as that of a scale in front of a norm, has the rounding of what cancels.
+        rounding = 1e-5 * max(np.abs(leaf).max() for leaf in reference.values())
         for key, leaf in reference.items():
-            leaf = leaf.numpy()
-            assert_allclose(ours[key], leaf, rtol=1e-3, atol=1e-3 * np.abs(leaf).max() + 1e-6, err_msg=key)
+            assert_allclose(ours[key], leaf, rtol=1e-3, atol=1e-3 * np.abs(leaf).max() + rounding, err_msg=key)
 
 
 def test_a_block_is_a_chain_of_units_that_concatenate():
