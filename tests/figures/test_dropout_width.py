@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+import helpers
 from deepjax.figures import Settings
 from deepjax.figures import dropout_width as experiment
 
 
 @pytest.mark.slow
-def test_the_claim_holds_for_another_seed():
-    assert experiment.claim(experiment.numbers(Settings(1))).holds
+def test_the_claim_holds_for_another_seed(tmp_path):
+    assert helpers.claim_holds("dropout-width", tmp_path)
 
 
 @pytest.mark.parametrize(

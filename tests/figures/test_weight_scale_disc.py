@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from deepjax.figures import Settings
+import helpers
 from deepjax.figures import weight_scale_disc as experiment
 
 
 @pytest.mark.slow
-def test_the_claim_holds_for_another_seed():
-    assert experiment.claim(experiment.numbers(Settings(1))).holds
+def test_the_claim_holds_for_another_seed(tmp_path):
+    assert helpers.claim_holds("weight-scale-disc", tmp_path)
 
 
 def made_up(baseline, batch):
