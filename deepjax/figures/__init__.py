@@ -28,6 +28,7 @@ FIGURES = (
     "batch-norm-backward",
     "batch-norm-speed",
     "batch-vs-loop",
+    "bn-scale-invariance",
     "color-pca",
     "covariate-shift",
     "data-parallel",
