@@ -48,6 +48,7 @@ FIGURES = (
     "linear-pieces",
     "linear-regression",
     "loss-surface",
+    "lsuv",
     "minibatch-size",
     "optimizer-paths",
     "path-lengths",
