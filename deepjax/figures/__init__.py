@@ -63,6 +63,7 @@ FIGURES = (
     "space-folding",
     "spatial-dropout",
     "squared-error-sigmoid",
+    "stochastic-depth",
     "universal-approximation",
     "variance-by-depth",
     "weight-scale-disc",
