@@ -47,6 +47,7 @@ FIGURES = (
     "lesions",
     "linear-pieces",
     "linear-regression",
+    "looks-linear",
     "loss-surface",
     "lsuv",
     "minibatch-size",

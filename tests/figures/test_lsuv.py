@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from deepjax.figures import Settings
 from deepjax.figures import lsuv as experiment
-from helpers import claim_holds, random_arrays
+from helpers import random_arrays
 
 
 def elu(x):
@@ -66,5 +67,7 @@ def test_the_claim_needs_each_of_its_parts():
 
 
 @pytest.mark.slow
-def test_the_claim_holds_for_another_seed(tmp_path):
-    assert claim_holds("lsuv", tmp_path)
+def test_the_claim_holds_for_another_seed_and_two_networks_at_one_rate(monkeypatch):
+    monkeypatch.setattr(experiment, "NETS", 2)
+    monkeypatch.setattr(experiment, "RATES", (0.001,))
+    assert experiment.claim(experiment.numbers(Settings(1))).holds

@@ -8,7 +8,7 @@ from deepjax.errors import InputError
 from deepjax.figures import Settings
 from deepjax.figures import minibatch_size as experiment
 from deepjax.figures.small_runs import Examples
-from helpers import claim_holds, random_arrays
+from helpers import random_arrays
 
 
 def numbers(**changes):
@@ -59,5 +59,6 @@ def test_a_folder_is_read_only_in_full():
 
 
 @pytest.mark.slow
-def test_the_claim_holds_for_another_seed(tmp_path):
-    assert claim_holds("minibatch-size", tmp_path)
+def test_the_claim_holds_for_another_seed_and_three_batch_sizes(monkeypatch):
+    monkeypatch.setattr(experiment, "BATCHES", (4, 64, 256))
+    assert experiment.claim(experiment.numbers(Settings(1))).holds

@@ -9,7 +9,7 @@ import pytest
 from deepjax.errors import InputError
 from deepjax.figures import Settings
 from deepjax.figures import stochastic_depth as experiment
-from helpers import claim_holds, random_arrays
+from helpers import random_arrays
 
 
 def test_the_expected_number_is_three_quarters():
@@ -53,5 +53,6 @@ def test_a_folder_is_read_only_in_full():
 
 
 @pytest.mark.slow
-def test_the_claim_holds_for_another_seed(tmp_path):
-    assert claim_holds("stochastic-depth", tmp_path)
+def test_the_claim_holds_for_another_seed_and_fewer_units(monkeypatch):
+    monkeypatch.setattr(experiment, "UNITS", 4)
+    assert experiment.claim(experiment.numbers(Settings(1))).holds
