@@ -19,8 +19,8 @@ def test_steps_are_those_to_the_best_accuracy_of_the_baseline(monkeypatch):
         ("batch", "sigmoid"): [[0.9, 0.5, 0.4]],
         ("none", "sigmoid"): [[0.9, 0.9, 0.9]],
     }
-    monkeypatch.setattr(experiment, "load", lambda *_: (None, None))
-    monkeypatch.setattr(experiment, "_network", lambda norm, activation, full: (norm, activation))
+    monkeypatch.setattr(experiment, "load", lambda *_: (None, np.zeros(3)))
+    monkeypatch.setattr(experiment, "_network", lambda norm, activation, widths: (norm, activation))
     rates = {}
 
     def train(network, examples, test, plan, at, seed):
@@ -35,3 +35,25 @@ def test_steps_are_those_to_the_best_accuracy_of_the_baseline(monkeypatch):
     np.testing.assert_allclose(rates["batch", "relu"], [0.03, 0.15, 0.9])
     np.testing.assert_allclose(rates["batch", "sigmoid"], [0.15])
     assert experiment.table(numbers)[1][4][1] == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "plan", "tested"),
+    [
+        (Settings(), ("digits", ""), experiment.DIGITS, 3000),
+        (Settings(data_dir="folder"), ("cifar10", "folder"), experiment.CIFAR, 2000),
+        (Settings(data_dir="folder", full=True), ("cifar10", "folder"), experiment.FULL, 3000),
+    ],
+)
+def test_the_data_set_and_its_plan(settings, data, plan, tested, monkeypatch):
+    loaded, plans = [], []
+    monkeypatch.setattr(experiment, "load", lambda *words: loaded.append(words) or (None, np.zeros(3000)))
+
+    def train(network, examples, test, plan, rates, seed):
+        plans.append((plan, len(test), isinstance(network, experiment.SmallCNN)))
+        return np.zeros((len(rates), 2))
+
+    monkeypatch.setattr(experiment, "_train", train)
+    experiment.numbers(settings)
+    assert loaded == [data]
+    assert set(plans) == {(plan, tested, bool(plan.widths))}

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from deepjax import cli, figures
-from deepjax.errors import InputError
 from deepjax.figures import Claim, Settings, find
 from deepjax.runs import plots
 
@@ -88,11 +87,6 @@ def test_an_option_that_a_figure_does_not_use_is_refused_before_anything_is_comp
 def test_a_figure_reads_the_settings_that_it_names(name):
     source = inspect.getsource(find(name))
     assert {each for each in ("full", "data_dir") if f"settings.{each}" in source} == set(find(name).USES)
-
-
-def test_batch_norm_speed_reads_a_folder_only_in_full():
-    with pytest.raises(InputError, match="data_dir folder is read with full only"):
-        find("batch-norm-speed").numbers(Settings(data_dir="folder"))
 
 
 def test_a_drawing_that_fails_is_a_warning_and_the_numbers_are_written(tmp_path, capsys, monkeypatch):
