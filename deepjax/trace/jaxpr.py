@@ -209,11 +209,11 @@ class Interpreter(abc.ABC):
         if name == "cond":
             results = self.branches([branch.jaxpr for branch in eqn.params["branches"]], values[1:], where)
             return [self.join(list(r), v.aval.shape, values[0]) for v, *r in zip(eqn.outvars, *results, strict=True)]
-        body = _called(eqn)
+        body = called_jaxpr(eqn)
         return self.equation(eqn, values, where) if body is None else self.run(body, values, where)
 
     def _scan(self, eqn, values, where):
-        consts, carries = _scan_sizes(eqn.params)
+        consts, carries = scan_sizes(eqn.params)
         length, jaxpr, first = eqn.params["length"], eqn.params["jaxpr"].jaxpr, consts + carries
         slices = [self.slice(x, v.aval.shape) for x, v in zip(values[first:], eqn.invars[first:], strict=True)]
         shapes = [v.aval.shape for v in jaxpr.outvars[carries:]]
@@ -241,7 +241,7 @@ class Interpreter(abc.ABC):
         return [self.join([before, after], v.aval.shape, choice) for v, before, after in pairs]
 
 
-def _scan_sizes(params):
+def scan_sizes(params):
     """Return (number of constants, number of carried values) of a scan's inputs."""
     if "ft_in" in params:  # JAX from 0.12 on has the structure of (constants, carry, slices)
         constants, carry, _ = params["ft_in"].unpack()
@@ -249,7 +249,7 @@ def _scan_sizes(params):
     return params["num_consts"], params["num_carry"]
 
 
-def _called(eqn):
+def called_jaxpr(eqn):
     """Return the jaxpr that an equation calls on its operands, or None. The body of a reduction is not such a jaxpr."""
     bodies = list(jaxprs_in_params(eqn.params))
     if len(bodies) != 1 or eqn.primitive.name.startswith("reduce"):

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from deepjax import functional
 from deepjax.errors import InputError
@@ -19,13 +18,7 @@ from deepjax.layers import Dense
 from deepjax.units import Add, ConvNorm, Drop, Plain, SqueezeExcite, Unit, stack
 from deepjax.zoo.network import Network, check_at_least_one, check_rate
 
-
-def relu6(x):
-    """Return min(max(x, 0), 6)."""
-    return jnp.minimum(functional.relu(x), 6)
-
-
-ACTIVATIONS = {"relu": functional.relu, "relu6": relu6, "hard_swish": jax.nn.hard_swish, "silu": jax.nn.silu}
+ACTIVATIONS = {"relu": functional.relu, "relu6": jax.nn.relu6, "hard_swish": jax.nn.hard_swish, "silu": jax.nn.silu}
 
 
 class UnitRow(NamedTuple):
