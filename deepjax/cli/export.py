@@ -6,8 +6,7 @@ from typing import Literal
 
 import tyro
 
-from deepjax.cli.predict import classifier
-from deepjax.cli.terminal import parse
+from deepjax.cli.terminal import parse, warn
 from deepjax.errors import InputError
 
 
@@ -43,7 +42,7 @@ def export(arguments):
         raise InputError(f"--out {options.out}: the folder {options.out.parent} does not exist; make it first")
     from deepjax import inference
 
-    run = classifier(options.source, options.weights)
+    run = inference.load_source(options.source, options.weights, warn=warn)
     inference.export(run, options.format, options.out, layout=options.layout, platforms=options.platforms)
     print(f"{options.out}: {options.source} as {options.format}, {options.out.stat().st_size:,} bytes")
     return 0

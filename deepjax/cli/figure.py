@@ -35,6 +35,13 @@ class Figure:
     """Take the lecture's own size, or more repetitions, instead of a size for two CPU cores. It may take hours."""
     data_dir: str = ""
     """Folder of the data set, for figures that need one: a TFDS folder, or its original files."""
+    model: str = ""
+    """Network to look at, for figures that show one: the folder of a run, a file of weights or a network's name, as in
+    `deepjax predict`. Unset: a small network that is trained first."""
+    weights: str = ""
+    """File with the weights of the network that --model names."""
+    image: str = ""
+    """Image file to look at, with --model."""
 
 
 def figures(arguments):
@@ -55,12 +62,12 @@ def figure(arguments):
     experiment, last = find(options.name), options.seed + options.seeds
     if last > 2**32:
         raise InputError(f"seed {options.seed} and seeds {options.seeds} lead to seeds above 2^32 - 1; lower one")
-    for name, given in (("full", options.full), ("data_dir", options.data_dir)):
-        if given and name not in experiment.USES:
+    for name in Settings._fields[1:]:
+        if getattr(options, name) and name not in experiment.USES:
             raise InputError(f"figure {options.name} does not use --{name.replace('_', '-')}; leave it out")
     check_path("out", options.out)
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(options.seed, options.full, options.data_dir)
+    settings = Settings(**{name: getattr(options, name) for name in Settings._fields})
     numbers = experiment.numbers(settings)
     claim = experiment.claim(numbers)
     record = {"figure": options.name, "seed": options.seed, "full": options.full, "claim": claim._asdict()}

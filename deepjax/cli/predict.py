@@ -52,7 +52,7 @@ def predict(arguments):
     from deepjax import inference
     from deepjax.data.listing import describe_skipped, find_images
 
-    run = classifier(options.source, options.weights)
+    run = inference.load_source(options.source, options.weights, warn=warn)
     if options.show and len(run.shape) == 1:
         raise InputError(f"--show {options.show}: the run was trained on features, not on images; leave it out")
     predictions = inference.predict(run, options.images, top=options.top, crops=options.crops)
@@ -97,13 +97,3 @@ def _draw(run, predictions, path):
     captions = [f"{Path(p.path).name}\n{p.texts[0]}" for p in shown]
     plots.save(gallery.gallery(images, captions, title), path)
     complain(f"wrote {path}", 0)
-
-
-def classifier(source, weights):
-    """Return the Run in the folder `source`, or the Classifier of the network, or file of weights, with that name."""
-    from deepjax import inference
-    from deepjax.weights import kind_of
-
-    if weights or kind_of(source) != "run":
-        return inference.load_classifier(source, weights)
-    return inference.load_run(Path(source).expanduser(), warn=warn)

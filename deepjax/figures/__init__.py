@@ -4,7 +4,7 @@ An experiment is one module with
 
 - TITLE: what it shows, as one line.
 - SOURCE: the lecture's topic, or the paper, that it comes from.
-- USES: which of `full` and `data_dir` it reads; `deepjax figure` refuses the others.
+- USES: which of `full`, `data_dir`, `model`, `weights` and `image` it reads; `deepjax figure` refuses the others.
 - numbers(settings) -> a frozen dataclass of plain numbers, texts, tuples and dicts, which is written as JSON. It is a
   pure function of `experiment.Settings`, except for measured times. The usual size takes less than a minute on two
   CPU cores.
@@ -32,14 +32,17 @@ FIGURES = (
     "color-pca",
     "covariate-shift",
     "data-parallel",
+    "deconvnet",
     "degradation",
     "delta-rule",
     "dropconnect",
     "dropout-gradient",
     "dropout-width",
+    "filters",
     "forward-reverse",
     "gradient-clipping",
     "group-norm-batch-size",
+    "guided-backprop",
     "he-xavier",
     "kernel-factorization",
     "kernel-perceptron",
@@ -51,12 +54,15 @@ FIGURES = (
     "loss-surface",
     "lsuv",
     "minibatch-size",
+    "occlusion",
     "optimizer-paths",
     "path-lengths",
     "perceptron-bound",
     "pretraining",
     "rbf-l1-l2",
     "rbf-network",
+    "receptive-field",
+    "saliency",
     "sawtooth",
     "second-order",
     "shattered-gradients",

@@ -11,6 +11,9 @@ class Settings(NamedTuple):
     seed: int = 0
     full: bool = False  # the lecture's own size instead of one for two CPU cores
     data_dir: str = ""  # folder of the data set, for experiments on one that is not part of the package
+    model: str = ""  # the network to look at: a name, a file of weights, or the folder of a run
+    weights: str = ""  # file with its weights, if `model` is a name
+    image: str = ""  # file of the image to look at
 
 
 class Claim(NamedTuple):

@@ -2,7 +2,7 @@
 
 from deepjax.inference.evaluate import Evaluated, average_weights, evaluate_run, evaluate_runs, load_dataset
 from deepjax.inference.export import export
-from deepjax.inference.predict import Classifier, load_classifier, predict
+from deepjax.inference.predict import Classifier, load_classifier, load_source, predict
 from deepjax.inference.run import Run, load_run
 from deepjax.tasks.evaluation import Evaluation, Prediction
 
@@ -19,5 +19,6 @@ __all__ = [
     "load_classifier",
     "load_dataset",
     "load_run",
+    "load_source",
     "predict",
 ]

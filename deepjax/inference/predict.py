@@ -1,5 +1,6 @@
 """Predictions for image files, or rows of CSV files, by a run, or by a network with pretrained weights."""
 
+import warnings
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from deepjax import data, weights, zoo
 from deepjax.data.listing import describe_skipped
 from deepjax.errors import InputError, choices
 from deepjax.foreign import check_finite
+from deepjax.inference.run import load_run
 from deepjax.tasks import classification
 from deepjax.training.step import apply_model
 
@@ -71,6 +73,16 @@ def load_classifier(name, path="") -> Classifier:
         steps,
         found.source,
     )
+
+
+def load_source(word, path="", *, warn=warnings.warn):
+    """Return the Run in the folder `word`, or the Classifier of the network, or file of weights, with that name.
+
+    `path` is a file with the weights of the network; `warn` is that of `load_run`. Raises InputError as these do.
+    """
+    if path or weights.kind_of(word) != "run":
+        return load_classifier(word, path)
+    return load_run(Path(word).expanduser(), warn=warn)
 
 
 def class_names(count) -> tuple[str, ...]:

@@ -95,15 +95,34 @@ def read_layers(model, input_shape, *, count="macs", level=None, **call):
         raise InputError(f"level {level} must be at least 1")
     jaxpr, variables = trace_model(model, input_shape, **call)
     shape = getattr(input_shape, "shape", input_shape)
-    image = tuple(Span(axis + 1, 1, 1, 0, pixels) for axis, pixels in enumerate(shape[:-1]))
     reader = Reader()
-    reader.run(jaxpr, [*[Seen(fixed=False)] * (len(jaxpr.invars) - 1), Seen(image, fixed=False)])
+    reader.run(jaxpr, _inputs(jaxpr, shape))
     leaves = flax.traverse_util.flatten_dict(variables.get("params", {}))
     rows = _rows(reader, leaves, count, level)
     if count == "conv-bias" and isinstance(model, Network) and model.return_logits and not model.features_only:
         n = model.num_classes
         rows.append(rows[-1]._replace(path="softmax", kind="softmax", output=(n,), parameters=0, macs=n))
     return rows, reader
+
+
+def map_fields(model, input_shape, **call) -> dict[str, ReceptiveField]:
+    """Return the receptive field of each array in the output of a model that returns a dict of feature maps.
+
+    For arguments and errors, see `summarize`. Maps that do not depend on the input are left out.
+    """
+    jaxpr, variables = trace_model(model, input_shape, **call)
+    shape = getattr(input_shape, "shape", input_shape)
+    reader = Reader()
+    found = reader.run(jaxpr, _inputs(jaxpr, shape))
+    call = call_arguments(model, train=False) | call
+    x = jax.ShapeDtypeStruct((1, *shape), getattr(input_shape, "dtype", jnp.float32))
+    names = jax.eval_shape(lambda variables, x: model.apply(variables, x, **call), variables, x)
+    return {name: field for name, seen in zip(sorted(names), found) if (field := _field(seen.field)) is not None}
+
+
+def _inputs(jaxpr, shape):
+    image = tuple(Span(axis + 1, 1, 1, 0, pixels) for axis, pixels in enumerate(shape[:-1]))
+    return [*[Seen(fixed=False)] * (len(jaxpr.invars) - 1), Seen(image, fixed=False)]
 
 
 def trace_model(model, input_shape, **call):

@@ -45,16 +45,9 @@ def torch_gradient(module, x, classes, rule):
     return np.moveaxis(x.grad.numpy(), 1, -1)
 
 
-@pytest.mark.parametrize(
-    ("name", "rule"),
-    [
-        ("residual", "guided"),
-        pytest.param("residual", "deconvnet", marks=pytest.mark.slow),
-        pytest.param("residual", "gradient", marks=pytest.mark.slow),
-        pytest.param("mobilenet_v2", "guided", marks=pytest.mark.slow),
-        pytest.param("mobilenet_v2", "deconvnet", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["residual", "mobilenet_v2"])
 def test_rules_are_pytorchs_with_other_relus(name, rule):
     models = helpers.import_torchvision().models
     if name == "residual":
