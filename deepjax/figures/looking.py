@@ -86,7 +86,7 @@ def trained(seed):
 
     @jax.jit
     def run(train, test):
-        variables = network.init(keys[2], train.inputs[:1])
+        variables = dict(network.init(keys[2], train.inputs[:1]))
         optimizer = optax.adamw(optax.cosine_decay_schedule(5e-3, UPDATES), weight_decay=0.3)
         plan = {"steps": UPDATES, "batch_size": 32, "every": UPDATES}
         return small_runs.train(network, variables, train, test, keys[3], optimizer=optimizer, **plan)

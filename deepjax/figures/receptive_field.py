@@ -26,7 +26,7 @@ class Numbers:
     """By map: of stacks of 3x3 convolutions the depth, of a given network the stage."""
 
     subject: str
-    theoretical: dict[str, int]  # pixels of one side
+    theoretical: dict[str, float]  # pixels of one side
     deviations: dict[str, float]  # of the influence around its mean, in pixels, mean of both axes
     expected: dict[str, float]  # the same in theory, for stacks
     influences: dict[str, tuple]  # profiles through the middle, largest value 1
@@ -156,7 +156,7 @@ def draw(numbers):
         pixels = np.arange(len(profile)) - len(profile) // 2
         (line,) = axes.plot(pixels, profile, ("-", "--", "-.", ":")[i % 4], label=name)
         half = numbers.theoretical[name] / 2
-        if half < len(profile) / 2:
+        if half <= len(profile) / 2:
             axes.plot([-half, half], [-0.03 * (i + 1)] * 2, "|-", color=line.get_color())
     axes.set(xlabel="pixels from the middle", ylabel="influence (largest: 1); bars: theoretical", title=numbers.subject)
     axes.title.set_fontsize(9)

@@ -28,7 +28,7 @@ def digits() -> Dataset:
 
     pixels, labels = load_digits(return_X_y=True)
     images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    everything = Arrays(images, labels.astype(np.int32))
+    everything = Arrays(images, np.asarray(labels, np.int32))
     rest, test = train_test_split(np.arange(len(everything)), test_size=300, stratify=labels, random_state=0)
     train, validation = train_test_split(rest, test_size=200, stratify=labels[rest], random_state=0)
     classes = tuple(str(digit) for digit in range(10))
