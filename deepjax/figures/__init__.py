@@ -21,8 +21,9 @@ from typing import Any
 
 from deepjax.errors import InputError, choices
 from deepjax.figures.experiment import Claim, Settings
+from deepjax.figures.result import Result
 
-__all__ = ["FIGURES", "Claim", "Settings", "find"]
+__all__ = ["FIGURES", "Claim", "Result", "Settings", "find", "run"]
 
 FIGURES = (
     "batch-norm-backward",
@@ -84,3 +85,17 @@ def find(name: str) -> Any:
     if name not in FIGURES:
         raise InputError(f"figure {name!r} is unknown; {choices(name, FIGURES)}")
     return import_module(f"deepjax.figures.{name.replace('-', '_')}")
+
+
+def run(name: str, settings: Settings = Settings()) -> Result:
+    """Compute an experiment and check its claim. A notebook displays the Result with its table and drawing.
+
+    Raises:
+      InputError: there is no experiment of that name, or it cannot be computed.
+
+    >>> run("batch-norm-backward").claim.holds
+    True
+    """
+    experiment = find(name)
+    numbers = experiment.numbers(settings)
+    return Result(experiment, numbers, experiment.claim(numbers))

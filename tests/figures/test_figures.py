@@ -1,8 +1,10 @@
 """What all experiments have in common."""
 
+import base64
 import dataclasses
 import inspect
 import json
+from html import escape
 
 import pytest
 
@@ -105,3 +107,15 @@ def test_a_drawing_that_fails_is_a_warning_and_the_numbers_are_written(tmp_path,
     assert "cannot be drawn (RuntimeError: no font)" in printed.err
     assert "squared-error-sigmoid.json\n" in printed.out
     assert [path.name for path in tmp_path.iterdir()] == ["squared-error-sigmoid.json"]
+
+
+def test_a_notebook_displays_a_table_a_drawing_and_the_claim(monkeypatch):
+    experiment = find("squared-error-sigmoid")
+    monkeypatch.setattr(experiment, "table", lambda numbers: (("a < b", "c"), [(1, "d")]))
+    result = figures.run("squared-error-sigmoid", Settings(seed=3))
+    assert result.numbers == experiment.numbers(Settings(seed=3)) != experiment.numbers(Settings(seed=4))
+    html = result._repr_html_()
+    assert "<tr><th>a &lt; b</th><th>c</th></tr><tr><td>1</td><td>d</td></tr>" in html
+    assert base64.b64decode(html.split("base64,")[1].split('"')[0])[:4] == b"\x89PNG"
+    assert repr(result) == f"pass: {result.claim.text}"
+    assert f"<p>{escape(repr(result))}</p>" in html
