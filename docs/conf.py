@@ -11,6 +11,7 @@ html_theme = "furo"
 html_title = "deepjax"
 nb_execution_mode = "off"
 myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath", "amsmath"]
 default_role = "code"
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"

@@ -98,7 +98,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-DOCUMENTS = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").rglob("*.md"))]
 DOCUMENTS = [path for path in DOCUMENTS if path.name not in MEASURED and commands(path)]
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import helpers
+from deepjax import figures
 
 ROOT = helpers.ROOT
 
@@ -20,12 +21,21 @@ for name, block in json.loads(sys.argv[1]).items():
 """
 
 
-def test_lines_of_library_use_run(tmp_path):
+FIRST = [ROOT / "README.md", ROOT / "docs" / "depth.md"]
+OTHERS = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path not in FIRST]
+# Its lines read a program that a command of the page writes; tests/inference/test_export.py does both.
+WITHOUT_FILES = [path for path in OTHERS if path.name != "finetuning.md"]
+
+
+@pytest.mark.parametrize(
+    "documents", [FIRST, pytest.param(WITHOUT_FILES, marks=pytest.mark.slow)], ids=["first", "others"]
+)
+def test_lines_of_library_use_run(documents, tmp_path):
     blocks = {}
-    for document in ("README.md", "docs/depth.md"):
-        found = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-        assert found, document
-        blocks |= {f"{document}, block {i}": block for i, block in enumerate(found, 1)}
+    for document in documents:
+        found = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf8"), re.DOTALL)
+        blocks |= {f"{document.name}, block {i}": block for i, block in enumerate(found, 1)}
+    assert len(blocks) >= 5
     command = [sys.executable, "-c", RUNNER, json.dumps(blocks)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -38,8 +48,8 @@ def test_the_readmes_commands_are_the_two():
 
 
 def test_links_within_the_repository_lead_somewhere():
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+    for document in [*FIRST, *OTHERS]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf8")):
             found = document.parent / target
             assert found.exists(), f"{document.name} links to {target}"
             assert found.is_dir() or found.stat().st_size, f"{target} is empty"
@@ -62,6 +72,15 @@ def test_a_notebook_has_no_outputs_and_equals_its_text(path):
     assert "assert" in code[-1].source
     assert f"blob/main/colab/{path.name})" in cells[0].source
     assert "%pip install" in code[0].source
+
+
+def test_figures_that_documents_name_exist():
+    for document in [*FIRST, *OTHERS]:
+        text = document.read_text(encoding="utf8")
+        for name in re.findall(r"deepjax figure ([a-z0-9-]+)", text):
+            assert name in figures.FIGURES, f"{document.name}: {name}"
+        for name in re.findall(r"figures/([a-z0-9-]+)\.png", text):
+            assert f"deepjax figure {name}" in text, f"{document.name} has a picture without its command: {name}"
 
 
 @pytest.mark.slow
