@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "benchmarks", "config", "data", "errors", "fields", "figures", "files", "functional", "inference",
-    "init_from_data", "initializers", "layers", "linear", "optimizers", "parallel", "plan", "runs", "summary",
+    "init_from_data", "initializers", "inside", "layers", "linear", "optimizers", "parallel", "plan", "runs", "summary",
     "tasks", "trace", "training", "transforms", "units", "weights", "zoo",
 )  # fmt: skip
 

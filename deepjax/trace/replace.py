@@ -29,7 +29,7 @@ def evaluate(jaxpr, constants, arguments, replace: Callable) -> list:
       InputError: a call to replace is in a `while` loop, which has no gradient.
 
     >>> closed = jax.make_jaxpr(lambda x: 2 * jax.nn.relu(x))(1.0)
-    >>> evaluate(closed.jaxpr, closed.consts, [-3.0], {"relu": abs}.get)
+    >>> [float(y) for y in evaluate(closed.jaxpr, closed.consts, [-3.0], {"relu": abs}.get)]
     [6.0]
     """
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))

@@ -96,6 +96,7 @@ def test_one_line_in_the_table_trains_evaluates_and_predicts_another_task(regist
 
     evaluate, predict = inference.evaluate_runs, inference.load_run
     monkeypatch.setattr(inference, "load_run", partial(predict, model=Bottleneck()))
+    monkeypatch.setattr(inference, "load_source", lambda *_, **__: run)
     monkeypatch.setattr(inference, "evaluate_runs", partial(evaluate, data=given))
     assert cli.main(["eval", str(folder)]) == 0
     assert f"test loss {expected['loss']:.4f}, largest {expected['largest']:.4f}, checkpoint" in capsys.readouterr().out
