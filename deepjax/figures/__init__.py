@@ -37,6 +37,7 @@ FIGURES = (
     "degradation",
     "delta-rule",
     "dropconnect",
+    "dropout-features",
     "dropout-gradient",
     "dropout-width",
     "filters",
