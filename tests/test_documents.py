@@ -48,11 +48,20 @@ def test_the_readmes_commands_are_the_two():
 
 
 def test_links_within_the_repository_lead_somewhere():
-    for document in [*FIRST, *OTHERS]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf8")):
-            found = document.parent / target
+    for document in [*FIRST, *OTHERS, ROOT / "CHANGELOG.md", *(ROOT / "colab").glob("*.md")]:
+        text = document.read_text(encoding="utf8")
+        for target in re.findall(r"\]\(([^):\s]+)\)", text) + re.findall(r'src="([^":]+)"', text):
+            name, _, anchor = target.partition("#")
+            found = document.parent / name if name else document
             assert found.exists(), f"{document.name} links to {target}"
             assert found.is_dir() or found.stat().st_size, f"{target} is empty"
+            assert not anchor or anchor in anchors(found), f"{document.name} links to {target}"
+
+
+def anchors(document):
+    """Return the anchors that GitHub and MyST give to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
