@@ -42,7 +42,8 @@ def guided_backprop(model, variables, images, classes=None):
     """Return the gradient of a logit, of which each rectifier passes only what is positive (Springenberg et al. 2014).
 
     Backwards through y = max(x, 0), R becomes R [x > 0] [R > 0]. Rectifiers are the calls of ReLU and ReLU6, also in
-    scans and under remat. The gates of hard swish and hard sigmoid keep their derivative.
+    scans and under remat. The gates of hard swish and hard sigmoid keep their derivative. So does `jnp.maximum(x, 0)`,
+    because normalization layers bound their variances with it: write `jax.nn.relu`.
 
     Args:
       model: a Linen module that maps images to logits [B, classes], in inference.

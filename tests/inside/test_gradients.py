@@ -127,6 +127,14 @@ def test_saliency_is_the_largest_finite_difference_of_the_logit_over_channels():
         inside.guided_backprop(model, variables, x)
 
 
+def test_the_bound_on_the_variance_in_a_norm_is_no_rectifier():
+    (x,) = helpers.random_arrays(5, (3, 5))
+    model = nn.Sequential([nn.Dense(4), nn.LayerNorm(), nn.Dense(2)])
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    with pytest.raises(InputError, match="no rectifier"):
+        inside.guided_backprop(model, variables, x)
+
+
 def test_gates_are_no_rectifiers():
     (x,) = helpers.random_arrays(4, (3, 5))
     model = nn.Sequential([nn.Dense(4), nn.hard_swish, nn.Dense(2)])

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 import helpers
-from deepjax import inside
+from deepjax import inside, summary, zoo
 
 
 def test_influence_is_the_mean_squared_jacobian_of_the_central_unit():
@@ -42,3 +42,21 @@ def test_the_influence_on_a_dense_layer_of_a_mean_is_the_same_everywhere():
         )
     )(x)
     np.testing.assert_allclose(mean, np.full((6, 6), mean[0, 0]), rtol=1e-4)
+
+
+def test_the_influence_covers_the_theoretical_field_and_nothing_else():
+    model = zoo.create("cifar_resnet", {"depth": 8, "width": 4}, features_only=True)
+    (x,) = helpers.random_arrays(2, (4, 33, 33, 3))
+    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), x, train=False)
+    fields = summary.map_fields(model, x.shape[1:])
+
+    @jax.jit
+    def influences(x):
+        def influence(name):
+            return inside.influence(lambda x: model.apply(variables, x, train=False)[name], x, jax.random.key(1))
+
+        return {name: influence(name) for name in fields}
+
+    for name, found in influences(x).items():
+        sides = [np.ptp(np.flatnonzero(found.any(axis))) + 1 for axis in (1, 0)]
+        assert tuple(sides) == tuple(fields[name].size), name
