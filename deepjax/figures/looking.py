@@ -113,7 +113,8 @@ def numbers(settings, scores) -> Numbers:
     """Return Numbers of a method: `scores(subject, classes)` -> float [N, H, W], larger where a pixel matters more."""
     subject = load(settings)
     call = call_arguments(subject.model, train=False)
-    probabilities = jax.jit(lambda x: jax.nn.softmax(subject.model.apply(subject.variables, x, **call)))
+    softmax = jax.jit(lambda variables, x: jax.nn.softmax(subject.model.apply(variables, x, **call)))
+    probabilities = partial(softmax, subject.variables)
     found = probabilities(subject.inputs)
     classes = np.asarray(found.argmax(-1))
     maps = np.asarray(scores(subject, classes), np.float32)
@@ -130,6 +131,15 @@ def numbers(settings, scores) -> Numbers:
         of(_largest(maps, count)),
         of(_largest(random, count)),
     )
+
+
+def numbers_of_gradient(settings, rule) -> Numbers:
+    """Return Numbers of `rule`, a function of `inside`: the largest absolute value over the channels of a pixel."""
+
+    def scores(subject, classes):
+        return jnp.abs(rule(subject.model, subject.variables, subject.inputs, classes)).max(-1)
+
+    return numbers(settings, scores)
 
 
 def _largest(maps, count):
@@ -165,14 +175,14 @@ def claim(numbers):
     return Claim(text, bool(fall > 0 and fall > 2 * random))
 
 
-def draw(numbers, *, signed=False):
-    """Return the images above their maps. Signed maps are gray where they are 0."""
+def draw(numbers):
+    """Return the images above their maps."""
     figure = new_figure(2.1 * len(numbers.maps) + 1, 4.6)
     axes = figure.subplots(2, len(numbers.maps), squeeze=False)
     for (above, below), picture, values, name in zip(axes.T, numbers.pictures, numbers.maps, numbers.predicted):
         above.imshow(np.squeeze(picture), cmap="gray", vmin=0, vmax=1)
         above.set_title(name)
-        below.imshow(values, cmap="gray" if signed else "magma", vmin=-1 if signed else 0, vmax=1)
+        below.imshow(values, cmap="magma", vmin=0, vmax=1)
         for each in (above, below):
             each.set(xticks=[], yticks=[])
     return figure

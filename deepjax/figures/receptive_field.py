@@ -1,6 +1,7 @@
 """Receptive fields: what a unit can depend on grows as its depth, what it does depend on as the root of the depth."""
 
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 
 import flax.linen as nn
@@ -94,10 +95,11 @@ def _of_network(run, name, key):
     fields = {stage: max(field.size) for stage, field in summary.map_fields(model, run.shape).items()}
     theoretical = dict(sorted(fields.items(), key=lambda item: item[1]))
 
-    def influence(stage):
-        return jax.jit(lambda x: inside.influence(lambda x: model.apply(variables, x, **call)[stage], x, cotangent))(x)
+    @partial(jax.jit, static_argnums=0)
+    def influence(stage, variables, x):
+        return inside.influence(lambda x: model.apply(variables, x, **call)[stage], x, cotangent)
 
-    influences = {stage: np.asarray(influence(stage)) for stage in theoretical}
+    influences = {stage: np.asarray(influence(stage, variables, x)) for stage in theoretical}
     return Numbers(
         f"{name} on noise",
         theoretical,

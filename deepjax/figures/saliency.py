@@ -15,4 +15,4 @@ def numbers(settings):
 
     The seed draws the places of the digits, the noise, the initial weights, the order, and the random pixels.
     """
-    return looking.numbers(settings, lambda s, classes: inside.saliency(s.model, s.variables, s.inputs, classes))
+    return looking.numbers_of_gradient(settings, inside.gradient)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax.errors import InputError
-from deepjax.trace import call_arguments, evaluate, input_errors, replaced_calls
+from deepjax.trace import call_arguments, call_name, evaluate, input_errors, replaced_calls
 
 RECTIFIERS = ("relu", "relu6")  # of `jax.nn`, which `deepjax.functional.relu` and `flax.linen.relu` are
 GATES = ("hard_sigmoid", "hard_silu")  # have a relu6 inside, which does not rectify
@@ -45,11 +45,7 @@ def guided_backprop(model, variables, images, classes=None):
     scans and under remat. The gates of hard swish and hard sigmoid keep their derivative. So does `jnp.maximum(x, 0)`,
     because normalization layers bound their variances with it: write `jax.nn.relu`.
 
-    Args:
-      model: a Linen module that maps images to logits [B, classes], in inference.
-      variables: its variables.
-      images: float [B, H, W, channels], as the model takes them.
-      classes: int [B], the classes c. None: those with the largest logits.
+    Arguments are those of `saliency`.
 
     Returns:
       float [B, H, W, channels].
@@ -84,10 +80,13 @@ def _rectifiers(backward):
 
     rectify.defvjp(lambda function, x: (function(x), x), derive)
 
-    def replace(name):
+    def replace(eqn):
+        name = call_name(eqn)
         if name in GATES:
-            return getattr(jax.nn, name)
-        return partial(rectify, getattr(jax.nn, name)) if name in RECTIFIERS else None
+            return lambda *operands: eqn.primitive.bind(*operands, **eqn.params)[0]  # as it is, without a look inside
+        # A function of a user that has one of these names is no custom_jvp.
+        rectifies = name in RECTIFIERS and eqn.primitive.name == "custom_jvp_call"
+        return partial(rectify, getattr(jax.nn, name)) if rectifies else None
 
     return replace
 

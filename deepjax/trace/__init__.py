@@ -6,7 +6,7 @@ from deepjax.trace.calls import around_calls, around_methods
 from deepjax.trace.jaxpr import TOP, Interpreter, Mark, Where, call_jaxpr, read_mark
 from deepjax.trace.layers import Layer, find_layers, find_shared
 from deepjax.trace.observe import observer
-from deepjax.trace.replace import evaluate, replaced_calls
+from deepjax.trace.replace import call_name, evaluate, replaced_calls
 
 __all__ = [
     "TOP",
@@ -19,6 +19,7 @@ __all__ = [
     "around_methods",
     "call_arguments",
     "call_jaxpr",
+    "call_name",
     "evaluate",
     "find_layers",
     "find_shared",

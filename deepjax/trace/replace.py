@@ -1,4 +1,4 @@
-"""Evaluate a jaxpr with some of its named calls replaced by other functions."""
+"""Evaluate a jaxpr with some of its calls replaced by other functions."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def evaluate(jaxpr, constants, arguments, replace: Callable) -> list:
       jaxpr: a jaxpr, as `jax.make_jaxpr(f)(x).jaxpr`.
       constants: values of its constants, as `jax.make_jaxpr(f)(x).consts`.
       arguments: values of its inputs.
-      replace: function (name of a call) -> function of the same arguments, or None. It is asked for the outermost
+      replace: function (equation of a call) -> function of its operands, or None. It is asked for the outermost
         calls first; what is inside of a replaced call is not looked at.
 
     Returns:
@@ -29,7 +29,9 @@ def evaluate(jaxpr, constants, arguments, replace: Callable) -> list:
       InputError: a call to replace is in a `while` loop, which has no gradient.
 
     >>> closed = jax.make_jaxpr(lambda x: 2 * jax.nn.relu(x))(1.0)
-    >>> [float(y) for y in evaluate(closed.jaxpr, closed.consts, [-3.0], {"relu": abs}.get)]
+    >>> def absolute(eqn):
+    ...     return abs if call_name(eqn) == "relu" else None
+    >>> [float(y) for y in evaluate(closed.jaxpr, closed.consts, [-3.0], absolute)]
     [6.0]
     """
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
@@ -39,11 +41,22 @@ def evaluate(jaxpr, constants, arguments, replace: Callable) -> list:
     return [atom.val if isinstance(atom, Literal) else values[atom] for atom in jaxpr.outvars]
 
 
+def call_name(eqn) -> str:
+    """Return the name of the function that an equation calls, or an empty string.
+
+    The equation of a `custom_jvp` has no name of its own. Its body is one call, of the jitted function, which has.
+    """
+    body = called_jaxpr(eqn)
+    if "name" in eqn.params or body is None or len(body.eqns) != 1:
+        return str(eqn.params.get("name", ""))
+    return call_name(body.eqns[0])
+
+
 def _results(eqn, inputs, replace):
     name, body = eqn.primitive.name, called_jaxpr(eqn)
     loop = name in ("scan", "while", "cond")
     if body is not None and not loop:
-        if function := replace(str(eqn.params.get("name", ""))):
+        if function := replace(eqn):
             return [function(*inputs)]
         constants = [value for each in eqn.params.values() if isinstance(each, ClosedJaxpr) for value in each.consts]
         return evaluate(body, constants, inputs, replace)
@@ -66,9 +79,8 @@ def replaced_calls(jaxpr, replace: Callable) -> list[str]:
     """Return the names of the calls that `evaluate` replaces in a jaxpr. One in the body of a loop is there once."""
     names = []
     for eqn in jaxpr.eqns:
-        name = str(eqn.params.get("name", ""))
-        if called_jaxpr(eqn) is not None and replace(name):
-            names.append(name)
+        if called_jaxpr(eqn) is not None and replace(eqn):
+            names.append(call_name(eqn))
         else:
             names += [each for body in jaxprs_in_params(eqn.params) for each in replaced_calls(body, replace)]
     return names

@@ -135,6 +135,22 @@ def test_the_bound_on_the_variance_in_a_norm_is_no_rectifier():
         inside.guided_backprop(model, variables, x)
 
 
+def test_a_function_of_a_user_that_is_called_relu_is_kept():
+    (x,) = helpers.random_arrays(6, (3, 5))
+
+    @jax.jit
+    def relu(x):
+        return 2 * x
+
+    model = nn.Sequential([nn.Dense(4), relu, nn.relu, nn.Dense(2)])
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    first, last = (jax.tree.map(np.float64, variables["params"][f"layers_{i}"]) for i in (0, 3))
+    h = 2 * (x @ first["kernel"] + first["bias"])
+    g = np.maximum(last["kernel"].T[(np.maximum(h, 0) @ last["kernel"] + last["bias"]).argmax(-1)], 0)
+    wanted = 2 * (g * (h > 0)) @ first["kernel"].T
+    np.testing.assert_allclose(inside.guided_backprop(model, variables, x), wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_gates_are_no_rectifiers():
     (x,) = helpers.random_arrays(4, (3, 5))
     model = nn.Sequential([nn.Dense(4), nn.hard_swish, nn.Dense(2)])
