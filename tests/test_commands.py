@@ -16,7 +16,7 @@ import pytest
 import helpers
 from deepjax import cli, training, weights, zoo
 from deepjax.cli import hints
-from deepjax.config import Config, Devices
+from deepjax.config import Config
 from deepjax.data.sources import original
 from deepjax.weights import hub
 from deepjax.weights.files import save_state_dict
@@ -53,9 +53,7 @@ def small_range_test(config, name="run", **keywords):
 
 
 def small_search(config, grid, name="run", **keywords):
-    # On one device: a busy machine may abort a collective of eight after XLA's time limit.
-    config = dataclasses.replace(shortened(config), devices=Devices(count=1))
-    return search(config, {"optimizer.learning_rate": [0.01, 0.1]}, name, **keywords)
+    return search(shortened(config), {"optimizer.learning_rate": [0.01, 0.1]}, name, **keywords)
 
 
 def write_weights():

@@ -53,9 +53,10 @@ def _errors(hidden, width, examples, test, keys, steps):
 
     def run(pair):
         rate, key = pair
-        variables = network.init(key, examples.inputs[:1], train=False)
+        first, order = jax.random.split(key)
+        variables = network.init(first, examples.inputs[:1], train=False)
         plan = {"optimizer": optimizer, "steps": steps, "batch_size": BATCH, "every": steps}
-        return train(network.clone(dropout=rate), variables, examples, test, key, **plan).errors[-1]
+        return train(network.clone(dropout=rate), variables, examples, test, order, **plan).errors[-1]
 
     pairs = jnp.repeat(jnp.asarray([*DROPOUTS.values()]), len(keys)), jnp.tile(keys, len(DROPOUTS))
     errors = jax.jit(lambda pairs: jax.lax.map(run, pairs))(pairs)

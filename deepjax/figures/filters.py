@@ -44,7 +44,7 @@ def numbers(settings):
         model, variables, text = subject.model, subject.variables, subject.text
         shape = subject.inputs.shape[1:]
     x, call = jnp.zeros((1, *shape)), call_arguments(model, train=False)
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    key = jax.random.fold_in(jax.random.key(settings.seed), 4)  # 0 to 3 are the keys of `looking.trained`
     first = next((layer for layer in find_layers(model, key, x, call) if max(layer.window, default=1) > 1), None)
     if first is None or len(first.shape) != 4:
         raise InputError(f"{text}: the network has no convolution of images; give one that has")

@@ -33,13 +33,14 @@ def numbers(settings):
     As in the paper, the learning rate is proportional to the batch size. The paper's network is ResNet-50 on ImageNet.
     The seed draws initial weights and the order of examples.
     """
-    keys = jax.random.split(jax.random.key(settings.seed), 20 if settings.full else 3)
+    nets = 20 if settings.full else 3
+    first, order = jax.random.split(jax.random.key(settings.seed), (2, nets))
     examples, test = load("digits", size=1280)  # a multiple of every batch size
     errors = {}
     for name, norm in NORMS.items():
         network = zoo.create("mlp", depth=DEPTH, width=WIDTH, norm=norm, num_classes=10)
-        variables = jax.jit(jax.vmap(partial(network.init, train=False), (0, None)))(keys, examples.inputs[:1])
-        errors[name] = tuple(plain(_errors(network, variables, size, examples, test, keys)) for size in BATCH_SIZES)
+        variables = jax.jit(jax.vmap(partial(network.init, train=False), (0, None)))(first, examples.inputs[:1])
+        errors[name] = tuple(plain(_errors(network, variables, size, examples, test, order)) for size in BATCH_SIZES)
     return Numbers(errors)
 
 

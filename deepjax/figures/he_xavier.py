@@ -55,9 +55,10 @@ def _errors(depth, init, width, keys, steps):
 
     def run(pair):
         rate, key = pair
-        variables = network.init(key, examples.inputs[:1], train=False)
+        first, order = jax.random.split(key)
+        variables = network.init(first, examples.inputs[:1], train=False)
         plan = {"optimizer": optax.sgd(rate, MOMENTUM), "steps": steps, "batch_size": BATCH, "every": EVERY}
-        return train(network, variables, examples, test, key, **plan).errors
+        return train(network, variables, examples, test, order, **plan).errors
 
     pairs = jnp.repeat(jnp.asarray(RATES), len(keys)), jnp.tile(keys, len(RATES))
     errors = jax.jit(lambda pairs: jax.lax.map(run, pairs))(pairs)  # on CPU twice as fast as vmap

@@ -35,11 +35,12 @@ class Numbers:
 def numbers(settings):
     """Return Numbers. Examples are uniform in a cube, and moved to a margin from a random plane through 0."""
     problems = 2000 if settings.full else 100
-    keys = jax.random.split(jax.random.key(settings.seed), (len(MARGINS), problems))
+    problem_key, xor_key = jax.random.split(jax.random.key(settings.seed))
+    keys = jax.random.split(problem_key, (len(MARGINS), problems))
     run = jax.jit(jax.vmap(jax.vmap(_mistakes, (0, None)), (0, 0)))
     mistakes, bounds = jax.device_get(run(keys, jnp.array(MARGINS)))
     xor, eye = np.array([[-1.0, -1], [1, 1], [-1, 1], [1, -1]], np.float32), np.eye(ORTHOGONAL, dtype=np.float32)
-    order = linear.shuffled(jax.random.key(settings.seed), 4, EPOCHS)
+    order = linear.shuffled(xor_key, 4, EPOCHS)
     _, wrong = linear.perceptron(linear.with_bias(xor), np.array([-1, -1, 1, 1]), order)
     _, once = linear.perceptron(eye, -np.ones(ORTHOGONAL), np.tile(np.arange(ORTHOGONAL), 3))
     total, last = mistakes.sum(-1), mistakes[..., -1]

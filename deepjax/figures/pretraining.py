@@ -35,7 +35,8 @@ def numbers(settings):
     digits = data.load(config.Data("digits"), "", 0)
     (x, y), test = (_rows(part) for part in (digits.train, digits.test))
     model = zoo.create("mlp", depth=DEPTH, width=WIDTH, num_classes=10, activation="sigmoid", init="xavier")
-    keys = jax.random.split(jax.random.key(settings.seed), 20 if settings.full else 5)
+    nets = 20 if settings.full else 5
+    first, order = jax.random.split(jax.random.key(settings.seed), (2, nets))
     starts = {
         RANDOM: lambda key: model.init(key, x[:1], train=False),
         AUTOENCODERS: lambda key: init_from_data.autoencoder(model, key, x, updates=PRETRAINING, train=False),
@@ -44,7 +45,7 @@ def numbers(settings):
     train = jax.jit(jax.vmap(partial(_train, model, x, y, test)))
     curves, errors = {}, {}
     for name, start in starts.items():
-        curve, error = train(jax.vmap(start)(keys)["params"], keys)
+        curve, error = train(jax.vmap(start)(first)["params"], order)
         curves[name] = tuple(tuple(row) for row in np.asarray(curve, float).tolist())
         errors[name] = tuple(np.asarray(error, float).tolist())
     return Numbers(tuple(range(EVERY, UPDATES + 1, EVERY)), curves, errors)

@@ -48,10 +48,11 @@ def _errors(norm, scales, keys, steps):
 
     def run(pair):
         scale, key = pair
-        variables = network.init(key, examples.inputs[:1], train=False)
+        first, order = jax.random.split(key)
+        variables = network.init(first, examples.inputs[:1], train=False)
         variables |= {"params": jax.tree.map(lambda each: scale * each, variables["params"])}
         plan = {"optimizer": optax.sgd(0.1), "steps": steps, "batch_size": 100, "every": steps}
-        return train(network, variables, examples, test, key, **plan).errors[-1]
+        return train(network, variables, examples, test, order, **plan).errors[-1]
 
     pairs = jnp.repeat(jnp.asarray(scales, jnp.float32), len(keys)), jnp.tile(keys, len(scales))
     errors = jax.jit(lambda pairs: jax.lax.map(run, pairs))(pairs)  # on CPU twice as fast as vmap

@@ -141,6 +141,8 @@ def _try(configs, updates, display):
     key, losses = workdir.key_of(exp.config), []
     for rows in itertools.islice(batches(exp, 0), exp.times.first_batch(updates)):
         carried, metrics = step(carried, exp.data, rows, key)
+        # One step late, as in `loop`: a longer queue of steps blocks the collectives of CPU devices that share threads.
+        jax.block_until_ready(losses[-1:])
         losses.append(metrics["loss"])
     losses = np.stack(jax.device_get(losses)).reshape(len(losses), -1)
     variables = jax.device_get(carried[0].eval_variables)
