@@ -16,8 +16,7 @@ from deepjax.data import as_dataset
 from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.fields import from_dict
 from deepjax.runs import workdir
-from deepjax.training import averaging, setup
-from deepjax.training.evaluator import Compiled
+from deepjax.training import averaging, profile, setup
 from deepjax.training.model import with_given
 from deepjax.training.progress import Display, duration
 from deepjax.training.signals import Signals
@@ -122,14 +121,14 @@ class Trainer:
         self.total = experiment.loader.steps * self.config.epochs
         validation = experiment.dataset.validation
         self.validate = experiment.evaluator(validation) if len(validation) else None
-        self.step = Compiled(experiment.step)
+        self.step = profile.step(experiment.step, self.config.profile, self.done, folder, display)
         self.clock, self.compiling = time.monotonic(), 0.0
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for opened in (self.metrics, self.checkpoints, self.final):
+        for opened in (self.step, self.metrics, self.checkpoints, self.final):
             if opened is not None:
                 opened.close()
 
