@@ -1,4 +1,4 @@
-"""No figure uses a random key in two ways: what is drawn would not be independent, such as first weights and an order."""
+"""No figure uses a random key in two ways: what is drawn, such as weights and an order, would not be independent."""
 
 from collections import defaultdict
 from functools import partial
