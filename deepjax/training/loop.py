@@ -41,7 +41,8 @@ def train(
         `mask` (bool [batch], the real examples) that it takes, and returns logits [batch, classes].
       data: a data set of your own instead of `config.data.name`: a `data.Dataset`, or the arguments of
         `data.from_arrays` as a dict: "x_train", "y_train", "x_test", "y_test", and perhaps others.
-      log: receives each line of progress, for example `print`; or a `progress.Display`. None: nothing is printed.
+      log: receives each line of progress, for example `print`; or a `progress.Display`, such as `NotebookDisplay()`.
+        None: nothing is printed.
 
     Returns:
       The contents of summary.json.
