@@ -15,6 +15,7 @@ from deepjax.config import Config
 from deepjax.data import as_dataset
 from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.fields import from_dict
+from deepjax.functional import native
 from deepjax.runs import workdir
 from deepjax.training import averaging, profile, setup
 from deepjax.training.model import with_given
@@ -162,9 +163,9 @@ class Trainer:
         if config.pretrained or config.init != "model":
             start = f"pretrained: {config.pretrained}" if config.pretrained else f"initialized by {config.init}"
         self.display(f"{config.model}: {self.parameters:,} parameters, {start}")
-        self.display(
-            f"{len(devices)} x {devices[0].device_kind}, {self.config.devices.strategy}; writing to {self.folder}"
-        )
+        by = "; convolutions by deepjax_native" if devices[0].platform == "cpu" and native.package() else ""
+        kind, strategy = devices[0].device_kind, self.config.devices.strategy
+        self.display(f"{len(devices)} x {kind}, {strategy}{by}; writing to {self.folder}")
         if self.done:
             self.display(f"continuing at step {self.done} of {self.total}")
 
