@@ -1,0 +1,186 @@
+"""The three maps of deepjax_native against float64 NumPy, in all contexts that call them."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference
+from reference import Axis, Form
+
+native = pytest.importorskip("deepjax_native", reason="deepjax_native is not installed: pip install ./native")
+
+MAPS = ("forward", "input_gradient", "kernel_gradient")
+
+
+def arrays_of(seed, form, batch, features, out):
+    """Return x, kernel and dy."""
+    rng = np.random.default_rng(seed)
+    size, window, y = ([getattr(a, field) for a in form.axes] for field in ("size", "window", "out"))
+    shapes = ((batch, *size, features), (*window, features // form.groups, out), (batch, *y, out))
+    return [rng.standard_normal(s).astype(np.float32) for s in shapes]
+
+
+def arguments(name, x, kernel, dy):
+    return {"forward": (x, kernel), "input_gradient": (dy, kernel), "kernel_gradient": (x, dy)}[name]
+
+
+def check(name, form, arrays, result):
+    expected = getattr(reference, name)(*arguments(name, *arrays), form)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=f"{name} {form}")
+
+
+def random_case(seed):
+    """Return a form, a batch and features in and out, over everything that may vary."""
+    rng = np.random.default_rng(seed)
+    spatial = 1 + seed % 3
+    axes = []
+    while len(axes) < spatial:
+        numbers = rng.integers([1, 1, 1, 0, 0, 1], [(40, 14, 9)[spatial - 1], 6, 4, 5, 5, 4])
+        axis = Axis(*map(int, numbers))
+        if axis.out >= 1:
+            axes.append(axis)
+    groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
+    features, out = (groups * int(rng.choice([1, 2, 3, 4, 5, 8, 16, 17])) for _ in range(2))
+    return Form(tuple(axes), groups), int(rng.integers(1, 10)), features, out
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_random_forms(seed):
+    form, *numbers = random_case(seed)
+    arrays = arrays_of(seed, form, *numbers)
+    for name in MAPS:
+        result = getattr(native, name)(*map(jnp.asarray, arguments(name, *arrays)), form)
+        check(name, form, arrays, result)
+
+
+LAYERS = {
+    "3x3": (Form((Axis(14, 3, 1, 1, 1, 1),) * 2, 1), 16, 64, 64),
+    "3x3 stride 2": (Form((Axis(28, 3, 2, 0, 1, 1),) * 2, 1), 9, 32, 48),
+    "1x1 stride 2": (Form((Axis(28, 1, 2, 0, 0, 1),) * 2, 1), 7, 64, 128),
+    "7x7 stride 2": (Form((Axis(56, 7, 2, 3, 3, 1),) * 2, 1), 4, 3, 64),
+    "depthwise": (Form((Axis(14, 3, 1, 1, 1, 1),) * 2, 96), 8, 96, 96),
+    "32 groups of 4": (Form((Axis(14, 3, 1, 1, 1, 1),) * 2, 32), 8, 128, 128),
+    "large kernel, small batch": (Form((Axis(5, 3, 1, 1, 1, 1),) * 2, 1), 4, 128, 256),
+    "batch 1": (Form((Axis(28, 3, 1, 1, 1, 1),) * 2, 1), 1, 32, 64),
+    "3d": (Form((Axis(10, 3, 1, 1, 1, 1),) * 3, 1), 5, 16, 32),
+    "1d dilated": (Form((Axis(200, 3, 1, 8, 0, 4),), 1), 5, 32, 32),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", MAPS)
+def test_layers_of_networks(layer, name):
+    form, *numbers = LAYERS[layer]
+    arrays = arrays_of(0, form, *numbers)
+    check(name, form, arrays, jax.jit(partial(getattr(native, name), form=form))(*arguments(name, *arrays)))
+
+
+def test_empty_batch():
+    form = Form((Axis(5, 3, 1, 1, 1, 1),), 1)
+    x, kernel, dy = arrays_of(0, form, 0, 2, 3)
+    assert native.forward(x, kernel, form).shape == (0, 5, 3)
+    assert native.input_gradient(dy, kernel, form).shape == (0, 5, 2)
+    np.testing.assert_array_equal(native.kernel_gradient(x, dy, form), np.zeros((3, 2, 3)))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_scan(name):
+    form = Form((Axis(9, 3, 1, 1, 1, 1),) * 2, 1)
+    cases = [arrays_of(seed, form, 4, 8, 8) for seed in range(5)]
+    call = partial(getattr(native, name), form=form)
+    stacked = [jnp.stack(a) for a in zip(*(arguments(name, *c) for c in cases))]
+    _, results = jax.jit(lambda a: jax.lax.scan(lambda _, ab: (None, call(*ab)), None, a))(stacked)
+    for arrays, result in zip(cases, results):
+        check(name, form, arrays, result)
+
+
+def test_chain_of_maps_in_one_program():
+    form = Form((Axis(8, 3, 1, 1, 1, 1),) * 2, 1)
+    x, kernel, _ = arrays_of(0, form, 6, 16, 16)
+
+    @jax.jit
+    def program(x, kernel):
+        y = native.forward(jax.nn.relu(native.forward(x, kernel, form)), kernel, form)
+        return native.input_gradient(y, kernel, form), native.kernel_gradient(x, y, form)
+
+    y = reference.forward(np.maximum(reference.forward(x, kernel, form), 0), kernel, form)
+    dx, dkernel = program(x, kernel)
+    for result, expected in (
+        (dx, reference.input_gradient(y, kernel, form)),
+        (dkernel, reference.kernel_gradient(x, y, form)),
+    ):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_threads_at_once():
+    """Eight threads call programs of different shapes; each result must be what it is without the others, in all bits."""
+    cases = [random_case(seed) for seed in range(300, 316)]
+    jobs = []
+    for seed, (form, *numbers) in enumerate(cases):
+        arrays = arrays_of(seed, form, *numbers)
+        for name in MAPS:
+            program = jax.jit(partial(getattr(native, name), form=form))
+            jobs.append((program, arguments(name, *arrays), np.asarray(program(*arguments(name, *arrays)))))
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda job: np.asarray(job[0](*job[1])), jobs * 5))
+    for (_, _, alone), result in zip(jobs * 5, results):
+        np.testing.assert_array_equal(result, alone)
+
+
+DEVICES = """
+import jax, numpy as np, deepjax_native as native, reference
+from jax.sharding import Mesh, PartitionSpec as P
+from reference import Axis, Form
+form = Form((Axis(9, 3, 1, 1, 1, 1),) * 2, 1)
+rng = np.random.default_rng(0)
+x, kernel, dy = (rng.standard_normal(s).astype(np.float32) for s in ((48, 9, 9, 8), (3, 3, 8, 16), (48, 9, 9, 16)))
+mesh = Mesh(jax.devices(), "devices")
+assert mesh.size == 8
+def maps(x, kernel, dy):
+    vary = jax.lax.pcast(kernel, "devices", to="varying")
+    y, dx = native.forward(x, vary, form), native.input_gradient(dy, vary, form)
+    return y, dx, jax.lax.psum(native.kernel_gradient(x, dy, form), "devices")
+split = P("devices")
+program = jax.jit(jax.shard_map(maps, mesh=mesh, in_specs=(split, P(), split), out_specs=(split, split, P())))
+expected = [reference.forward(x, kernel, form), reference.input_gradient(dy, kernel, form), reference.kernel_gradient(x, dy, form)]
+for _ in range(20):
+    for a, b in zip(program(x, kernel, dy), expected):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+print("done")
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "3"])
+def test_devices_at_once(threads):
+    """Eight devices of one process, with as many threads of OpenMP as the machine allows, or fewer."""
+    folders = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    environment = os.environ | {
+        "PYTHONPATH": folders,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "OMP_NUM_THREADS": threads,
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.stdout.strip() == "done", run.stderr
+
+
+def test_what_is_supported(monkeypatch):
+    axis = Axis(9, 3, 1, 1, 1, 1)
+    assert native.supports(Form((axis,) * 3, 2), jnp.float32)
+    assert not native.supports(Form((axis,) * 4, 1), jnp.float32)
+    assert not native.supports(Form((axis,), 1), jnp.bfloat16)
+    assert not native.supports(Form((axis._replace(high=-1),), 1), jnp.float32)
+    monkeypatch.setenv("DEEPJAX_NATIVE", "0")
+    assert not native.supports(Form((axis,), 1), jnp.float32)
