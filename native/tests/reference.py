@@ -68,7 +68,7 @@ def input_gradient(dy, kernel, form):
 
 
 def kernel_gradient(x, dy, form):
-    """Compute the gradient in the kernel: each tap's is the product of what it read and the gradient of what it made."""
+    """Compute the gradient in the kernel: a tap's is the product of what it read and the gradient in what it made."""
     padded, dy = _grouped(_padded(x, form), form), _grouped(dy, form)
     dkernel = np.zeros((*(a.window for a in form.axes), padded.shape[-1], *dy.shape[-2:]))
     dy = dy.reshape(-1, *dy.shape[-2:])

@@ -14,44 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference
+from cases import MAPS, arguments, arrays_of, check, random_case
 from reference import Axis, Form
 
 native = pytest.importorskip("deepjax_native", reason="deepjax_native is not installed: pip install ./native")
-
-MAPS = ("forward", "input_gradient", "kernel_gradient")
-
-
-def arrays_of(seed, form, batch, features, out):
-    """Return x, kernel and dy."""
-    rng = np.random.default_rng(seed)
-    size, window, y = ([getattr(a, field) for a in form.axes] for field in ("size", "window", "out"))
-    shapes = ((batch, *size, features), (*window, features // form.groups, out), (batch, *y, out))
-    return [rng.standard_normal(s).astype(np.float32) for s in shapes]
-
-
-def arguments(name, x, kernel, dy):
-    return {"forward": (x, kernel), "input_gradient": (dy, kernel), "kernel_gradient": (x, dy)}[name]
-
-
-def check(name, form, arrays, result):
-    expected = getattr(reference, name)(*arguments(name, *arrays), form)
-    assert result.dtype == np.float32
-    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=f"{name} {form}")
-
-
-def random_case(seed):
-    """Return a form, a batch and features in and out, over everything that may vary."""
-    rng = np.random.default_rng(seed)
-    spatial = 1 + seed % 3
-    axes = []
-    while len(axes) < spatial:
-        numbers = rng.integers([1, 1, 1, 0, 0, 1], [(40, 14, 9)[spatial - 1], 6, 4, 5, 5, 4])
-        axis = Axis(*map(int, numbers))
-        if axis.out >= 1:
-            axes.append(axis)
-    groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
-    features, out = (groups * int(rng.choice([1, 2, 3, 4, 5, 8, 16, 17])) for _ in range(2))
-    return Form(tuple(axes), groups), int(rng.integers(1, 10)), features, out
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -123,7 +89,7 @@ def test_chain_of_maps_in_one_program():
 
 
 def test_threads_at_once():
-    """Eight threads call programs of different shapes; each result must be what it is without the others, in all bits."""
+    """Eight threads call programs of different shapes; the results have the bits that each has alone."""
     cases = [random_case(seed) for seed in range(300, 316)]
     jobs = []
     for seed, (form, *numbers) in enumerate(cases):
@@ -137,42 +103,55 @@ def test_threads_at_once():
         np.testing.assert_array_equal(result, alone)
 
 
+SWEEP = """
+import deepjax_native as native
+from cases import MAPS, arguments, arrays_of, check, random_case
+for seed in range(400, 520):
+    form, batch, *features = random_case(seed)
+    arrays = arrays_of(seed, form, 1 + batch % 3, *features)
+    for name in MAPS:
+        check(name, form, arrays, getattr(native, name)(*arguments(name, *arrays), form))
+print("done")
+"""
+
 DEVICES = """
-import jax, numpy as np, deepjax_native as native, reference
+import jax, numpy as np, deepjax_native as native
 from jax.sharding import Mesh, PartitionSpec as P
+from cases import arrays_of, check
 from reference import Axis, Form
 form = Form((Axis(9, 3, 1, 1, 1, 1),) * 2, 1)
-rng = np.random.default_rng(0)
-x, kernel, dy = (rng.standard_normal(s).astype(np.float32) for s in ((48, 9, 9, 8), (3, 3, 8, 16), (48, 9, 9, 16)))
+arrays = arrays_of(0, form, 48, 8, 16)
 mesh = Mesh(jax.devices(), "devices")
 assert mesh.size == 8
 def maps(x, kernel, dy):
     vary = jax.lax.pcast(kernel, "devices", to="varying")
-    y, dx = native.forward(x, vary, form), native.input_gradient(dy, vary, form)
-    return y, dx, jax.lax.psum(native.kernel_gradient(x, dy, form), "devices")
+    dkernel = jax.lax.psum(native.kernel_gradient(x, dy, form), "devices")
+    return {
+        "forward": native.forward(x, vary, form), "input_gradient": native.input_gradient(dy, vary, form),
+        "kernel_gradient": dkernel,
+    }
 split = P("devices")
-program = jax.jit(jax.shard_map(maps, mesh=mesh, in_specs=(split, P(), split), out_specs=(split, split, P())))
-expected = [reference.forward(x, kernel, form), reference.input_gradient(dy, kernel, form), reference.kernel_gradient(x, dy, form)]
+specs = {"forward": split, "input_gradient": split, "kernel_gradient": P()}
+program = jax.jit(jax.shard_map(maps, mesh=mesh, in_specs=(split, P(), split), out_specs=specs))
 for _ in range(20):
-    for a, b in zip(program(x, kernel, dy), expected):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+    for name, result in program(*arrays).items():
+        check(name, form, arrays, result)
 print("done")
 """
 
 
-@pytest.mark.parametrize("threads", ["1", "2", "3"])
-def test_devices_at_once(threads):
-    """Eight devices of one process, with as many threads of OpenMP as the machine allows, or fewer."""
-    folders = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+@pytest.mark.parametrize("script", [SWEEP, DEVICES], ids=["one device", "eight devices at once"])
+@pytest.mark.parametrize("threads", ["1", "3", "8"])
+def test_numbers_of_threads(script, threads):
+    """In a process of eight devices, XLA has eight threads, so that this many parts are computed at once."""
     environment = os.environ | {
-        "PYTHONPATH": folders,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "OMP_NUM_THREADS": threads,
     }
-    run = subprocess.run(
-        [sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.stdout.strip() == "done", run.stderr
 
 

@@ -1,11 +1,12 @@
 // The three maps of a convolution as handlers of XLA.
 //
-// The batch is divided among threads of XLA's own pool, and each runs oneDNN on its part without OpenMP, so that
-// threads of OpenMP never compete with XLA's. OpenMP is used only where the batch cannot be divided well.
+// The work is divided among threads of XLA's own pool, and each runs oneDNN on its part without OpenMP: OpenMP's threads
+// would compete with XLA's, and those of several devices with each other.
 
 #include <cstring>
 #include <string>
 
+#include "divide.h"
 #include "plan.h"
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
@@ -17,108 +18,101 @@ namespace ffi = xla::ffi;
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::Result<ffi::Buffer<ffi::F32>>;
 using Numbers = ffi::Span<const int64_t>;
+using PlanPointer = std::shared_ptr<const Plan>;
 
-// How a batch is divided: `count` parts of `rows` examples, the last of which may be smaller. A part that is the
-// whole batch uses `threads` threads of OpenMP, other parts one.
-struct Parts {
-  int64_t batch, rows, count, threads;
-
-  int64_t Rows(int64_t part) const { return std::min(rows, batch - part * rows); }
-};
-
-Parts Whole(int64_t batch, int64_t threads) { return {batch, batch, 1, threads}; }
-
-// The division depends only on the shape and the number of threads, never on what other threads do now: a sum in
-// another order would be another sum.
-Parts Divide(Map map, const Shape& s, int64_t threads) {
-  if (threads == 1 || s.batch < threads) return Whole(s.batch, threads);
-  if (map == Map::kKernelGradient) {
-    // Each part writes a kernel of its own, and all are added. This must not be more work than reading x and y.
-    int64_t kernel = s.features_in / s.groups * s.features_out;
-    for (int64_t w : s.window) kernel *= w;
-    if (kernel * threads > s.batch * (s.XRow() + s.YRow())) return Whole(s.batch, threads);
-  }
-  const int64_t rows = (s.batch + threads - 1) / threads;
-  return {s.batch, rows, (s.batch + rows - 1) / rows, 1};
+std::vector<PlanPointer> FindPlans(Map map, const std::vector<Part>& parts) {
+  std::vector<PlanPointer> plans;
+  for (const Part& part : parts) plans.push_back(Plan::Find(map, part.shape));
+  return plans;
 }
 
-// The plans of the parts: they differ only if the last part is smaller.
-class Plans {
+// A kernel in the layouts of all plans.
+class PackedKernels {
  public:
-  Plans(Map map, Shape shape, const Parts& parts) : last_index_(parts.count - 1) {
-    const auto threads = static_cast<int>(parts.threads);
-    shape.batch = parts.Rows(0);
-    first = Plan::Find(map, shape, threads);
-    shape.batch = parts.Rows(last_index_);
-    last = Plan::Find(map, shape, threads);
+  PackedKernels(ffi::ThreadPool& pool, const float* kernel, const std::vector<PlanPointer>& plans, Buffer& buffer) {
+    std::vector<size_t> layouts, offsets{0};  // a plan of each layout, and where it begins
+    for (size_t i = 0; i < plans.size(); i++) {
+      size_t same = 0;
+      while (same < layouts.size() && !plans[layouts[same]]->SameLayout(*plans[i])) same++;
+      if (same == layouts.size()) {
+        layouts.push_back(i);
+        offsets.push_back(offsets.back() + (plans[i]->KernelBytes() + 63) / 64 * 64);
+      }
+      layout_.push_back(same);
+    }
+    auto* bytes = reinterpret_cast<char*>(buffer.Get(offsets.back()));
+    for (size_t i = 0; i < layouts.size(); i++) packed_.push_back(reinterpret_cast<float*>(bytes + offsets[i]));
+    Parallel(pool, layouts.size(), [&](int64_t i) { plans[layouts[i]]->Pack(kernel, packed_[i]); });
   }
-  const Plan& operator[](int64_t part) const { return part == last_index_ ? *last : *first; }
 
-  std::shared_ptr<const Plan> first, last;
+  float* operator[](int64_t part) const { return packed_[layout_[part]]; }
 
  private:
-  int64_t last_index_;
+  std::vector<size_t> layout_;
+  std::vector<float*> packed_;
 };
-
-std::mutex& OpenMpTurn() {
-  static std::mutex mutex;
-  return mutex;
-}
-
-// Several devices may call at once. Their teams of OpenMP take turns, because each has a thread for every core.
-std::unique_lock<std::mutex> Turn(const Parts& parts) {
-  return parts.threads > 1 ? std::unique_lock<std::mutex>(OpenMpTurn()) : std::unique_lock<std::mutex>();
-}
 
 // y from x and the kernel, or x from y and the kernel.
 void RunActivations(ffi::ThreadPool& pool, Map map, const Shape& s, float* x, const float* kernel, float* y) {
-  thread_local Buffer first_kernel, last_kernel;
-  const Parts parts = Divide(map, s, Threads(pool));
-  const auto turn = Turn(parts);
-  const Plans plans(map, s, parts);
-  float* first = first_kernel.Get(plans.first->KernelBytes());
-  plans.first->Pack(kernel, first);
-  float* last = first;
-  if (!plans.last->SameKernel(*plans.first)) {
-    last = last_kernel.Get(plans.last->KernelBytes());
-    plans.last->Pack(kernel, last);
+  thread_local Buffer buffer;
+  const auto parts = Divide(map, s, Threads(pool)).parts;
+  const auto plans = FindPlans(map, parts);
+  const PackedKernels packed(pool, kernel, plans, buffer);
+  Parallel(pool, parts.size(), [&](int64_t i) { plans[i]->Run(x + parts[i].x, packed[i], y + parts[i].y); });
+}
+
+// Copy the features of y that a part needs next to each other.
+float* Gather(const Part& part, const float* y, Buffer& buffer) {
+  const int64_t features = part.shape.features_out, pixels = part.shape.batch * part.shape.YRow() / features;
+  float* gathered = buffer.Get(pixels * features * sizeof(float));
+  for (int64_t i = 0; i < pixels; i++) {
+    std::memcpy(gathered + i * features, y + i * part.shape.features_all + part.feature, features * sizeof(float));
   }
-  Parallel(pool, parts.count, [&](int64_t part) {
-    const int64_t row = part * parts.rows;
-    plans[part].Run(x + row * s.XRow(), part == parts.count - 1 ? last : first, y + row * s.YRow());
+  return gathered;
+}
+
+// Each part computes some features of the kernel.
+void RunKernelFeatures(ffi::ThreadPool& pool, const std::vector<Part>& parts, float* x, float* y, float* kernel) {
+  const auto plans = FindPlans(Map::kKernelGradient, parts);
+  Parallel(pool, parts.size(), [&](int64_t i) {
+    thread_local Buffer gathered, packed;
+    float* buffer = packed.Get(plans[i]->KernelBytes());
+    plans[i]->Run(x, buffer, Gather(parts[i], y, gathered));
+    plans[i]->Unpack(buffer, kernel + parts[i].feature);
   });
 }
 
-// Add arrays of `size` numbers, one after the other in memory, to the first of them, in parallel over the numbers.
-void AddUp(ffi::ThreadPool& pool, float* arrays, int64_t size, int64_t count, int64_t threads) {
-  const int64_t range = (size + threads - 1) / threads;
-  Parallel(pool, threads, [&](int64_t thread) {
-    const int64_t begin = std::min(size, thread * range), end = std::min(size, begin + range);
-    for (int64_t array = 1; array < count; array++) {
-      const float* from = arrays + array * size;
-      for (int64_t i = begin; i < end; i++) arrays[i] += from[i];
+// Each part computes a kernel, and all are added.
+void RunKernelSums(ffi::ThreadPool& pool, const std::vector<Part>& parts, float* x, float* y, const Shape& s,
+                   float* kernel) {
+  thread_local Buffer sums;
+  const auto plans = FindPlans(Map::kKernelGradient, parts);
+  const int64_t size = s.KernelSize(), count = parts.size();
+  float* kernels = sums.Get((count - 1) * size * sizeof(float));
+  Parallel(pool, count, [&](int64_t i) {
+    thread_local Buffer packed;
+    float* buffer = packed.Get(plans[i]->KernelBytes());
+    plans[i]->Run(x + parts[i].x, buffer, y + parts[i].y);
+    plans[i]->Unpack(buffer, i == 0 ? kernel : kernels + (i - 1) * size);
+  });
+  if (count == 1) return;
+  const int64_t range = (size + count - 1) / count;
+  Parallel(pool, count, [&](int64_t i) {
+    const int64_t begin = std::min(size, i * range), end = std::min(size, begin + range);
+    for (int64_t other = 0; other < count - 1; other++) {
+      const float* from = kernels + other * size;
+      for (int64_t k = begin; k < end; k++) kernel[k] += from[k];
     }
   });
 }
 
 void RunKernelGradient(ffi::ThreadPool& pool, const Shape& s, float* x, float* y, float* kernel) {
-  thread_local Buffer sums;
-  const int64_t threads = Threads(pool);
-  Parts parts = Divide(Map::kKernelGradient, s, threads);
-  auto plans = std::make_unique<Plans>(Map::kKernelGradient, s, parts);
-  if (!plans->first->SameKernel(*plans->last)) {  // kernels of different layouts cannot be added
-    parts = Whole(s.batch, threads);
-    plans = std::make_unique<Plans>(Map::kKernelGradient, s, parts);
+  const auto [parts, division] = Divide(Map::kKernelGradient, s, Threads(pool));
+  if (division == Division::kFeatures) {
+    RunKernelFeatures(pool, parts, x, y, kernel);
+  } else {
+    RunKernelSums(pool, parts, x, y, s, kernel);
   }
-  const auto turn = Turn(parts);
-  const int64_t size = plans->first->KernelBytes() / sizeof(float);
-  float* arrays = sums.Get(parts.count * size * sizeof(float));
-  Parallel(pool, parts.count, [&](int64_t part) {
-    const int64_t row = part * parts.rows;
-    (*plans)[part].Run(x + row * s.XRow(), arrays + part * size, y + row * s.YRow());
-  });
-  if (parts.count > 1) AddUp(pool, arrays, size, parts.count, threads);
-  plans->first->Unpack(arrays, kernel);
 }
 
 std::vector<int64_t> Vector(Numbers numbers) { return {numbers.begin(), numbers.end()}; }
@@ -128,6 +122,7 @@ Shape MakeShape(const Array& x, const Array& kernel, const Array& y, Numbers str
   const auto a = x.dimensions(), k = kernel.dimensions(), b = y.dimensions();
   return {a[0],
           a.back(),
+          b.back(),
           b.back(),
           groups,
           {a.begin() + 1, a.end() - 1},

@@ -24,42 +24,41 @@ dnnl::stream& Stream() {
   return stream;
 }
 
-memory::desc Dense(const Dims& dims, const std::vector<int>& minor_to_major) {
-  Dims strides(dims.size());
-  int64_t stride = 1;
-  for (int axis : minor_to_major) {
+// oneDNN names the axes [batch, features, *spatial]; in memory the features are last.
+memory::desc Activations(int64_t batch, int64_t features, const Dims& spatial) {
+  Dims dims{batch, features}, strides(spatial.size() + 2);
+  dims.insert(dims.end(), spatial.begin(), spatial.end());
+  strides[1] = 1;
+  int64_t stride = features;
+  for (size_t axis = dims.size() - 1; axis >= 2; axis--) {
     strides[axis] = stride;
     stride *= dims[axis];
   }
+  strides[0] = stride;
   return memory::desc(dims, memory::data_type::f32, strides);
-}
-
-// oneDNN names the axes [batch, features, *spatial]; in memory the features are last.
-memory::desc Activations(int64_t batch, int64_t features, const Dims& spatial) {
-  Dims dims{batch, features};
-  dims.insert(dims.end(), spatial.begin(), spatial.end());
-  std::vector<int> order{1};
-  for (int axis = static_cast<int>(dims.size()) - 1; axis >= 2; axis--) order.push_back(axis);
-  order.push_back(0);
-  return Dense(dims, order);
 }
 
 // [groups, out, in, *window] in oneDNN, [*window, in, groups * out] in memory. Without groups if there is one.
 memory::desc Kernel(const Shape& s) {
   Dims dims{s.groups, s.features_out / s.groups, s.features_in / s.groups};
+  Dims strides{dims[1], 1, s.features_all};
   dims.insert(dims.end(), s.window.begin(), s.window.end());
-  std::vector<int> order{1, 0, 2};
-  for (int axis = static_cast<int>(dims.size()) - 1; axis >= 3; axis--) order.push_back(axis);
-  if (s.groups > 1) return Dense(dims, order);
-  dims.erase(dims.begin());
-  std::vector<int> without;
-  for (int axis : order) {
-    if (axis != 0) without.push_back(axis - 1);
+  strides.resize(dims.size());
+  int64_t stride = s.features_all * dims[2];
+  for (size_t axis = dims.size() - 1; axis >= 3; axis--) {
+    strides[axis] = stride;
+    stride *= dims[axis];
   }
-  return Dense(dims, without);
+  if (s.groups == 1) {
+    dims.erase(dims.begin());
+    strides.erase(strides.begin());
+  }
+  return memory::desc(dims, memory::data_type::f32, strides);
 }
 
-int64_t Product(const Dims& dims) { return std::accumulate(dims.begin(), dims.end(), int64_t{1}, std::multiplies<>()); }
+int64_t Product(Dims::const_iterator begin, Dims::const_iterator end) {
+  return std::accumulate(begin, end, int64_t{1}, std::multiplies<>());
+}
 
 dnnl::primitive Reorder(const memory::desc& from, const memory::desc& to) {
   return dnnl::reorder(dnnl::reorder::primitive_desc(Engine(), from, Engine(), to));
@@ -67,21 +66,25 @@ dnnl::primitive Reorder(const memory::desc& from, const memory::desc& to) {
 
 }  // namespace
 
-int64_t Shape::XRow() const { return Product(size) * features_in; }
-int64_t Shape::YRow() const { return Product(out) * features_out; }
+int64_t Shape::XPixel() const { return Product(size.begin() + 1, size.end()) * features_in; }
+int64_t Shape::YPixel() const { return Product(out.begin() + 1, out.end()) * features_out; }
+int64_t Shape::KernelSize() const {
+  return Product(window.begin(), window.end()) * (features_in / groups) * features_out;
+}
 
 std::vector<int64_t> Shape::Key() const {
-  std::vector<int64_t> key{batch, features_in, features_out, groups};
-  for (const auto* v : {&size, &out, &window, &stride, &low, &high, &dilation}) key.insert(key.end(), v->begin(), v->end());
+  std::vector<int64_t> key{batch, features_in, features_out, features_all, groups};
+  for (const auto* v : {&size, &out, &window, &stride, &low, &high, &dilation}) {
+    key.insert(key.end(), v->begin(), v->end());
+  }
   return key;
 }
 
-Plan::Plan(Map map, const Shape& s, int threads)
-    : threads_(threads),
-      x_(Activations(s.batch, s.features_in, s.size)),
+Plan::Plan(Map map, const Shape& s)
+    : x_(Activations(s.batch, s.features_in, s.size)),
       y_(Activations(s.batch, s.features_out, s.out)),
       hwio_(Kernel(s)) {
-  OpenMpThreads limit(threads_);  // oneDNN compiles for the number of threads that it sees now
+  NoOpenMp guard;  // oneDNN compiles for the number of threads that it sees now
   const memory::desc any(hwio_.get_dims(), memory::data_type::f32, memory::format_tag::any);
   Dims dilation = s.dilation;
   for (auto& d : dilation) d -= 1;  // oneDNN counts the pixels between two taps
@@ -122,39 +125,38 @@ void Plan::Compile(const Description& description) {
   primitive_ = dnnl::primitive(description);
 }
 
-std::shared_ptr<const Plan> Plan::Find(Map map, const Shape& shape, int threads) {
+std::shared_ptr<const Plan> Plan::Find(Map map, const Shape& shape) {
   static std::mutex mutex;
   static std::map<std::vector<int64_t>, std::shared_ptr<const Plan>> plans;
   auto key = shape.Key();
   key.push_back(static_cast<int64_t>(map));
-  key.push_back(threads);
   {
     std::lock_guard<std::mutex> lock(mutex);
     const auto found = plans.find(key);
     if (found != plans.end()) return found->second;
   }
   // Compiled outside of the lock; if two threads do it at once, the second result replaces an equal one.
-  auto plan = std::make_shared<const Plan>(map, shape, threads);
+  auto plan = std::make_shared<const Plan>(map, shape);
   std::lock_guard<std::mutex> lock(mutex);
   if (plans.size() >= kMaxPlans) plans.clear();
   return plans[std::move(key)] = std::move(plan);
 }
 
 void Plan::Pack(const float* kernel, float* packed) const {
-  OpenMpThreads limit(threads_);
+  NoOpenMp guard;
   const memory from(hwio_, Engine(), const_cast<float*>(kernel)), to(kernel_, Engine(), packed);
   reorder_.execute(Stream(), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
 }
 
 void Plan::Unpack(const float* packed, float* kernel) const {
-  OpenMpThreads limit(threads_);
+  NoOpenMp guard;
   const memory from(kernel_, Engine(), const_cast<float*>(packed)), to(hwio_, Engine(), kernel);
   reorder_.execute(Stream(), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
 }
 
 void Plan::Run(float* x, float* packed, float* y) const {
   thread_local Buffer scratch;
-  OpenMpThreads limit(threads_);
+  NoOpenMp guard;
   primitive_.execute(Stream(), {{x_argument_, memory(x_, Engine(), x)},
                                 {kernel_argument_, memory(kernel_, Engine(), packed)},
                                 {y_argument_, memory(y_, Engine(), y)},

@@ -25,15 +25,13 @@ inline int64_t Threads(const xla::ffi::ThreadPool& pool) {
   return std::clamp<int64_t>(pool.num_threads(), 1, kMaxThreads);
 }
 
-// Gives OpenMP regions that start in this thread a number of threads, until the end of the block.
-class OpenMpThreads {
+// Until the end of the block, OpenMP regions of this thread have no other threads.
+class NoOpenMp {
  public:
-  explicit OpenMpThreads(int64_t threads) : before_(omp_get_max_threads()) {
-    omp_set_num_threads(static_cast<int>(threads));
-  }
-  ~OpenMpThreads() { omp_set_num_threads(before_); }
-  OpenMpThreads(const OpenMpThreads&) = delete;
-  OpenMpThreads& operator=(const OpenMpThreads&) = delete;
+  NoOpenMp() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~NoOpenMp() { omp_set_num_threads(before_); }
+  NoOpenMp(const NoOpenMp&) = delete;
+  NoOpenMp& operator=(const NoOpenMp&) = delete;
 
  private:
   int before_;

@@ -1,0 +1,42 @@
+"""Cases for the tests of the three maps: forms, arrays, and the comparison with float64 NumPy."""
+
+import numpy as np
+import reference
+from reference import Axis, Form
+
+MAPS = ("forward", "input_gradient", "kernel_gradient")
+
+
+def arrays_of(seed, form, batch, features, out):
+    """Return x, kernel and dy."""
+    rng = np.random.default_rng(seed)
+    size, window, y = ([getattr(a, field) for a in form.axes] for field in ("size", "window", "out"))
+    shapes = ((batch, *size, features), (*window, features // form.groups, out), (batch, *y, out))
+    return [rng.standard_normal(s).astype(np.float32) for s in shapes]
+
+
+def arguments(name, x, kernel, dy):
+    """Return the two arrays that a map takes."""
+    return {"forward": (x, kernel), "input_gradient": (dy, kernel), "kernel_gradient": (x, dy)}[name]
+
+
+def check(name, form, arrays, result):
+    """Compare the result of a map with the reference, relative to the largest number."""
+    expected = getattr(reference, name)(*arguments(name, *arrays), form)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=f"{name} {form}")
+
+
+def random_case(seed):
+    """Return a form, a batch and features in and out, over everything that may vary."""
+    rng = np.random.default_rng(seed)
+    spatial = 1 + seed % 3
+    axes = []
+    while len(axes) < spatial:
+        numbers = rng.integers([1, 1, 1, 0, 0, 1], [(40, 14, 9)[spatial - 1], 6, 4, 5, 5, 4])
+        axis = Axis(*map(int, numbers))
+        if axis.out >= 1:
+            axes.append(axis)
+    groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
+    features, out = (groups * int(rng.choice([1, 2, 3, 4, 5, 8, 16, 17])) for _ in range(2))
+    return Form(tuple(axes), groups), int(rng.integers(1, 10)), features, out
