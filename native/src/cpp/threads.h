@@ -62,7 +62,7 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Calls task(0), ..., task(count - 1) on the calling thread and on those of XLA's pool.
+// Calls task(0), ..., task(count - 1) on the calling thread and on those of XLA's pool, on at most Threads(pool).
 //
 // The caller takes tasks too, and waits only for tasks that another thread has begun. So it never waits for a thread
 // of the pool to become free: all of them may be in handlers like this one. Throws what the first failing task threw.
@@ -89,7 +89,7 @@ void Parallel(xla::ffi::ThreadPool& pool, int64_t count, const Task& task) {
       if (++shared->finished == count) shared->changed.notify_all();
     }
   };
-  for (int64_t i = 1; i < count; i++) pool.Schedule([work] { work(); });
+  for (int64_t i = 1; i < std::min(count, Threads(pool)); i++) pool.Schedule([work] { work(); });
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->changed.wait(lock, [&] { return shared->finished == count; });

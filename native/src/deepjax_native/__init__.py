@@ -1,8 +1,8 @@
-"""Convolutions by oneDNN, as FFI targets of XLA on CPU.
+"""Convolutions by oneDNN and the gradient of max pooling, as FFI targets of XLA on CPU.
 
 `forward`, `input_gradient` and `kernel_gradient` take float32 arrays with features last and a static description of the
 convolution: `form.axes`, one object per spatial axis with size, window, stride, low, high and dilation in pixels, and
-`form.groups`. They have no rules for differentiation and batching.
+`form.groups`. `max_pool_gradient` takes numbers per spatial axis. They have no rules for differentiation and batching.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ def _load():
     # The loader does not look for a library that is there already, so no search path is needed.
     ctypes.CDLL(str(paths[0].resolve()))
     library = ctypes.CDLL(str(Path(__file__).with_name("deepjax_native.so")))
-    for name in ("Forward", "InputGradient", "KernelGradient"):
+    for name in ("Forward", "InputGradient", "KernelGradient", "MaxPoolGradient"):
         jax.ffi.register_ffi_target(f"deepjax_native.{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
 
@@ -39,15 +39,23 @@ def _load():
 _LIBRARY = _load()  # a library that is unloaded would leave XLA with dead pointers
 
 
+def enabled():
+    """Return whether this package is to be used: the environment variable DEEPJAX_NATIVE is not "0"."""
+    return os.environ.get("DEEPJAX_NATIVE") != "0"
+
+
 def supports(form, dtype):
     """Return whether the three maps of this form are computed here: float32, 1 to 3 axes, no negative padding.
 
-    False if the environment variable DEEPJAX_NATIVE is "0".
+    False unless `enabled`.
     """
-    if os.environ.get("DEEPJAX_NATIVE") == "0":
-        return False
     padded = all(a.low >= 0 and a.high >= 0 for a in form.axes)
-    return np.dtype(dtype) == np.float32 and 1 <= len(form.axes) <= 3 and padded
+    return enabled() and np.dtype(dtype) == np.float32 and 1 <= len(form.axes) <= 3 and padded
+
+
+def supports_max_pool(axes, dtype):
+    """Return whether the gradient of max pooling over `axes` spatial axes is computed here. False unless `enabled`."""
+    return enabled() and np.dtype(dtype) == np.float32 and 1 <= axes <= 3
 
 
 def forward(x, kernel, form):
@@ -68,11 +76,27 @@ def kernel_gradient(x, dy, form):
     return _call("KernelGradient", x, dy, shape, form)
 
 
+def max_pool_gradient(x, dy, window, stride, low):
+    """Compute the gradient of the loss in x of a max pooling: dy goes to the first of the largest pixels of its window.
+
+    Args:
+      x: [batch, *size, features], float32.
+      dy: [batch, *out, features], the gradient in the result.
+      window, stride, low: one number per spatial axis; `low` counts the pixels of padding before x.
+    """
+    numbers = {"window": window, "stride": stride, "low": low}
+    return _ffi("MaxPoolGradient", x, dy, x.shape, **{k: np.array(v, np.int64) for k, v in numbers.items()})
+
+
 def _call(name, a, b, shape, form):
+    fields = ("stride", "low", "high", "dilation")
+    numbers = {f: np.array([getattr(axis, f) for axis in form.axes], np.int64) for f in fields}
+    return _ffi(name, a, b, shape, groups=np.int64(form.groups), **numbers)
+
+
+def _ffi(name, a, b, shape, **attributes):
     given = jax.typeof(a)
     # Inside a shard_map, the result varies over the devices as the arrays do.
     sharding = NamedSharding(given.sharding.mesh, PartitionSpec())
     result = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding, manual_axis_type=given.manual_axis_type)
-    fields = ("stride", "low", "high", "dilation")
-    numbers = {f: np.array([getattr(axis, f) for axis in form.axes], np.int64) for f in fields}
-    return jax.ffi.ffi_call(f"deepjax_native.{name}", result)(a, b, groups=np.int64(form.groups), **numbers)
+    return jax.ffi.ffi_call(f"deepjax_native.{name}", result)(a, b, **attributes)
