@@ -1,6 +1,7 @@
 """Time the three maps of deepjax_native, of deepjax's own implementation and of PyTorch, side by side.
 
-Run `taskset -c 0,1 python native/benchmark.py`. Prints the best of alternating repeats, in milliseconds.
+Run `taskset -c 0,1 python native/benchmark.py`. Prints the best of alternating repeats, in milliseconds. On a machine
+with other work, `taskset -c 1 python native/benchmark.py --cpu` gives times that this work changes less.
 """
 
 import argparse
@@ -64,8 +65,8 @@ def calls_of(name, layer):
     }, batch * axis.out**2 * window**2 * features // groups * out
 
 
-def measure(calls, seconds):
-    """Return the shortest time of each call in milliseconds, from rounds that call each once."""
+def measure(calls, seconds, clock):
+    """Return the shortest time of each call in milliseconds, from rounds that call each twice."""
     best = dict.fromkeys(calls, np.inf)
     for call in calls.values():
         call()
@@ -73,9 +74,9 @@ def measure(calls, seconds):
     while time.perf_counter() < end:
         for name, call in calls.items():
             call()  # the caches and threads are then this implementation's
-            begin = time.perf_counter()
+            begin = clock()
             call()
-            best[name] = min(best[name], time.perf_counter() - begin)
+            best[name] = min(best[name], clock() - begin)
     return {name: 1e3 * t for name, t in best.items()}
 
 
@@ -83,12 +84,14 @@ def main():
     """Print one line per layer and map."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3, help="per line")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--cpu", action="store_true", help="time of the process on all cores, instead of the clock's")
+    options = parser.parse_args()
+    clock = time.process_time if options.cpu else time.perf_counter
     print(f"{'layer':44} {'map':16} {'native':>9} {'deepjax':>9} {'torch':>9} {'nhwc':>9}  GFLOP/s native")
     for label, layer in LAYERS.items():
         for name in MAPS:
             calls, operations = calls_of(name, layer)
-            best = measure(calls, seconds)
+            best = measure(calls, options.seconds, clock)
             numbers = " ".join(f"{t:9.2f}" for t in best.values())
             print(f"{label:44} {name:16} {numbers}  {2e-6 * operations / best['native']:.0f}", flush=True)
 
