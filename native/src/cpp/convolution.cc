@@ -4,6 +4,7 @@
 // would compete with XLA's, and those of several devices with each other.
 
 #include <cstring>
+#include <stdexcept>
 #include <string>
 
 #include "divide.h"
@@ -82,6 +83,19 @@ void RunKernelFeatures(ffi::ThreadPool& pool, const std::vector<Part>& parts, fl
   });
 }
 
+// Add `others` kernels, one after the other in memory, to a kernel of `size` numbers.
+void AddUp(ffi::ThreadPool& pool, float* kernel, const float* kernels, int64_t size, int64_t others) {
+  if (others == 0) return;
+  const int64_t ranges = others + 1, range = (size + others) / ranges;
+  Parallel(pool, ranges, [&](int64_t i) {
+    const int64_t begin = std::min(size, i * range), end = std::min(size, begin + range);
+    for (int64_t other = 0; other < others; other++) {
+      const float* from = kernels + other * size;
+      for (int64_t k = begin; k < end; k++) kernel[k] += from[k];
+    }
+  });
+}
+
 // Each part computes a kernel, and all are added.
 void RunKernelSums(ffi::ThreadPool& pool, const std::vector<Part>& parts, float* x, float* y, const Shape& s,
                    float* kernel) {
@@ -95,18 +109,54 @@ void RunKernelSums(ffi::ThreadPool& pool, const std::vector<Part>& parts, float*
     plans[i]->Run(x + parts[i].x, buffer, y + parts[i].y);
     plans[i]->Unpack(buffer, i == 0 ? kernel : kernels + (i - 1) * size);
   });
-  if (count == 1) return;
-  const int64_t range = (size + count - 1) / count;
+  AddUp(pool, kernel, kernels, size, count - 1);
+}
+
+// Whether the kernel has one tap, which reads every pixel of x once: then its gradient is a product of matrices.
+bool IsPointwise(const Shape& s) {
+  bool one = s.groups == 1 && s.size == s.out;
+  for (size_t i = 0; i < s.window.size(); i++) one = one && s.window[i] == 1 && s.low[i] == 0 && s.stride[i] == 1;
+  return one;
+}
+
+// kernel [in, out] = x^T y over `pixels` of x and y, for the first `features` of the `out` of y and the kernel.
+void Product(const Shape& s, int64_t features, int64_t pixels, const float* x, const float* y, float* kernel) {
+  NoOpenMp guard;
+  const int64_t in = s.features_in, out = s.features_out;
+  const auto status = dnnl_sgemm('T', 'N', in, features, pixels, 1.0f, x, in, y, out, 0.0f, kernel, out);
+  if (status != dnnl_success) throw std::runtime_error("oneDNN: a product of matrices failed");
+}
+
+// How many of `total` numbers each thread takes, in whole blocks.
+int64_t Range(int64_t total, int64_t block, int64_t threads) {
+  const int64_t blocks = (total + block - 1) / block;
+  return (blocks + threads - 1) / threads * block;
+}
+
+// Up to 1.4 times as fast as oneDNN's convolution if there are few features in, and never slower.
+void RunPointwise(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* y, float* kernel) {
+  thread_local Buffer sums;
+  const int64_t in = s.features_in, out = s.features_out, pixels = s.batch * s.YRow() / out, size = in * out;
+  if (size > pixels * out) {  // as in Divide
+    const int64_t range = Range(out, 16, Threads(pool));
+    Parallel(pool, (out + range - 1) / range, [&](int64_t i) {
+      const int64_t begin = i * range;
+      Product(s, std::min(range, out - begin), pixels, x, y + begin, kernel + begin);
+    });
+    return;
+  }
+  const int64_t range = Range(pixels, 1, Threads(pool)), count = (pixels + range - 1) / range;
+  float* kernels = sums.Get((count - 1) * size * sizeof(float));
   Parallel(pool, count, [&](int64_t i) {
-    const int64_t begin = std::min(size, i * range), end = std::min(size, begin + range);
-    for (int64_t other = 0; other < count - 1; other++) {
-      const float* from = kernels + other * size;
-      for (int64_t k = begin; k < end; k++) kernel[k] += from[k];
-    }
+    const int64_t begin = i * range;
+    Product(s, out, std::min(range, pixels - begin), x + begin * in, y + begin * out,
+            i == 0 ? kernel : kernels + (i - 1) * size);
   });
+  AddUp(pool, kernel, kernels, size, count - 1);
 }
 
 void RunKernelGradient(ffi::ThreadPool& pool, const Shape& s, float* x, float* y, float* kernel) {
+  if (IsPointwise(s)) return RunPointwise(pool, s, x, y, kernel);
   const auto [parts, division] = Divide(Map::kKernelGradient, s, Threads(pool));
   if (division == Division::kFeatures) {
     RunKernelFeatures(pool, parts, x, y, kernel);
