@@ -1,4 +1,4 @@
-"""The gradient of max pooling against a loop in float64 NumPy, and against XLA's own."""
+"""Max pooling and its gradient against a loop in float64 NumPy, and against XLA's own."""
 
 import itertools
 
@@ -52,12 +52,30 @@ def test_random_poolings(seed):
         pads = ((0, 0), *zip(low, high), (0, 0))
         return jax.lax.reduce_window(x, -np.inf, jax.lax.max, (1, *window, 1), (1, *stride, 1), pads)
 
-    np.testing.assert_allclose(result, jax.vjp(pool, jnp.asarray(x))[1](dy)[0], rtol=1e-5, atol=1e-5)
+    y, gradient = jax.vjp(pool, jnp.asarray(x))
+    np.testing.assert_allclose(result, gradient(dy)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(native.max_pool(x, window, stride, low, dy.shape[1:-1]), y)
+
+
+@pytest.mark.parametrize("features", [3, 16])
+def test_a_nan_is_the_largest(features):
+    x = np.zeros((1, 6, features), np.float32)
+    x[0, [0, 3], 1] = np.nan  # first and last of their windows
+    y = native.max_pool(x, (2,), (2,), (0,), (3,))
+    expected = np.zeros((1, 3, features))
+    expected[0, :2, 1] = np.nan
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_windows_outside_of_x():
+    x = np.ones((1, 2, 1), np.float32)
+    np.testing.assert_array_equal(native.max_pool(x, (1,), (2,), (1,), (2,)).ravel(), [-np.inf, 1])
 
 
 def test_empty_batch():
     x, dy = np.zeros((0, 6, 3), np.float32), np.zeros((0, 3, 3), np.float32)
     assert native.max_pool_gradient(x, dy, (2,), (2,), (0,)).shape == (0, 6, 3)
+    assert native.max_pool(x, (2,), (2,), (0,), (3,)).shape == dy.shape
 
 
 def test_what_is_supported(monkeypatch):

@@ -1,8 +1,10 @@
-// The gradient of max pooling as a handler of XLA.
+// Max pooling and its gradient as handlers of XLA.
 
 #include <array>
 #include <cstring>
+#include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "threads.h"
@@ -57,6 +59,32 @@ struct Taps {
   }
 };
 
+// Computes the largest of the taps, or NaN if one is NaN, for each of `features` features.
+__attribute__((target_clones("avx512f", "avx2", "default"))) void Largest(const std::vector<int64_t>& offsets,
+                                                                          int64_t features, const float* x, float* y) {
+  const auto taps = static_cast<int32_t>(offsets.size());
+  const int64_t* const offset = offsets.data();
+  int64_t f = 0;
+  for (; f + kLanes <= features; f += kLanes) {
+    Floats best, pixel;
+    std::memcpy(&best, x + offset[0] + f, sizeof best);
+    for (int32_t tap = 1; tap < taps; tap++) {
+      std::memcpy(&pixel, x + offset[tap] + f, sizeof pixel);
+      const Integers keep = (best >= pixel) | (best != best);
+      best = keep ? best : pixel;
+    }
+    std::memcpy(y + f, &best, sizeof best);
+  }
+  for (; f < features; f++) {
+    float best = x[offset[0] + f];
+    for (int32_t tap = 1; tap < taps; tap++) {
+      const float pixel = x[offset[tap] + f];
+      if (!(best >= pixel || best != best)) best = pixel;
+    }
+    y[f] = best;
+  }
+}
+
 // Adds dy to the largest of the taps, the first of equal ones, for each of `features` features.
 __attribute__((target_clones("avx512f", "avx2", "default"))) void AddToLargest(const std::vector<int64_t>& offsets,
                                                                                int64_t features, const float* x,
@@ -90,42 +118,35 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) void AddToLargest(c
   }
 }
 
-// The features [begin, end) of one example. dx is 0 before.
-void Example(const Pool& p, int64_t begin, int64_t end, const float* x, const float* dy, float* dx) {
+// Calls use(offsets of the taps in x, offset in y) for each window of one example.
+template <class Use>
+void ForWindows(const Pool& p, const Use& use) {
   Taps taps;
+  int64_t y = 0;
   for (int64_t i = 0; i < p.out[0]; i++) {
     for (int64_t j = 0; j < p.out[1]; j++) {
-      for (int64_t k = 0; k < p.out[2]; k++, dy += p.features) {
+      for (int64_t k = 0; k < p.out[2]; k++, y += p.features) {
         taps.Find(p, i, j, k);
-        if (taps.offsets.empty()) continue;
-        AddToLargest(taps.offsets, end - begin, x + begin, dy + begin, dx + begin);
+        use(taps.offsets, y);
       }
     }
   }
 }
 
-ffi::Error MaxPoolGradient(ffi::ThreadPool threads, Array x, Array dy, Result dx, Numbers window, Numbers stride,
-                           Numbers low) {
-  const auto a = x.dimensions(), b = dy.dimensions();
-  const Pool p{a[0],
-               a.back(),
-               Axes(std::vector<int64_t>(a.begin() + 1, a.end() - 1), 1),
-               Axes(std::vector<int64_t>(b.begin() + 1, b.end() - 1), 1),
-               Axes(window, 1),
-               Axes(stride, 1),
-               Axes(low, 0)};
-  std::memset(dx->typed_data(), 0, dx->size_bytes());
-  if (dx->element_count() == 0 || dy.element_count() == 0) return ffi::Error::Success();
-  const int64_t x_row = p.size[0] * p.size[1] * p.size[2] * p.features, y_row = dy.element_count() / p.batch;
-  // Examples are divided, and the features of each if there are too few.
-  const int64_t blocks = (p.features + kLanes - 1) / kLanes, count = Threads(threads);
-  const int64_t ranges = std::min(blocks, (count + p.batch - 1) / p.batch);
+// Calls use(offset in x, offset in y, number of features) for each part of the work: an example, or some of its
+// features if there are fewer examples than threads.
+template <class Use>
+ffi::Error ForParts(ffi::ThreadPool& threads, const Pool& p, const Use& use) {
+  const int64_t x_row = p.size[0] * p.size[1] * p.size[2] * p.features;
+  const int64_t y_row = p.out[0] * p.out[1] * p.out[2] * p.features;
+  if (p.batch * x_row == 0 || y_row == 0) return ffi::Error::Success();
+  const int64_t blocks = (p.features + kLanes - 1) / kLanes;
+  const int64_t ranges = std::min(blocks, (Threads(threads) + p.batch - 1) / p.batch);
   const int64_t range = (blocks + ranges - 1) / ranges * kLanes;
   try {
-    Parallel(threads, p.batch * ranges, [&](int64_t task) {
-      const int64_t row = task / ranges, begin = task % ranges * range;
-      Example(p, std::min(begin, p.features), std::min(begin + range, p.features), x.typed_data() + row * x_row,
-              dy.typed_data() + row * y_row, dx->typed_data() + row * x_row);
+    Parallel(threads, p.batch * ranges, [&](int64_t part) {
+      const int64_t row = part / ranges, begin = part % ranges * range, features = std::min(range, p.features - begin);
+      if (features > 0) use(row * x_row + begin, row * y_row + begin, features);
     });
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("deepjax_native: ") + error.what());
@@ -133,20 +154,62 @@ ffi::Error MaxPoolGradient(ffi::ThreadPool threads, Array x, Array dy, Result dx
   return ffi::Error::Success();
 }
 
-auto Binding() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Ret<Array>()
-      .Attr<Numbers>("window")
-      .Attr<Numbers>("stride")
-      .Attr<Numbers>("low");
+Pool MakePool(const Array& x, const Array& y, Numbers window, Numbers stride, Numbers low) {
+  const auto a = x.dimensions(), b = y.dimensions();
+  return {a[0],
+          a.back(),
+          Axes(std::vector<int64_t>(a.begin() + 1, a.end() - 1), 1),
+          Axes(std::vector<int64_t>(b.begin() + 1, b.end() - 1), 1),
+          Axes(window, 1),
+          Axes(stride, 1),
+          Axes(low, 0)};
 }
+
+ffi::Error MaxPool(ffi::ThreadPool threads, Array x, Result y, Numbers window, Numbers stride, Numbers low) {
+  const Pool pool = MakePool(x, *y, window, stride, low);
+  return ForParts(threads, pool, [&](int64_t x_offset, int64_t y_offset, int64_t features) {
+    const float* from = x.typed_data() + x_offset;
+    float* to = y->typed_data() + y_offset;
+    ForWindows(pool, [&](const std::vector<int64_t>& taps, int64_t at) {
+      if (taps.empty()) {
+        std::fill_n(to + at, features, -std::numeric_limits<float>::infinity());
+      } else {
+        Largest(taps, features, from, to + at);
+      }
+    });
+  });
+}
+
+ffi::Error MaxPoolGradient(ffi::ThreadPool threads, Array x, Array dy, Result dx, Numbers window, Numbers stride,
+                           Numbers low) {
+  const Pool pool = MakePool(x, dy, window, stride, low);
+  std::memset(dx->typed_data(), 0, dx->size_bytes());
+  return ForParts(threads, pool, [&](int64_t x_offset, int64_t y_offset, int64_t features) {
+    const float *from = x.typed_data() + x_offset, *gradient = dy.typed_data() + y_offset;
+    float* to = dx->typed_data() + x_offset;
+    ForWindows(pool, [&](const std::vector<int64_t>& taps, int64_t at) {
+      if (!taps.empty()) AddToLargest(taps, features, from, gradient + at, to);
+    });
+  });
+}
+
+template <class Arguments>
+auto Binding(Arguments arguments) {
+  return std::move(arguments)
+      .template Ret<Array>()
+      .template Attr<Numbers>("window")
+      .template Attr<Numbers>("stride")
+      .template Attr<Numbers>("low");
+}
+
+auto OneArray() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>(); }
 
 }  // namespace
 }  // namespace deepjax_native
 
 #pragma GCC visibility push(default)
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MaxPoolGradient, deepjax_native::MaxPoolGradient, deepjax_native::Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MaxPool, deepjax_native::MaxPool,
+                              deepjax_native::Binding(deepjax_native::OneArray()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MaxPoolGradient, deepjax_native::MaxPoolGradient,
+                              deepjax_native::Binding(deepjax_native::OneArray().Arg<deepjax_native::Array>()));
 #pragma GCC visibility pop

@@ -1,8 +1,8 @@
-"""Convolutions by oneDNN and the gradient of max pooling, as FFI targets of XLA on CPU.
+"""Convolutions by oneDNN, and max pooling, as FFI targets of XLA on CPU.
 
 `forward`, `input_gradient` and `kernel_gradient` take float32 arrays with features last and a static description of the
 convolution: `form.axes`, one object per spatial axis with size, window, stride, low, high and dilation in pixels, and
-`form.groups`. `max_pool_gradient` takes numbers per spatial axis. They have no rules for differentiation and batching.
+`form.groups`. The functions have no rules for differentiation and batching.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ def _load():
     # The loader does not look for a library that is there already, so no search path is needed.
     ctypes.CDLL(str(paths[0].resolve()))
     library = ctypes.CDLL(str(Path(__file__).with_name("deepjax_native.so")))
-    for name in ("Forward", "InputGradient", "KernelGradient", "MaxPoolGradient"):
+    for name in ("Forward", "InputGradient", "KernelGradient", "MaxPool", "MaxPoolGradient"):
         jax.ffi.register_ffi_target(f"deepjax_native.{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
 
@@ -54,7 +54,10 @@ def supports(form, dtype):
 
 
 def supports_max_pool(axes, dtype):
-    """Return whether the gradient of max pooling over `axes` spatial axes is computed here. False unless `enabled`."""
+    """Return whether max pooling over `axes` spatial axes is computed here, with its gradient: float32, 1 to 3 axes.
+
+    False unless `enabled`.
+    """
     return enabled() and np.dtype(dtype) == np.float32 and 1 <= axes <= 3
 
 
@@ -76,27 +79,37 @@ def kernel_gradient(x, dy, form):
     return _call("KernelGradient", x, dy, shape, form)
 
 
-def max_pool_gradient(x, dy, window, stride, low):
-    """Compute the gradient of the loss in x of a max pooling: dy goes to the first of the largest pixels of its window.
+def max_pool(x, window, stride, low, out):
+    """Compute the largest pixel of each window of x: [batch, *out, features].
 
     Args:
       x: [batch, *size, features], float32.
-      dy: [batch, *out, features], the gradient in the result.
       window, stride, low: one number per spatial axis; `low` counts the pixels of padding before x.
+      out: size of the result, one number per spatial axis. A window that is not in x has the maximum -inf.
     """
-    numbers = {"window": window, "stride": stride, "low": low}
-    return _ffi("MaxPoolGradient", x, dy, x.shape, **{k: np.array(v, np.int64) for k, v in numbers.items()})
+    return _ffi("MaxPool", (x,), (x.shape[0], *out, x.shape[-1]), **_numbers(window=window, stride=stride, low=low))
+
+
+def max_pool_gradient(x, dy, window, stride, low):
+    """Compute the gradient of the loss in x from dy [batch, *out, features], which goes to the largest pixels.
+
+    Of equal pixels of a window, the first receives it. The other arguments are those of `max_pool`.
+    """
+    return _ffi("MaxPoolGradient", (x, dy), x.shape, **_numbers(window=window, stride=stride, low=low))
 
 
 def _call(name, a, b, shape, form):
-    fields = ("stride", "low", "high", "dilation")
-    numbers = {f: np.array([getattr(axis, f) for axis in form.axes], np.int64) for f in fields}
-    return _ffi(name, a, b, shape, groups=np.int64(form.groups), **numbers)
+    numbers = {field: [getattr(a, field) for a in form.axes] for field in ("stride", "low", "high", "dilation")}
+    return _ffi(name, (a, b), shape, groups=np.int64(form.groups), **_numbers(**numbers))
 
 
-def _ffi(name, a, b, shape, **attributes):
-    given = jax.typeof(a)
+def _numbers(**lists):
+    return {name: np.array(numbers, np.int64) for name, numbers in lists.items()}
+
+
+def _ffi(name, arrays, shape, **attributes):
+    given = jax.typeof(arrays[0])
     # Inside a shard_map, the result varies over the devices as the arrays do.
     sharding = NamedSharding(given.sharding.mesh, PartitionSpec())
     result = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding, manual_axis_type=given.manual_axis_type)
-    return jax.ffi.ffi_call(f"deepjax_native.{name}", result)(a, b, **attributes)
+    return jax.ffi.ffi_call(f"deepjax_native.{name}", result)(*arrays, **attributes)
