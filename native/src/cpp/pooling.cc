@@ -67,12 +67,16 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) void Largest(const 
   int64_t f = 0;
   for (; f + kLanes <= features; f += kLanes) {
     Floats best, pixel;
+    Integers bits, nan = {};
     std::memcpy(&best, x + offset[0] + f, sizeof best);
-    for (int32_t tap = 1; tap < taps; tap++) {
+    for (int32_t tap = 0; tap < taps; tap++) {
       std::memcpy(&pixel, x + offset[tap] + f, sizeof pixel);
-      const Integers keep = (best >= pixel) | (best != best);
+      std::memcpy(&bits, &pixel, sizeof bits);
+      nan |= (bits & 0x7fffffff) > 0x7f800000;  // in integers, because GCC 12 makes scalar code of best != best
+      const Integers keep = best >= pixel;
       best = keep ? best : pixel;
     }
+    best = nan ? Floats{} + std::numeric_limits<float>::quiet_NaN() : best;
     std::memcpy(y + f, &best, sizeof best);
   }
   for (; f < features; f++) {
