@@ -6,6 +6,21 @@ from reference import Axis, Form
 
 MAPS = ("forward", "input_gradient", "kernel_gradient")
 
+LAYERS = {
+    "3x3": (Form((Axis(14, 3, 1, 1, 1, 1),) * 2, 1), 16, 64, 64),
+    "3x3 stride 2": (Form((Axis(28, 3, 2, 0, 1, 1),) * 2, 1), 9, 32, 48),
+    "1x1 stride 2": (Form((Axis(28, 1, 2, 0, 0, 1),) * 2, 1), 7, 64, 128),
+    "1x1": (Form((Axis(14, 1, 1, 0, 0, 1),) * 2, 1), 7, 40, 72),
+    "1x1, large kernel": (Form((Axis(5, 1, 1, 0, 0, 1),) * 2, 1), 3, 130, 150),
+    "7x7 stride 2": (Form((Axis(56, 7, 2, 3, 3, 1),) * 2, 1), 4, 3, 64),
+    "depthwise": (Form((Axis(14, 3, 1, 1, 1, 1),) * 2, 96), 8, 96, 96),
+    "32 groups of 4": (Form((Axis(14, 3, 1, 1, 1, 1),) * 2, 32), 8, 128, 128),
+    "large kernel, small batch": (Form((Axis(5, 3, 1, 1, 1, 1),) * 2, 1), 4, 128, 256),
+    "batch 1": (Form((Axis(28, 3, 1, 1, 1, 1),) * 2, 1), 1, 32, 64),
+    "3d": (Form((Axis(10, 3, 1, 1, 1, 1),) * 3, 1), 5, 16, 32),
+    "1d dilated": (Form((Axis(200, 3, 1, 8, 0, 4),), 1), 5, 32, 32),
+}
+
 
 def arrays_of(seed, form, batch, features, out):
     """Return x, kernel and dy."""
