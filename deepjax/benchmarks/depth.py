@@ -111,7 +111,7 @@ def measure(group, capped, cap, steps, log):
             if cell[:3] in capped:
                 record["stopped"] = f"not tried: the cap hit at {capped[cell[:3]]}"
             else:
-                process = stack.enter_context(Process(cell))
+                process = stack.enter_context(Process(cells.job(cell)))
                 if _prepared(process, record, cap):
                     running.append((record, process))
                 elif record["stopped"].startswith("cap"):
@@ -175,7 +175,7 @@ def start_twice(cell, cap, log):
         try:
             for name in ("cold", "warm"):
                 begin = time.monotonic()
-                with Process(cell, cached(folder)) as process:
+                with Process(cells.job(cell), cached(folder)) as process:
                     *_, compiled = process.phases(cap)
                     process.turn(0.0, cap)
                     record[name] = time.monotonic() - begin
