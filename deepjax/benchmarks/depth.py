@@ -67,7 +67,7 @@ def run(
     staged = cells.stages(stage_units, stage_depths, batch, width)
     if steps < 1 or not 0 < compile_cap < math.inf:
         raise InputError(f"steps {steps} must be at least 1, compile_cap {compile_cap:g} a number of seconds above 0")
-    folder = _writable(out)
+    folder = writable(out)
     options = {"units": list(units), "variants": variants and list(variants), "depths": sorted(set(depths))}
     options |= {"steps": steps, "batch": batch, "width": width, "compile_cap": compile_cap}
     options |= {"stage_units": list(stage_units), "stage_depths": sorted(set(stage_depths))}
@@ -220,7 +220,7 @@ def machine():
         "system": platform.platform(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("deepjax", "jax", "jaxlib", "flax", "optax", "torch")},
+        "versions": {name: _version(name) for name in ("deepjax", "jax", "jaxlib", "flax", "optax", "torch", "keras")},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
@@ -232,7 +232,8 @@ def _version(name):
         return None
 
 
-def _writable(out):
+def writable(out):
+    """Return the folder of a report, created if it is missing. Raise InputError if it cannot be written."""
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

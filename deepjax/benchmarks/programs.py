@@ -54,7 +54,7 @@ def stage(cell):
 
 
 class JaxProgram:
-    """A jitted function of (state, batch), compiled ahead of time. Call `prepare` once, then `step` any number of times.
+    """A jitted function of (state, batch), compiled ahead of time. Call `prepare` once, then `step` at will.
 
     Args:
       program: jitted function (state, batch) -> (state, loss, ...).
@@ -136,9 +136,12 @@ def training(model, batch, rate=cells.LEARNING_RATE, auxiliary=0.0):
     """Return (jitted training step, abstract state, batch) of a model, the arguments of `JaxProgram`."""
     variables = abstract_variables(model, batch[0])
     optimizer = optax.sgd(rate, cells.MOMENTUM)
-    shapes = variables, (
-        jax.eval_shape(optimizer.init, variables["params"]),
-        jax.ShapeDtypeStruct((), jnp.int32),
+    shapes = (
+        variables,
+        (
+            jax.eval_shape(optimizer.init, variables["params"]),
+            jax.ShapeDtypeStruct((), jnp.int32),
+        ),
     )
     return jax.jit(training_step(model, optimizer, auxiliary), donate_argnums=0), shapes, batch
 

@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["bench"], "its commands are `deepjax bench depth`, `frameworks`, `layers`"),
+        (["bench"], "its commands are `deepjax bench depth`, `deepjax bench frameworks`"),
         (["bench", "width"], "bench width"),
         (["bench", "depth", "--depths", "20;56"], "--depths '20;56' must be numbers separated by commas"),
         (["bench", "depth", "--units", "basic", "--variants", "scam"], "did you mean 'scan'"),
@@ -218,7 +218,10 @@ def test_pytorch_has_no_phases_between_building_and_compiling(pretend):
     pretend(slow="torch-compile 14")
     with process.Process(cells.job(net("torch"))) as child:
         assert [phase["phase"] for phase in child.phases(60)] == ["build", "compile"]
-    with process.Process(cells.job(net("torch-compile"))) as child, pytest.raises(process.Ended, match="cap of 1 s .* in compile"):
+    with (
+        process.Process(cells.job(net("torch-compile"))) as child,
+        pytest.raises(process.Ended, match="cap of 1 s .* in compile"),
+    ):
         list(child.phases(1))
 
 
@@ -262,7 +265,10 @@ def test_no_worker_takes_from_or_leaves_a_compilation_cache(monkeypatch):
         [sys.executable, "-c", "import os, sys; sys.exit(os.environ['JAX_ENABLE_COMPILATION_CACHE'])"],
     )
     for environment, word in ((None, "false"), (process.cached("folder"), "true")):
-        with process.Process(cells.job(net()), environment) as child, pytest.raises(process.Ended, match=f"failed: {word}"):
+        with (
+            process.Process(cells.job(net()), environment) as child,
+            pytest.raises(process.Ended, match=f"failed: {word}"),
+        ):
             list(child.phases(60))
 
 

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from deepjax.benchmarks.flax_net import FlaxResNet
 from deepjax.benchmarks.programs import abstract_variables, start
@@ -107,8 +106,9 @@ class ResNet50(nn.Module):
         """x [batch, height, width, channels] -> logits [batch, classes]."""
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = partial(nn.BatchNorm, not train, momentum=0.9, dtype=self.dtype)
+        padding: Any = ((1, 1), (1, 1))  # which Flax takes, and its type does not say
         x = nn.relu(norm()(conv(64, (7, 7), 2, 3)(x)))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding)
         for stage, units in enumerate(self.units):
             for unit in range(units):
                 features, stride = 64 * 2**stage, 2 if stage > 0 and unit == 0 else 1
@@ -131,7 +131,7 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, words, *, train: bool):
         """int [batch, time] -> logits [batch, time, vocabulary]."""
-        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(words)
+        x: Any = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(words)
         for _ in range(self.layers):
             x = nn.RNN(nn.OptimizedLSTMCell(self.width, dtype=self.dtype))(x)
-        return nn.Dense(self.vocabulary, dtype=self.dtype)(jnp.asarray(x))
+        return nn.Dense(self.vocabulary, dtype=self.dtype)(x)

@@ -101,8 +101,9 @@ def start(net):
             _set(module.weight, cells.start("kernel", (*window, before, features)).transpose(3, 2, 0, 1))
         elif isinstance(module, nn.Embedding):
             _set(module.weight, cells.start("embedding", tuple(module.weight.shape)))
-        if getattr(module, "bias", None) is not None and not isinstance(module, nn.LSTM):
-            _set(module.bias, np.zeros(module.bias.shape))
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            _set(bias, np.zeros(bias.shape))
 
 
 def _dense(inputs, outputs, maps):
