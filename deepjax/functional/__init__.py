@@ -58,6 +58,7 @@ from deepjax.functional.normalization import (
 )
 from deepjax.functional.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
 from deepjax.functional.radial_basis import gaussian_kernel
+from deepjax.functional.recurrent import lstm
 from deepjax.functional.resampling import affine_grid, grid_sample
 
 __all__ = [
@@ -98,6 +99,7 @@ __all__ = [
     "lecun_tanh",
     "linear_survival",
     "local_response_norm",
+    "lstm",
     "mae",
     "max_pool",
     "maxout",

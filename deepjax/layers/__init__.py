@@ -20,8 +20,10 @@ from deepjax.layers.normalization import (
     WeightNorm,
 )
 from deepjax.layers.radial_basis import RadialBasis
+from deepjax.layers.recurrent import LSTM
 
 __all__ = [
+    "LSTM",
     "AlphaDropout",
     "BatchNorm",
     "BatchRenorm",

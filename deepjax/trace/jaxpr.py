@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal, jaxprs_in_params
 
+from deepjax.functional.convolution.primitives import stated
 from deepjax.trace.arguments import input_errors
 from deepjax.trace.calls import around_methods
 
@@ -140,7 +141,8 @@ class Interpreter(abc.ABC):
 
     A subclass gives the rule for one plain equation, `equation`, and for an array that may be one of several, `join`.
     The other methods transform values at the borders of loops and branches; by default, values pass unchanged.
-    Calls (`jit`, `remat`, `custom_vjp`, ...) are interpreted as if their bodies were inlined.
+    Calls (`jit`, `remat`, `custom_vjp`, ...) are interpreted as if their bodies were inlined, and the convolutions of
+    `deepjax.functional` as those of `jax.lax`.
 
     >>> class Multiplications(Interpreter):
     ...     count = 0
@@ -209,7 +211,7 @@ class Interpreter(abc.ABC):
         if name == "cond":
             results = self.branches([branch.jaxpr for branch in eqn.params["branches"]], values[1:], where)
             return [self.join(list(r), v.aval.shape, values[0]) for v, *r in zip(eqn.outvars, *results, strict=True)]
-        body = called_jaxpr(eqn)
+        body = called_jaxpr(eqn) or stated(eqn)
         return self.equation(eqn, values, where) if body is None else self.run(body, values, where)
 
     def _scan(self, eqn, values, where):

@@ -46,8 +46,6 @@ def conv(
       InputError: shapes or groups that do not match, a window larger than the padded x, a stride or dilation
         below 1, or a padding below 0.
 
-    Dense and depthwise convolutions have no forward-mode derivatives; see `deepjax.functional.convolution.maps`.
-
     >>> x = jnp.arange(4.0).reshape(1, 4, 1)  # one example, 4 pixels, one feature
     >>> conv(x, jnp.array([[[1.0]], [[10.0]]]), padding="VALID").ravel().tolist()
     [10.0, 21.0, 32.0]
@@ -96,8 +94,6 @@ def conv_transpose(
     Raises:
       InputError: shapes or groups that do not match, a stride or dilation below 1, a padding below 0 or so large that
         nothing is left of y, or an output_padding that is not less than the stride or the dilation.
-
-    Dense and depthwise convolutions have no forward-mode derivatives; see `deepjax.functional.convolution.maps`.
 
     >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
     >>> conv_transpose(x, kernel, stride=2, padding=1, output_padding=1).shape

@@ -143,12 +143,30 @@ def test_second_order_inside_a_scan_needs_no_derived_gradient():
     assert text.count("stablehlo.convolution") == text.count("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]") > 3
 
 
-def test_forward_mode_of_grouped_convolutions():
-    x, kernel = random_arrays(0, X, (3, 3, 2, 6))
-    for function in (conv, conv_transpose):
-        forward = partial(function, kernel=kernel, groups=2)
-        y, slope = jax.jit(lambda x, f=forward: jax.jvp(f, (x,), (x,)))(x)
-        assert_allclose(slope, y, rtol=1e-5, atol=1e-5)
+def test_forward_mode():
+    def slopes(function, kernel, x, direction):
+        return jax.jvp(function, (x, kernel), (direction, jnp.cos(kernel)))
+
+    assert_all_agree(slopes, *random_arrays(0, X, X))
+
+
+def test_forward_over_reverse():
+    """Products of the Hessian with a direction, gradients of two networks at once, a whole Hessian in the kernel."""
+
+    def curvature(function, kernel, x, direction):
+        def loss(kernel, x):
+            return jnp.tanh(function(x, kernel)).sum()
+
+        along = jax.jvp(jax.grad(loss, argnums=(0, 1)), (kernel, x), (kernel, direction))[1]
+        few = jax.vmap(jax.grad(loss), (0, None))(jnp.stack([kernel, 2 * kernel]), x[:1])
+        return *along, few
+
+    assert_all_agree(curvature, *random_arrays(0, X, X), tolerance=1e-4)
+    kernel, x = random_arrays(1, (2, 1, 1, 2), (1, 4, 3, 1))
+    loss = lambda f, kernel: jnp.square(f(x, kernel)).sum() + jnp.tanh(f(x, kernel)).sum()  # noqa: E731
+    for hessian in (jax.hessian, lambda f: jax.jacrev(jax.jacfwd(f))):
+        ours, reference = (jax.jit(hessian(partial(loss, f)))(kernel) for f in (conv, lax_conv))
+        assert_allclose(ours, reference, rtol=1e-4, atol=1e-4)
 
 
 # Devices
