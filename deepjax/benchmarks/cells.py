@@ -140,6 +140,8 @@ def start(name, shape):
     """
     if name == "embedding":  # of words, which have no features in
         return np.random.default_rng(shape).standard_normal(shape, np.float32)
+    if name == "gates":  # the kernel of an LSTM's four gates, side by side
+        return np.tile(start("kernel", (shape[0], shape[1] // 4)), 4)
     if name != "kernel":
         return np.full(shape, name in ("scale", "var"), np.float32)
     core = shape[-4:] if len(shape) > 3 else shape[-2:]

@@ -33,7 +33,7 @@ def tables(record):
     """Return the tables of a record as [(title, header, rows of cells)]."""
     what = "Forward passes" if record["options"]["inference"] else "Training steps"
     rows = [_row(cell, name, numbers) for cell in record["cells"] for name, numbers in cell["systems"].items()]
-    found = [(what, HEADER, rows)]
+    found: list = [(what, HEADER, rows)]
     peaks = {(cell["dtype"], cell["threads"]): cell["peak"] for cell in record["cells"] if cell["peak"]}
     rows = [(dtype, str(threads), f"{peak['median'] / 1e9:,.1f}") for (dtype, threads), peak in peaks.items()]
     found.append(("Matrix product of 2048 x 2048 in JAX", ("dtype", "threads", "GFLOP/s"), rows))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax import functional
 from deepjax.benchmarks import cells
@@ -109,9 +110,13 @@ class JaxProgram:
 
 def start(variables):
     """Return the first values of abstract variables: those of `cells.start`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.array(cells.start(path[-1].key, leaf.shape)), variables
-    )
+    leaves: dict = flatten_dict(variables)
+
+    def name(path):
+        gates = path[-1].endswith("kernel") and (*path[:-1], "recurrent_kernel") in leaves
+        return "gates" if gates else path[-1]
+
+    return unflatten_dict({path: jnp.array(cells.start(name(path), leaf.shape)) for path, leaf in leaves.items()})
 
 
 class Program(JaxProgram):

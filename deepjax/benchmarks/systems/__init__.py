@@ -65,4 +65,4 @@ def lacks(name, work, inference=False):
 
 def load(job):
     """Return the program of a job of kind "train" or "infer"."""
-    return importlib.import_module(f"{__name__}.{job['system'].replace('-', '_')}").load(job)
+    return importlib.import_module(f"{__name__}.{job['system'].replace('-', '_')}_system").load(job)

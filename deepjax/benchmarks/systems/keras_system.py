@@ -6,9 +6,9 @@ os.environ["KERAS_BACKEND"] = "jax"  # Keras reads it once, when it is imported
 
 import jax
 import jax.numpy as jnp
-import keras
+import keras  # pyright: ignore[reportMissingImports]
 import numpy as np
-from keras import layers
+from keras import layers  # pyright: ignore[reportMissingImports]
 
 from deepjax.benchmarks import cells, programs, workloads
 from deepjax.summary.costs import multiply_adds
@@ -66,8 +66,8 @@ def _start(variable):
         return jnp.asarray(cells.start("embedding", shape))
     if name == "gamma":
         return jnp.ones(shape)
-    if "lstm_cell" in variable.path and "kernel" in name:  # four gates, which start alike
-        return jnp.tile(cells.start("kernel", (shape[0], shape[1] // 4)), 4)
+    if "lstm_cell" in variable.path and "kernel" in name:
+        return jnp.asarray(cells.start("gates", shape))
     return jnp.asarray(cells.start("kernel" if "kernel" in name else "bias", shape))
 
 

@@ -18,7 +18,7 @@ def load(job):
     work = Workload(**job["workload"])
     model = network(work, job["dtype"])
     if job["kind"] == "train":
-        return Training(model, work, model.auxiliary_weight)
+        return Training(model, work, getattr(model, "auxiliary_weight", 0.0))
     variables = start(abstract_variables(model, data(work)[0]))
     folding = fold_batch_norm(model, variables, data(work)[0])
     return Inference(

@@ -95,7 +95,10 @@ def start(net):
             maps = None
         elif isinstance(module, nn.LSTM):
             for name, parameter in module.named_parameters():
-                _set(parameter, np.zeros(parameter.shape) if "bias" in name else _gates(tuple(parameter.shape)))
+                _set(
+                    parameter,
+                    np.zeros(parameter.shape) if "bias" in name else cells.start("gates", parameter.shape[::-1]).T,
+                )
         elif isinstance(module, nn.Conv2d):
             features, before, *window = module.weight.shape
             _set(module.weight, cells.start("kernel", (*window, before, features)).transpose(3, 2, 0, 1))
@@ -113,11 +116,6 @@ def _dense(inputs, outputs, maps):
         side = int((inputs // maps) ** 0.5)
         kernel = kernel.reshape(side, side, maps, outputs).transpose(2, 0, 1, 3).reshape(inputs, outputs)
     return kernel.T
-
-
-def _gates(shape):
-    """Return the kernel [4 * width, inputs] of four gates that start alike."""
-    return np.tile(cells.start("kernel", (shape[1], shape[0] // 4)).T, (4, 1))
 
 
 def _set(parameter, value):

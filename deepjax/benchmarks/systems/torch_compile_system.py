@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from deepjax.benchmarks.systems import torch as eager
+from deepjax.benchmarks.systems import torch_system as eager
 
 
 def load(job):
@@ -20,7 +20,7 @@ def first_step(program, record):
 
 
 class Training(eager.Training):
-    """See `systems.torch`."""
+    """See `torch_system`."""
 
     def prepare(self):
         """Yield the record of the phase "compile"."""
@@ -30,7 +30,7 @@ class Training(eager.Training):
 
 
 class Inference(eager.Inference):
-    """See `systems.torch`."""
+    """See `torch_system`."""
 
     def prepare(self):
         """Yield the record of the phase "compile"."""
