@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from deepjax.cli.terminal import parse, table
 from deepjax.errors import InputError
 
@@ -62,8 +64,27 @@ class Frameworks:
     """Folder of the report. An existing report is replaced."""
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Measure every convolution of a network (forward pass, input gradient, kernel gradient) in deepjax, by jax.lax,
+    and in PyTorch if it is installed, in turns. Writes layers.json, layers.md."""
+
+    model: tyro.conf.Positional[str]
+    """A network of `deepjax models`."""
+    batch: int = 16
+    """Examples in a batch."""
+    dtypes: str = "float32"
+    """float32, bfloat16, or both."""
+    threads: str = ""
+    """Numbers of processor cores, separated by commas. Empty: all powers of two up to the number of cores."""
+    rounds: int = 15
+    """Rounds of turns. A turn takes at least 0.3 s."""
+    out: Path = Path("runs/bench_layers")
+    """Folder of the report. An existing report is replaced."""
+
+
 def bench(arguments):
-    """Measure speed: `deepjax bench depth`, `deepjax bench frameworks`."""
+    """Measure speed: `deepjax bench depth`, `deepjax bench frameworks`, `deepjax bench layers MODEL`."""
     command, rest = arguments[:1], arguments[1:]
     if command in (["-h"], ["--help"]):
         print(f"usage: deepjax bench {'|'.join(COMMANDS)} [OPTIONS]; `deepjax bench depth --help` lists them")
@@ -123,7 +144,22 @@ def _frameworks(options):
     return frameworks_report.about(record), frameworks_report.tables(record), written
 
 
-COMMANDS = {"depth": (Depth, _depth), "frameworks": (Frameworks, _frameworks)}
+def _layers(options):
+    from deepjax.benchmarks import layers
+
+    record = layers.run(
+        options.out,
+        options.model,
+        batch=options.batch,
+        dtypes=_words(options.dtypes),
+        threads=_numbers("threads", options.threads),
+        count=options.rounds,
+        log=_log,
+    )
+    return layers.about(record), layers.tables(record), ("layers.json", "layers.md")
+
+
+COMMANDS = {"depth": (Depth, _depth), "frameworks": (Frameworks, _frameworks), "layers": (Layers, _layers)}
 
 
 def _log(text):
