@@ -1,7 +1,8 @@
 """The child process that measures one program. Its argument is a job as JSON, and its output is lines of JSON.
 
 A job has "kind" (a key of `PROGRAMS`), "phases" (the names of the lines that are printed first), and what the program
-of its kind needs. With "threads", the process uses that many processor cores and no others.
+of its kind needs. With "threads", the process uses that many processor cores and no others. With "watch" False, the
+work of other processes is not measured, as for programs that start processes.
 
 The process prints one line at the end of each phase, such as build, trace, lower, compile. Then it reads lines from
 standard input. Each line is a number of seconds: the process takes steps for that time, at least one, and prints their
@@ -22,6 +23,7 @@ PROGRAMS = {  # kind of a job: the module whose `load(job)` returns its program,
     "infer": "deepjax.benchmarks.systems",
     "matmul": "deepjax.benchmarks.matmul",
     "layer": "deepjax.benchmarks.layer_maps",
+    "input": "deepjax.benchmarks.input_programs",
 }
 
 
@@ -34,7 +36,7 @@ def main():
         print(json.dumps(record), file=answers, flush=True)
 
     job = json.loads(sys.argv[1])
-    watched = allowed()
+    watched = allowed() if job.get("watch", True) else ()
     if "threads" in job:
         restrict(job["threads"])  # before JAX and PyTorch are imported, which size their pools of threads by it
     program = load(job)

@@ -83,8 +83,29 @@ class Layers:
     """Folder of the report. An existing report is replaced."""
 
 
+@dataclass(frozen=True)
+class Input:
+    """Measure the input of training, in images per second, by augmentation and number of worker processes: of the
+    digits, and of a folder of JPEG files that the command makes itself. Writes input.json, input.md."""
+
+    sources: str = "digits,jpeg"
+    """digits, jpeg, or both."""
+    augments: str = ""
+    """none, flip-crop, move, color, randaugment, area. Empty: all."""
+    workers: str = "0,1,2"
+    """Numbers of processes that decode files, separated by commas."""
+    batch: int = 64
+    """Images in a batch."""
+    images: int = 512
+    """Number of JPEG files."""
+    rounds: int = 10
+    """Rounds of turns. A turn takes at least 0.3 s."""
+    out: Path = Path("runs/bench_input")
+    """Folder of the report. An existing report is replaced."""
+
+
 def bench(arguments):
-    """Measure speed: `deepjax bench depth`, `deepjax bench frameworks`, `deepjax bench layers MODEL`."""
+    """Measure speed: `deepjax bench depth`, `frameworks`, `layers MODEL`, `input`."""
     command, rest = arguments[:1], arguments[1:]
     if command in (["-h"], ["--help"]):
         print(f"usage: deepjax bench {'|'.join(COMMANDS)} [OPTIONS]; `deepjax bench depth --help` lists them")
@@ -159,7 +180,28 @@ def _layers(options):
     return layers.about(record), layers.tables(record), ("layers.json", "layers.md")
 
 
-COMMANDS = {"depth": (Depth, _depth), "frameworks": (Frameworks, _frameworks), "layers": (Layers, _layers)}
+def _input(options):
+    from deepjax.benchmarks import inputs
+
+    record = inputs.run(
+        options.out,
+        sources=_words(options.sources),
+        augments=_words(options.augments),
+        workers=_numbers("workers", options.workers),
+        batch=options.batch,
+        images=options.images,
+        count=options.rounds,
+        log=_log,
+    )
+    return inputs.about(record), inputs.tables(record), ("input.json", "input.md")
+
+
+COMMANDS = {
+    "depth": (Depth, _depth),
+    "frameworks": (Frameworks, _frameworks),
+    "layers": (Layers, _layers),
+    "input": (Input, _input),
+}
 
 
 def _log(text):
