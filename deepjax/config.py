@@ -334,6 +334,9 @@ class Config:
     """Steps between two lines of metrics.jsonl and metrics.csv."""
     wandb: str = option("", free=True)
     """Project of Weights & Biases to which the metrics are sent, too. Needs the package wandb. Empty: none."""
+    profile: str = option("", free=True)
+    """Steps to trace, such as 10:20, counted from 1. Their most expensive operations are shown, and WORKDIR/profile
+    gets a trace for Perfetto and TensorBoard. Empty: none."""
     checkpoint_every: int = option(0, at_least=0, free=True)
     """Steps between two checkpoints, besides the one at the end of each epoch. 0: only at the end of each epoch."""
     keep: int = option(2, at_least=1, free=True)

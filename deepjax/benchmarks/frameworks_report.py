@@ -88,6 +88,7 @@ def markdown(record):
 def plot(record):
     """Plot the time of every system divided by deepjax's, with quartiles, one panel per dtype and threads."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     panels = list(dict.fromkeys((cell["dtype"], cell["threads"]) for cell in record["cells"])) or [("", "")]
     figure = Figure(figsize=(11, 3.8 * len(panels)), layout="constrained")
@@ -103,6 +104,9 @@ def plot(record):
         axes.set_xticks(range(len(cells)), labels)
         axes.set(yscale="log", ylabel="time / deepjax's", title=f"{panel[0]}, {panel[1]} threads")
         axes.grid(alpha=0.3, which="both", axis="y")
+        axes.set_xlim(-0.5, max(len(cells), 1) - 0.5)
+        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            ticks(FuncFormatter(lambda value, _: f"{value:.2g}"))
         if axes.get_legend_handles_labels()[1]:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

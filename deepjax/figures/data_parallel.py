@@ -84,7 +84,7 @@ def draw(numbers):
     for place, shapes in enumerate(numbers.shapes.values()):
         first = 0
         for device, (rows, _) in enumerate(shapes):
-            axes.bar(place, rows, bottom=first, color=f"C{device}", edgecolor="white")
+            axes.bar(place, rows, bottom=first, color=f"C{device}", alpha=0.45, edgecolor="white")  # light, under text
             axes.annotate(f"device {device}: {rows}", (place, first + rows / 2), ha="center", va="center")
             first += rows
     axes.set_xticks(range(len(numbers.shapes)), [f"{n} device{'s' * (n > 1)}" for n in numbers.shapes])

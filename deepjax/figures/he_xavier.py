@@ -36,12 +36,12 @@ class Numbers:
 
 
 def numbers(settings):
-    """Return Numbers: 2 networks of width 32 on digits at each rate; in full 5 networks of width 64, 3,000 updates.
+    """Return Numbers: 6 networks of width 32 on digits at each rate; in full 12 networks of width 64, 3,000 updates.
 
     The paper's networks are convolutional, on ImageNet. The seed draws the initial weights, which differ between
     initializations by a factor only, and the order of examples.
     """
-    nets, width, steps = (5, 2 * WIDTH, 2 * STEPS) if settings.full else (2, WIDTH, STEPS)
+    nets, width, steps = (12, 2 * WIDTH, 2 * STEPS) if settings.full else (6, WIDTH, STEPS)
     keys = jax.random.split(jax.random.key(settings.seed), nets)
     return Numbers(
         {str(depth): {init: _best(_errors(depth, init, width, keys, steps)) for init in INITS} for depth in DEPTHS}

@@ -105,6 +105,8 @@ def draw(numbers):
     left.plot(numbers.margins, [max(m) for m in numbers.mistakes], "v", label="mistakes, the most of all problems")
     left.plot(numbers.margins, [np.median(m) for m in numbers.mistakes], "o", label="mistakes, median")
     left.set(xlabel="margin", ylabel="mistakes", xscale="log", yscale="log")
+    left.set_xticks(numbers.margins, [f"{margin:g}" for margin in numbers.margins])
+    left.set_xticks([], minor=True)
     epochs = np.arange(1, 51)
     right.plot(epochs, numbers.separable[:50], "o-", markersize=3, label=f"separable, margin {numbers.margins[0]:g}")
     right.plot(epochs, numbers.xor[:50], "s-", markersize=3, label="XOR, not separable (4 examples)")

@@ -100,11 +100,9 @@ def draw(numbers):
     """Return the loss over updates: each network, one line style for each initialization."""
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
-    for name, style in zip(numbers.losses, (":", "-", "--")):
-        first, *others = axes.plot(numbers.updates, np.transpose(numbers.losses[name]), style)
+    for name, style in zip(numbers.losses, ("C0:", "C1-", "C2--")):
+        first, *_ = axes.plot(numbers.updates, np.transpose(numbers.losses[name]), style)
         first.set_label(name)
-        for line in others:
-            line.set_color(first.get_color())
     axes.set(xlabel="updates with labels", ylabel="training loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(title="initialization")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from deepjax import initializers
 from deepjax.figures.experiment import Claim, plain
@@ -35,6 +36,7 @@ class Numbers:
     products: dict[str, Products]
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # on small matrices, several threads mostly wait for each other
 def numbers(settings):
     """Return Numbers: 30 products of 100x100 matrices of each kind, 500 in full. The seed draws the matrices."""
     shape = (500 if settings.full else 30, FACTORS, SIZE, SIZE)

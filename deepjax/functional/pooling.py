@@ -8,6 +8,7 @@ from jax import lax
 
 from deepjax.errors import InputError
 from deepjax.functional.arrays import at_least_float32
+from deepjax.functional.windows import largest, total
 
 
 def max_pool(
@@ -39,9 +40,7 @@ def max_pool(
     >>> max_pool(x, 2).ravel().tolist(), max_pool(x, 2, ceil=True).ravel().tolist()
     ([1.0, 3.0], [1.0, 3.0, 4.0])
     """
-    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    windows = _windows("max_pool", x, window, stride, padding, ceil)
-    return lax.reduce_window(x, np.asarray(lowest, x.dtype), lax.max, *windows)
+    return largest(x, *_windows("max_pool", x, window, stride, padding, ceil))
 
 
 def avg_pool(
@@ -72,16 +71,16 @@ def avg_pool(
     """
     dimensions, strides, pads = _windows("avg_pool", x, window, stride, padding, ceil)
     wide = at_least_float32(x)
-    total = lax.reduce_window(wide, np.zeros((), wide.dtype), lax.add, dimensions, strides, pads)
+    sums = total(wide, dimensions, strides, pads)
     if count_padding and all(low == high for low, high in pads):
-        return (total / np.prod(dimensions)).astype(_mean_dtype(x))
+        return (sums / np.prod(dimensions)).astype(_mean_dtype(x))
     counted, shape = pads, x.shape[1:-1]
     if count_padding:  # the padding of both sides counts, what `ceil` adds beyond it does not
         shape = tuple(size + 2 * low for size, (low, _) in zip(shape, pads[1:-1], strict=True))
         counted = ((0, 0), *((0, max(high - low, 0)) for low, high in pads[1:-1]), (0, 0))
     ones = np.ones((1, *shape, 1), np.float32)
     count = lax.reduce_window(ones, np.float32(0), lax.add, dimensions, strides, counted)
-    return (total / count.astype(wide.dtype)).astype(_mean_dtype(x))
+    return (sums / count.astype(wide.dtype)).astype(_mean_dtype(x))
 
 
 def adaptive_avg_pool(x, size):

@@ -35,6 +35,9 @@ class Compiled:
             self.compile(*arguments)
         return self.compiled(*arguments)
 
+    def close(self):
+        """Do nothing: there is nothing open."""
+
 
 class Evaluator:
     """The function variables -> evaluation on one data set; compiled at its first call, which takes `seconds`.

@@ -15,9 +15,9 @@ from deepjax.config import Config
 from deepjax.data import as_dataset
 from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.fields import from_dict
+from deepjax.functional import native
 from deepjax.runs import workdir
-from deepjax.training import averaging, setup
-from deepjax.training.evaluator import Compiled
+from deepjax.training import averaging, profile, setup
 from deepjax.training.model import with_given
 from deepjax.training.progress import Display, duration
 from deepjax.training.signals import Signals
@@ -42,7 +42,8 @@ def train(
         `mask` (bool [batch], the real examples) that it takes, and returns logits [batch, classes].
       data: a data set of your own instead of `config.data.name`: a `data.Dataset`, or the arguments of
         `data.from_arrays` as a dict: "x_train", "y_train", "x_test", "y_test", and perhaps others.
-      log: receives each line of progress, for example `print`; or a `progress.Display`. None: nothing is printed.
+      log: receives each line of progress, for example `print`; or a `progress.Display`, such as `NotebookDisplay()`.
+        None: nothing is printed.
 
     Returns:
       The contents of summary.json.
@@ -122,14 +123,14 @@ class Trainer:
         self.total = experiment.loader.steps * self.config.epochs
         validation = experiment.dataset.validation
         self.validate = experiment.evaluator(validation) if len(validation) else None
-        self.step = Compiled(experiment.step)
+        self.step = profile.step(experiment.step, self.config.profile, self.done, folder, display)
         self.clock, self.compiling = time.monotonic(), 0.0
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for opened in (self.metrics, self.checkpoints, self.final):
+        for opened in (self.step, self.metrics, self.checkpoints, self.final):
             if opened is not None:
                 opened.close()
 
@@ -162,9 +163,9 @@ class Trainer:
         if config.pretrained or config.init != "model":
             start = f"pretrained: {config.pretrained}" if config.pretrained else f"initialized by {config.init}"
         self.display(f"{config.model}: {self.parameters:,} parameters, {start}")
-        self.display(
-            f"{len(devices)} x {devices[0].device_kind}, {self.config.devices.strategy}; writing to {self.folder}"
-        )
+        by = "; convolutions by deepjax_native" if devices[0].platform == "cpu" and native.package() else ""
+        kind, strategy = devices[0].device_kind, self.config.devices.strategy
+        self.display(f"{len(devices)} x {kind}, {strategy}{by}; writing to {self.folder}")
         if self.done:
             self.display(f"continuing at step {self.done} of {self.total}")
 

@@ -19,7 +19,7 @@ from deepjax.optimizers import check_optimizer, check_schedule, make_optimizer, 
 from deepjax.parallel import Mesh, make_mesh
 from deepjax.runs.workdir import Statistics, key_of, read_statistics
 from deepjax.trace import call_arguments, input_errors
-from deepjax.training import averaging, distillation, fine_tuning, freezing
+from deepjax.training import averaging, distillation, fine_tuning, freezing, profile
 from deepjax.training.evaluator import Evaluator
 from deepjax.training.model import make_model
 from deepjax.training.state import init_state, state_shapes
@@ -46,6 +46,8 @@ def check(config, model=None):
     averaging.check(config)
     distillation.check(config)
     freezing.check(config)
+    if config.profile:
+        profile.steps_of(config.profile)
     check_schedule(config.optimizer, config.schedule, config.epochs)
     check_optimizer(freezing.frozen_optimizer(config), config.schedule, config.epochs)
     if config.pretrained and config.init != "model":
@@ -283,6 +285,7 @@ def assemble(config, mesh, dataset, statistics, model, *, schedule=None, variabl
     loader = data.make_loader(
         dataset.train, config.data, config.batch_size, config.seed, train=True, put=mesh.replicate
     )
+    profile.check_steps(config.profile, config.epochs * loader.steps)
     times = {"epochs": config.epochs, "steps_per_epoch": loader.steps}
     schedule = schedule or make_schedule(config.optimizer, config.schedule, **times)
     optimizer = make_optimizer(freezing.frozen_optimizer(config), schedule, config.schedule, **times)

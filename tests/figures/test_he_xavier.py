@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import helpers
 from deepjax import zoo
-from deepjax.figures import Settings
 from deepjax.figures import he_xavier as experiment
 
 
 @pytest.mark.slow
-def test_the_claim_holds_for_another_seed():
-    assert experiment.claim(experiment.numbers(Settings(1))).holds
+def test_the_claim_holds_for_another_seed(tmp_path):
+    assert helpers.claim_holds("he-xavier", tmp_path)
 
 
 def test_hes_weights_are_root_2_times_xaviers():

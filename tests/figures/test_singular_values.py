@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from deepjax.figures import Settings
 from deepjax.figures import singular_values as experiment
@@ -20,6 +21,20 @@ def test_products_of_diagonal_matrices(monkeypatch):
     np.testing.assert_allclose(found.squares, [12.5, 9.125 * 17 / 2])
     np.testing.assert_allclose(found.ranks, [10 / 9, 18.25 / 16])
     np.testing.assert_allclose(found.deviations[0], np.std([5, 20], ddof=1) / np.sqrt(2))
+
+
+def test_small_matrices_are_computed_by_one_thread(monkeypatch):
+    def threads(matrices=None):
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    monkeypatch.setattr(experiment, "SIZE", 4)
+    monkeypatch.setattr(experiment, "products", threads)
+    with threadpool_limits(2, "blas"):  # on one core there would be one thread anyway
+        before = threads()
+        assert max(before) == 2
+        seen = experiment.numbers(Settings()).products
+        assert threads() == before
+    assert all(set(each) == {1} for each in seen.values())
 
 
 def made_up(offset=0.0, off=0.0, rank=5.0):

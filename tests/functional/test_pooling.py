@@ -3,12 +3,15 @@
 Compilation takes most of the time, so one program holds all cases of a test.
 """
 
+import functools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
 from deepjax.errors import InputError
@@ -195,3 +198,50 @@ def test_pool_errors(pool, window, options, message):
 def test_adaptive_avg_pool_errors(size):
     with pytest.raises(InputError, match="size"):
         adaptive_avg_pool(np.zeros(X, np.float32), size)
+
+
+# Derivatives of max_pool
+
+
+def test_of_equal_values_the_first_gets_the_gradient():
+    """As in PyTorch; XLA's own gradient of a maximum does the same."""
+    x = jnp.asarray([[3.0, 3.0, 1.0, 2.0], [3.0, 0.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]])[None, :, :, None]
+    dx = jax.grad(lambda x: max_pool(x, 2, ceil=True).sum())(x)[0, :, :, 0]
+    assert dx.tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [1, 0, 1, 0]]
+
+
+def test_max_pool_in_every_mode_of_differentiation():
+    """Against the maximum of a window as a chain of `jnp.maximum`, whose derivatives are those of choices."""
+    x, dx = map(jnp.asarray, random_arrays(0, (2, 7, 6, 3), (2, 7, 6, 3)))
+
+    def reference(x):
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+        h, w = x.shape[1:3]
+        views = [x[:, i : h - 2 + i : 2, j : w - 2 + j : 2] for i in range(3) for j in range(3)]
+        return functools.reduce(jnp.maximum, views)
+
+    def results(pool):
+        loss = lambda x: jnp.sin(pool(x)).sum()  # noqa: E731
+        return (
+            jax.jvp(pool, (x,), (dx,)),
+            jax.jvp(jax.grad(loss), (x,), (dx,)),
+            jax.grad(lambda x: (jax.grad(loss)(x) * dx).sum())(x),
+            jax.vmap(jax.grad(loss))(x[:, None]),
+            jax.lax.scan(lambda c, x: (c + jax.grad(loss)(x[None]).sum(), None), 0.0, x)[0],
+            jax.grad(lambda x: jax.checkpoint(loss)(x))(x),
+        )
+
+    ours = jax.jit(lambda: results(partial(max_pool, window=3, stride=2, padding=1)))()
+    wanted = jax.jit(lambda: results(reference))()
+    jax.tree.map(partial(assert_allclose, rtol=1e-5, atol=1e-5), ours, wanted)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_max_pool_on_several_devices(axis_type):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    (x,) = random_arrays(0, (8, 6, 6, 2))
+    gradient = jax.jit(jax.grad(lambda x: (max_pool(x, 3, stride=2) ** 2).sum()))
+    assert_allclose(gradient(jax.device_put(x, NamedSharding(mesh, P("data")))), gradient(x), rtol=1e-6)
+    if axis_type == AxisType.Auto:
+        mapped = jax.shard_map(gradient, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+        assert_allclose(mapped(x), gradient(x), rtol=1e-6)

@@ -12,15 +12,16 @@ The three are closed under differentiation: the derivatives of each are the othe
 convolution is the map `input_gradient`, called on its own.
 
 `TABLE` selects the implementation by platform and kind. Which platform is compiled for is known only when a program is
-lowered, so the choice is made there, and one traced program serves every platform.
+lowered, so the choice is made there, and one traced program serves every platform. On CPU, the optional package
+deepjax_native computes what it supports (`functional/native.py`).
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 
+from deepjax.functional import native
 from deepjax.functional.convolution import backend, canonical, grouped, primitives, taps
 
 
@@ -62,9 +63,13 @@ def apply(name, a, b, form) -> jax.Array:
     return primitives.bind(name, a, b, form)
 
 
-def _lowered(name, platform, a, b, *, form):
-    return getattr(TABLE[platform, form.kind], name)(a, b, form)
+def _choose(name, platform, form, context):
+    """Return the implementation of a map for a program that is being lowered."""
+    package = native.package() if platform == "cpu" else None
+    if package and native.runs_whole(context) and package.supports(form, context.avals_in[0].dtype):
+        return getattr(package, name)
+    return getattr(TABLE[platform, form.kind], name)
 
 
 for _name in Maps._fields:
-    primitives.define(_name, {platform: partial(_lowered, _name, platform) for platform, _ in TABLE})
+    primitives.define(_name, _choose, sorted({platform for platform, _ in TABLE}))

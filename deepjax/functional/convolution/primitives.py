@@ -43,8 +43,14 @@ def bind(name, a, b, form) -> jax.Array:
     return PRIMITIVES[name].bind(a, b, form=form)
 
 
-def define(name, lowerings: dict[str, Callable]):
-    """Give the primitive of a map its rules. `lowerings` is {platform: function of a, b, form}, with one "default"."""
+def define(name, choose: Callable, platforms):
+    """Give the primitive of a map its rules.
+
+    Args:
+      name: of the map.
+      choose: (name, platform, form, context of the lowering) -> the function of (a, b, form) that computes the map.
+      platforms: those that have their own functions, and "default".
+    """
     primitive, (first, second, result) = PRIMITIVES[name], ROLES[name]
     run = jax.jit(primitive.bind, static_argnames="form")
     primitive.def_impl(lambda a, b, *, form: run(a, b, form=form))
@@ -55,9 +61,13 @@ def define(name, lowerings: dict[str, Callable]):
         lambda dz, a, b, *, form: _by_roles({result: dz, first: a}, form),
     )
     batching.primitive_batchers[primitive] = partial(_batched, name)
-    for platform, function in lowerings.items():
-        rule = mlir.lower_fun(function, multiple_results=False)
-        mlir.register_lowering(primitive, rule, platform=None if platform == "default" else platform)
+    for platform in platforms:
+
+        def lower(context, a, b, *, form, platform=platform):
+            function = partial(choose(name, platform, form, context), form=form)
+            return mlir.lower_fun(function, multiple_results=False)(context, a, b)
+
+        mlir.register_lowering(primitive, lower, platform=None if platform == "default" else platform)
 
 
 def stated(eqn):

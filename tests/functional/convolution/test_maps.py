@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
-from deepjax.functional import conv, conv_transpose
+from deepjax.functional import conv, conv_transpose, native
 from deepjax.functional.convolution.canonical import parts_of_batch
 from deepjax.functional.convolution.form import MAX_TAPS, conv_form, transposed_form
 from deepjax.functional.convolution.maps import TABLE
@@ -40,6 +40,12 @@ def lax_transpose(x, kernel, *, size, **options):
     exchanged = kernel if "groups" in options else kernel.swapaxes(-1, -2)
     y = jnp.zeros((len(x), *size, kernel.shape[-1]), x.dtype)
     return jax.vjp(lambda y: lax_conv(y, exchanged, **options), y)[1](x)[0]
+
+
+@pytest.fixture
+def without_native(monkeypatch):
+    """The lowerings in JAX, also where the package deepjax_native is installed."""
+    monkeypatch.setattr(native, "package", lambda: None)
 
 
 X = (2, 6, 5, 4)
@@ -132,7 +138,7 @@ def test_second_order():
     assert_all_agree(curvature, *random_arrays(0, X, X), tolerance=1e-4, cases=KINDS)
 
 
-def test_second_order_inside_a_scan_needs_no_derived_gradient():
+def test_second_order_inside_a_scan_needs_no_derived_gradient(without_native):
     """All derivatives go through the door again: on CPU, every convolution of them is in canonical layout."""
     x, kernel = random_arrays(0, X, (3, 3, 4, 3))
 
@@ -260,7 +266,7 @@ def test_all_rows_of_the_table_agree():
         jax.tree.map(partial(assert_allclose, rtol=1e-5, atol=1e-5), first, second)
 
 
-def test_lowering_holds_one_platform():
+def test_lowering_holds_one_platform(without_native):
     x, kernel, depthwise = random_arrays(0, X, (3, 3, 4, 3), (3, 3, 1, 4))
     canonical = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
 
