@@ -117,7 +117,7 @@ def measure(work, compared, dtype, threads, inference, count, log):
     used, dropped, disturbed = rounds.keep(taken)
     if disturbed:
         log(f"  other processes disturbed {dropped} of {count} rounds; all are used")
-    macs = next((facts[name]["macs"] for name in ("deepjax", "flax") if facts.get(name, {}).get("macs")), None)
+    macs = next((facts[name]["macs"] for name in ("deepjax", "flax", "keras") if facts.get(name, {}).get("macs")), None)
     cell = {"workload": work.name, "batch": work.batch, "dtype": dtype, "threads": threads, "macs": macs}
     cell |= {"dropped": dropped, "busy": disturbed, "peak": None}
     if peak := rounds.spread([2 * matmul.SIZE**3 / seconds for seconds in rounds.seconds_of(used, PEAK)]):
