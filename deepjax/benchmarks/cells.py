@@ -19,6 +19,7 @@ OF_BASIC = ("stochastic", "flax", *TORCH)  # variants of the basic unit only
 VARIANTS = ("unrolled", *SCANNED, *OF_BASIC)
 STAGES = {"dense": ("scan", "sqrt"), "conv": ("scan", "sqrt"), "reversible": ("reversible",)}  # unit: variants
 
+PHASES = ("build", "trace", "lower", "compile")  # of a worker; PyTorch has the first and the last
 CLASSES = 10
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
 
@@ -32,6 +33,23 @@ class Cell(NamedTuple):
     depth: int  # of a net: layers, 6n + 2; of a stage: units
     batch: int
     width: int
+
+
+def job(cell):
+    """Return the worker's job of a cell: a dict of JSON."""
+    return {**cell._asdict(), "phases": (PHASES[0], PHASES[-1]) if cell.variant in TORCH else PHASES}
+
+
+def load(job):
+    """Return the program of a cell's job: a `programs.Program` or a `torch_net.TorchProgram`."""
+    cell = Cell(**{name: job[name] for name in Cell._fields})
+    if cell.variant in TORCH:
+        from deepjax.benchmarks import torch_net
+
+        return torch_net.TorchProgram(cell)
+    from deepjax.benchmarks import programs
+
+    return programs.Program(cell)
 
 
 def nets(units, variants, depths, batch, width):
@@ -120,6 +138,10 @@ def start(name, shape):
     Kernels [..., features_in, features] have the standard deviation of He et al. 2015. Kernels of one shape are equal,
     so that networks of all systems, and stacks with a leading axis of units, compute the same numbers.
     """
+    if name == "embedding":  # of words, which have no features in
+        return np.random.default_rng(shape).standard_normal(shape, np.float32)
+    if name == "gates":  # the kernel of an LSTM's four gates, side by side
+        return np.tile(start("kernel", (shape[0], shape[1] // 4)), 4)
     if name != "kernel":
         return np.full(shape, name in ("scale", "var"), np.float32)
     core = shape[-4:] if len(shape) > 3 else shape[-2:]

@@ -67,7 +67,7 @@ def run(
     staged = cells.stages(stage_units, stage_depths, batch, width)
     if steps < 1 or not 0 < compile_cap < math.inf:
         raise InputError(f"steps {steps} must be at least 1, compile_cap {compile_cap:g} a number of seconds above 0")
-    folder = _writable(out)
+    folder = writable(out)
     options = {"units": list(units), "variants": variants and list(variants), "depths": sorted(set(depths))}
     options |= {"steps": steps, "batch": batch, "width": width, "compile_cap": compile_cap}
     options |= {"stage_units": list(stage_units), "stage_depths": sorted(set(stage_depths))}
@@ -111,7 +111,7 @@ def measure(group, capped, cap, steps, log):
             if cell[:3] in capped:
                 record["stopped"] = f"not tried: the cap hit at {capped[cell[:3]]}"
             else:
-                process = stack.enter_context(Process(cell))
+                process = stack.enter_context(Process(cells.job(cell)))
                 if _prepared(process, record, cap):
                     running.append((record, process))
                 elif record["stopped"].startswith("cap"):
@@ -175,7 +175,7 @@ def start_twice(cell, cap, log):
         try:
             for name in ("cold", "warm"):
                 begin = time.monotonic()
-                with Process(cell, cached(folder)) as process:
+                with Process(cells.job(cell), cached(folder)) as process:
                     *_, compiled = process.phases(cap)
                     process.turn(0.0, cap)
                     record[name] = time.monotonic() - begin
@@ -220,7 +220,7 @@ def machine():
         "system": platform.platform(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("deepjax", "jax", "jaxlib", "flax", "optax", "torch")},
+        "versions": {name: _version(name) for name in ("deepjax", "jax", "jaxlib", "flax", "optax", "torch", "keras")},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
@@ -232,7 +232,8 @@ def _version(name):
         return None
 
 
-def _writable(out):
+def writable(out):
+    """Return the folder of a report, created if it is missing. Raise InputError if it cannot be written."""
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,7 @@ import tempfile
 import threading
 import time
 
-from deepjax.benchmarks.cells import TORCH
-
 WORKER = [sys.executable, "-m", "deepjax.benchmarks.worker"]
-PHASES = ("build", "trace", "lower", "compile")  # PyTorch has the first and the last
 
 # Caches are off, so that compile times are those of real compilations. Several processes may share a GPU.
 ALONE = {
@@ -38,15 +35,15 @@ class Ended(Exception):
 
 
 class Process:
-    """One worker process, which measures one cell. As a context manager, it stops the process at the end."""
+    """One worker process, which measures one program. As a context manager, it stops the process at the end."""
 
-    def __init__(self, cell, environment=None):
-        """Start the process, with changes of the environment."""
+    def __init__(self, job, environment=None):
+        """Start the process, with changes of the environment. For `job`, see `worker`."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed on exit
         self._capped = False
-        self._phases = (PHASES[0], PHASES[-1]) if cell.variant in TORCH else PHASES
+        self._phases = job["phases"]
         self._child = subprocess.Popen(
-            [*WORKER, json.dumps(cell._asdict())],
+            [*WORKER, json.dumps(job)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

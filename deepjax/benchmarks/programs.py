@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deepjax import functional
 from deepjax.benchmarks import cells
@@ -53,36 +54,27 @@ def stage(cell):
     return stack(unit, cell.depth, remat=cells.SCANNED[cell.variant]), shape
 
 
-class Program:
-    """A cell's program. Call `prepare` once, then `step` any number of times."""
+class JaxProgram:
+    """A jitted function of (state, batch), compiled ahead of time. Call `prepare` once, then `step` at will.
 
-    def __init__(self, cell):
-        """Compute shapes only. Nothing is compiled, and no array is created."""
-        self.cell, self.state = cell, None
+    Args:
+      program: jitted function (state, batch) -> (state, loss, ...).
+      shapes: abstract state, a pair of (variables, the rest). Variables start as `cells.start`, the rest as zeros.
+      batch: arrays, the same in every step.
+    """
+
+    def __init__(self, program, shapes, batch):
+        """Nothing is compiled, and no array is created."""
+        self.program, self.shapes, self.batch, self.state = program, shapes, batch, None
         hits = self.hits = []
         jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
-        if cell.kind == "stage":
-            model, shape = stage(cell)
-            self.batch = jax.ShapeDtypeStruct(shape, jnp.float32)
-            self.shapes, self.program = self._variables(model, self.batch), jax.jit(_gradients_of(model))
-        else:
-            model, self.batch = network(cell), jax.tree.map(jnp.asarray, cells.images(cell.batch))
-            variables = self._variables(model, self.batch[0])
-            optimizer = optax.sgd(cells.LEARNING_RATE, cells.MOMENTUM)
-            steps_done = jax.ShapeDtypeStruct((), jnp.int32)
-            self.shapes = variables, (jax.eval_shape(optimizer.init, variables["params"]), steps_done)
-            self.program = jax.jit(_training_step(model, optimizer), donate_argnums=0)
-
-    @staticmethod
-    def _variables(model, x):
-        return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 
     def prepare(self):
         """Trace, lower and compile the program. Yield a dict with the time of each phase."""
         jax.clear_caches()  # so that the traces made for the shapes are not reused
         self.hits.clear()
         traced, seconds = _timed(lambda: self.program.trace(self.shapes, self.batch))
-        yield {"phase": "trace", "seconds": seconds}
+        yield {"phase": "trace", "seconds": seconds, **self.facts(traced.jaxpr)}
         lowered, seconds = _timed(traced.lower)
         yield {"phase": "lower", "seconds": seconds}
         self.compiled, seconds = _timed(lowered.compile)
@@ -98,20 +90,65 @@ class Program:
             "code": memory.generated_code_size_in_bytes,
         }
 
+    def facts(self, jaxpr):
+        """Return a dict that is added to the record of the trace."""
+        return {}
+
     def step(self):
         """Take one training step, wait for its end, and return the loss before the update."""
         if self.state is None:
-            self.state = self._start()
+            self.state = self.start()
         self.state, loss = self.compiled(self.state, self.batch)
         jax.block_until_ready(self.state)
         return float(loss)
 
-    def _start(self):
+    def start(self):
+        """Return the state before the first step."""
         variables, rest = self.shapes
-        variables = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.array(cells.start(path[-1].key, leaf.shape)), variables
-        )
-        return variables, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
+        return start(variables), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
+
+
+def start(variables):
+    """Return the first values of abstract variables: those of `cells.start`."""
+    leaves: dict = flatten_dict(variables)
+
+    def name(path):
+        gates = path[-1].endswith("kernel") and (*path[:-1], "recurrent_kernel") in leaves
+        return "gates" if gates else path[-1]
+
+    return unflatten_dict({path: jnp.array(cells.start(name(path), leaf.shape)) for path, leaf in leaves.items()})
+
+
+class Program(JaxProgram):
+    """A cell's program."""
+
+    def __init__(self, cell):
+        self.cell = cell
+        if cell.kind == "stage":
+            model, shape = stage(cell)
+            batch = jax.ShapeDtypeStruct(shape, jnp.float32)
+            super().__init__(jax.jit(_gradients_of(model)), abstract_variables(model, batch), batch)
+        else:
+            super().__init__(*training(network(cell), jax.tree.map(jnp.asarray, cells.images(cell.batch))))
+
+
+def abstract_variables(model, x):
+    """Return the shapes of a model's variables."""
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+
+
+def training(model, batch, rate=cells.LEARNING_RATE, auxiliary=0.0):
+    """Return (jitted training step, abstract state, batch) of a model, the arguments of `JaxProgram`."""
+    variables = abstract_variables(model, batch[0])
+    optimizer = optax.sgd(rate, cells.MOMENTUM)
+    shapes = (
+        variables,
+        (
+            jax.eval_shape(optimizer.init, variables["params"]),
+            jax.ShapeDtypeStruct((), jnp.int32),
+        ),
+    )
+    return jax.jit(training_step(model, optimizer, auxiliary), donate_argnums=0), shapes, batch
 
 
 def _timed(function: Callable):
@@ -119,18 +156,22 @@ def _timed(function: Callable):
     return function(), time.perf_counter() - start
 
 
-def _training_step(model, optimizer):
-    """Return a function (state, (images, labels)) -> (state, loss); state is (variables, (optimizer state, steps))."""
+def training_step(model, optimizer, auxiliary=0.0):
+    """Return a function (state, (inputs, labels)) -> (state, loss); state is (variables, (optimizer state, steps)).
+
+    `auxiliary`: weight of the losses of auxiliary heads, for models that return (logits, auxiliary logits, ...).
+    """
 
     def step(state, batch):
         variables, (optimizer_state, count) = state
         rngs = {"dropout": jax.random.fold_in(jax.random.key(0), count)}
 
         def loss_of(params):
-            logits, new = model.apply(
+            outputs, new = model.apply(
                 {**variables, "params": params}, batch[0], train=True, mutable=["batch_stats"], rngs=rngs
             )
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), new
+            logits, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+            return _loss(logits, batch[1]) + sum(auxiliary * _loss(other, batch[1]) for other in others), new
 
         (loss, new), gradients = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
         updates, optimizer_state = optimizer.update(gradients, optimizer_state)
@@ -138,6 +179,10 @@ def _training_step(model, optimizer):
         return ({"params": params, **new}, (optimizer_state, count + 1)), loss
 
     return step
+
+
+def _loss(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
 
 
 def _gradients_of(model):

@@ -116,10 +116,13 @@ def about(record):
 def markdown(record):
     """Return the report as Markdown, with a link to the plot."""
     parts = [f"# What depth costs\n\n`{record['command']}`\n\n{about(record)}\n\n![](depth.png)\n"]
-    for title, header, rows in tables(record):
-        lines = [f"## {title}", "", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
-        parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, *(section(*table) for table in tables(record))])
+
+
+def section(title, header, rows):
+    """Return a table as a section of Markdown."""
+    lines = [f"## {title}", "", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
 def plot(record):

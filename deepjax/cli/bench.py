@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from deepjax.cli.terminal import parse, table
 from deepjax.errors import InputError
 
@@ -38,38 +40,172 @@ class Depth:
     """Folder of the report. An existing report is replaced."""
 
 
+@dataclass(frozen=True)
+class Frameworks:
+    """Measure whole training steps (forward, backward, update) of deepjax beside plain Flax, PyTorch and Keras, in
+    turns. Writes frameworks.json, frameworks.md, frameworks.png."""
+
+    workloads: str = ""
+    """fcn_s, alexnet_s, resnet50, fcn_r, alexnet_r, resnet56, lstm, or any network of `deepjax models`. Empty: these
+    seven; with --inference, resnet50 and mobilenet_v2."""
+    systems: str = ""
+    """deepjax, flax, torch, torch-compile, keras. Empty: all that are installed."""
+    dtypes: str = "float32,bfloat16"
+    """Dtypes of the computation."""
+    threads: str = ""
+    """Numbers of processor cores, separated by commas. Empty: all powers of two up to the number of cores."""
+    batch: int | None = None
+    """Examples in a batch. None: each workload's own."""
+    rounds: int = 15
+    """Rounds of turns. A turn takes at least 0.3 s."""
+    inference: bool = False
+    """Measure forward passes with folded batch norms, by default of 1 and of 32 images, in place of training steps."""
+    out: Path = Path("runs/bench_frameworks")
+    """Folder of the report. An existing report is replaced."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Measure every convolution of a network (forward pass, input gradient, kernel gradient) in deepjax, by jax.lax,
+    and in PyTorch if it is installed, in turns. Writes layers.json, layers.md."""
+
+    model: tyro.conf.Positional[str]
+    """A network of `deepjax models`."""
+    batch: int = 16
+    """Examples in a batch."""
+    dtypes: str = "float32"
+    """float32, bfloat16, or both."""
+    threads: str = ""
+    """Numbers of processor cores, separated by commas. Empty: all powers of two up to the number of cores."""
+    rounds: int = 15
+    """Rounds of turns. A turn takes at least 0.3 s."""
+    out: Path = Path("runs/bench_layers")
+    """Folder of the report. An existing report is replaced."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """Measure the input of training, in images per second, by augmentation and number of worker processes: of the
+    digits, and of a folder of JPEG files that the command makes itself. Writes input.json, input.md."""
+
+    sources: str = "digits,jpeg"
+    """digits, jpeg, or both."""
+    augments: str = ""
+    """none, flip-crop, move, color, randaugment, area. Empty: all."""
+    workers: str = "0,1,2"
+    """Numbers of processes that decode files, separated by commas."""
+    batch: int = 64
+    """Images in a batch."""
+    images: int = 512
+    """Number of JPEG files."""
+    rounds: int = 10
+    """Rounds of turns. A turn takes at least 0.3 s."""
+    out: Path = Path("runs/bench_input")
+    """Folder of the report. An existing report is replaced."""
+
+
 def bench(arguments):
-    """Measure the cost of depth in deepjax, plain Flax and PyTorch: `deepjax bench depth`."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        print("usage: deepjax bench depth [OPTIONS]; `deepjax bench depth --help` lists them")
+    """Measure speed: `deepjax bench depth`, `frameworks`, `layers MODEL`, `input`."""
+    command, rest = arguments[:1], arguments[1:]
+    if command in (["-h"], ["--help"]):
+        print(f"usage: deepjax bench {'|'.join(COMMANDS)} [OPTIONS]; `deepjax bench depth --help` lists them")
         return 0
-    if arguments[:1] != ["depth"]:
-        raise InputError(f"{' '.join(['bench', *arguments[:1]])}: its one command is `deepjax bench depth`")
-    options = parse(Depth, arguments[1:], "deepjax bench depth")
-    from deepjax.benchmarks import depth, report
+    if not command or command[0] not in COMMANDS:
+        known = ", ".join(f"`deepjax bench {name}`" for name in COMMANDS)
+        raise InputError(f"{' '.join(['bench', *command])}: its commands are {known}")
+    kind, run = COMMANDS[command[0]]
+    options = parse(kind, rest, f"deepjax bench {command[0]}")
     from deepjax.training.signals import raising
 
     with raising():
-        record = depth.run(
-            options.out,
-            units=_words(options.units),
-            variants=_words(options.variants) or None,
-            depths=_numbers("depths", options.depths),
-            steps=options.steps,
-            batch=options.batch,
-            width=options.width,
-            stage_units=_words(options.stage_units),
-            stage_depths=_numbers("stage-depths", options.stage_depths),
-            second_start=options.second_start,
-            compile_cap=options.compile_cap,
-            log=lambda text: print(text, flush=True),
-        )
-    print(f"\n{report.about(record)}")
-    for title, header, rows in report.tables(record):
+        about, tables, written = run(options)
+    print(f"\n{about}")
+    for title, header, rows in tables:
         print(f"\n{title}")
         table(header, rows)
-    print(f"\nwritten: {', '.join(str(options.out / name) for name in ('depth.json', 'depth.md', 'depth.png'))}")
+    print(f"\nwritten: {', '.join(str(options.out / name) for name in written)}")
     return 0
+
+
+def _depth(options):
+    from deepjax.benchmarks import depth, report
+
+    record = depth.run(
+        options.out,
+        units=_words(options.units),
+        variants=_words(options.variants) or None,
+        depths=_numbers("depths", options.depths),
+        steps=options.steps,
+        batch=options.batch,
+        width=options.width,
+        stage_units=_words(options.stage_units),
+        stage_depths=_numbers("stage-depths", options.stage_depths),
+        second_start=options.second_start,
+        compile_cap=options.compile_cap,
+        log=_log,
+    )
+    return report.about(record), report.tables(record), ("depth.json", "depth.md", "depth.png")
+
+
+def _frameworks(options):
+    from deepjax.benchmarks import frameworks, frameworks_report
+
+    record = frameworks.run(
+        options.out,
+        names=_words(options.workloads),
+        compared=_words(options.systems),
+        dtypes=_words(options.dtypes),
+        threads=_numbers("threads", options.threads),
+        batch=options.batch,
+        count=options.rounds,
+        inference=options.inference,
+        log=_log,
+    )
+    written = ("frameworks.json", "frameworks.md", "frameworks.png")
+    return frameworks_report.about(record), frameworks_report.tables(record), written
+
+
+def _layers(options):
+    from deepjax.benchmarks import layers
+
+    record = layers.run(
+        options.out,
+        options.model,
+        batch=options.batch,
+        dtypes=_words(options.dtypes),
+        threads=_numbers("threads", options.threads),
+        count=options.rounds,
+        log=_log,
+    )
+    return layers.about(record), layers.tables(record), ("layers.json", "layers.md")
+
+
+def _input(options):
+    from deepjax.benchmarks import inputs
+
+    record = inputs.run(
+        options.out,
+        sources=_words(options.sources),
+        augments=_words(options.augments),
+        workers=_numbers("workers", options.workers),
+        batch=options.batch,
+        images=options.images,
+        count=options.rounds,
+        log=_log,
+    )
+    return inputs.about(record), inputs.tables(record), ("input.json", "input.md")
+
+
+COMMANDS = {
+    "depth": (Depth, _depth),
+    "frameworks": (Frameworks, _frameworks),
+    "layers": (Layers, _layers),
+    "input": (Input, _input),
+}
+
+
+def _log(text):
+    print(text, flush=True)
 
 
 def _words(text):

@@ -128,7 +128,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["bench"], "its one command is `deepjax bench depth`"),
+        (
+            ["bench"],
+            "its commands are `deepjax bench depth`, ",
+        ),
         (["bench", "width"], "bench width"),
         (["bench", "depth", "--depths", "20;56"], "--depths '20;56' must be numbers separated by commas"),
         (["bench", "depth", "--units", "basic", "--variants", "scam"], "did you mean 'scan'"),
@@ -216,9 +219,12 @@ def test_a_cap_ends_a_cell_with_its_children_and_spares_the_deeper_ones(tmp_path
 
 def test_pytorch_has_no_phases_between_building_and_compiling(pretend):
     pretend(slow="torch-compile 14")
-    with process.Process(net("torch")) as child:
+    with process.Process(cells.job(net("torch"))) as child:
         assert [phase["phase"] for phase in child.phases(60)] == ["build", "compile"]
-    with process.Process(net("torch-compile")) as child, pytest.raises(process.Ended, match="cap of 1 s .* in compile"):
+    with (
+        process.Process(cells.job(net("torch-compile"))) as child,
+        pytest.raises(process.Ended, match="cap of 1 s .* in compile"),
+    ):
         list(child.phases(1))
 
 
@@ -239,8 +245,8 @@ def test_a_cell_that_fails_says_why_and_the_others_go_on(tmp_path, pretend):
 
 def test_a_worker_that_was_killed_is_told_from_one_at_its_cap(pretend):
     pretend()
-    with process.Process(net()) as killed:
-        assert [phase["phase"] for phase in killed.phases(60)] == list(process.PHASES)
+    with process.Process(cells.job(net())) as killed:
+        assert [phase["phase"] for phase in killed.phases(60)] == list(cells.PHASES)
         os.killpg(killed._child.pid, signal.SIGKILL)
         with pytest.raises(process.Ended, match="ended by signal 9"):
             killed.turn(0.0, 60)
@@ -262,7 +268,10 @@ def test_no_worker_takes_from_or_leaves_a_compilation_cache(monkeypatch):
         [sys.executable, "-c", "import os, sys; sys.exit(os.environ['JAX_ENABLE_COMPILATION_CACHE'])"],
     )
     for environment, word in ((None, "false"), (process.cached("folder"), "true")):
-        with process.Process(net(), environment) as child, pytest.raises(process.Ended, match=f"failed: {word}"):
+        with (
+            process.Process(cells.job(net()), environment) as child,
+            pytest.raises(process.Ended, match=f"failed: {word}"),
+        ):
             list(child.phases(60))
 
 
@@ -346,7 +355,7 @@ def test_scan_flax_and_torch_train_the_same_net():
     assert phases[-1]["cache_hits"] == 0
     theirs = [losses(programs.Program(net("flax")))[0]]
     if cells.has_torch():
-        theirs += [losses(worker.load(net(variant)))[0] for variant in ("torch", "torch-checkpoint")]
+        theirs += [losses(worker.load(cells.job(net(variant))))[0] for variant in ("torch", "torch-checkpoint")]
     assert ours[2] < ours[0]
     for other in theirs:
         assert_allclose(other, ours, rtol=2e-4)
