@@ -60,9 +60,7 @@ def test_networks_have_equal_parameters_and_outputs_in_all_systems(name):
     from deepjax.benchmarks.systems import flax_system as plain
 
     work = workloads.WORKLOADS[name]
-    found = {"flax": flax_parameters(plain.network(work), work)}
-    if work.network in zoo.MODELS:
-        found["deepjax"] = flax_parameters(ours.network(work), work)
+    found = {name: flax_parameters(system.network(work), work) for name, system in (("flax", plain), ("deepjax", ours))}
     if HAS_TORCH:
         import torch
 

@@ -58,7 +58,7 @@ def lacks(name, work, inference=False):
     if name == "deepjax":
         from deepjax import zoo
 
-        if work.network not in zoo.MODELS:
+        if work.network not in zoo.MODELS and work.network != "lstm":
             return f"the zoo has no network {work.network}"
     return None
 

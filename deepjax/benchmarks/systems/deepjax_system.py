@@ -1,16 +1,38 @@
 """The system deepjax: networks of the zoo with their usual options; inference with folded batch norms."""
 
+from typing import Any
+
+import flax.linen as nn
+
 from deepjax import zoo
 from deepjax.benchmarks.programs import abstract_variables, start
 from deepjax.benchmarks.systems.jax_program import Inference, Training, cast, count, option
 from deepjax.benchmarks.workloads import Workload, data
+from deepjax.layers import LSTM, Dense
 from deepjax.transforms import fold_batch_norm
+
+
+class LSTMs(nn.Module):
+    """Embedding, layers of LSTMs, logits at each step."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, words, *, train: bool):
+        """int [batch, time] -> logits [batch, time, vocabulary]."""
+        x: Any = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(words)
+        for _ in range(self.layers):
+            x, _ = LSTM(self.width, dtype=self.dtype)(x)
+        return Dense(self.vocabulary, dtype=self.dtype)(x)
 
 
 def network(work, dtype="float32"):
     """Return the network of a workload."""
     options = {**work.options, "dtype": option(dtype)}
-    return zoo.create(work.network, options, num_classes=None if work.network == "lstm" else work.classes)
+    return LSTMs(**options) if work.network == "lstm" else zoo.create(work.network, options, num_classes=work.classes)
 
 
 def load(job):

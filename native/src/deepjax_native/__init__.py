@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN, and max pooling, as FFI targets of XLA on CPU.
+"""Convolutions by oneDNN as FFI targets of XLA on CPU.
 
 `forward`, `input_gradient` and `kernel_gradient` take float32 arrays with features last and a static description of the
 convolution: `form.axes`, one object per spatial axis with size, window, stride, low, high and dilation in pixels, and
@@ -31,7 +31,7 @@ def _load():
     # The loader does not look for a library that is there already, so no search path is needed.
     ctypes.CDLL(str(paths[0].resolve()))
     library = ctypes.CDLL(str(Path(__file__).with_name("deepjax_native.so")))
-    for name in ("Forward", "InputGradient", "KernelGradient", "MaxPool", "MaxPoolGradient"):
+    for name in ("Forward", "InputGradient", "KernelGradient"):
         jax.ffi.register_ffi_target(f"deepjax_native.{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
 
@@ -53,14 +53,6 @@ def supports(form, dtype):
     return enabled() and np.dtype(dtype) == np.float32 and 1 <= len(form.axes) <= 3 and padded
 
 
-def supports_max_pool(axes, dtype):
-    """Return whether max pooling over `axes` spatial axes is computed here, with its gradient: float32, 1 to 3 axes.
-
-    False unless `enabled`.
-    """
-    return enabled() and np.dtype(dtype) == np.float32 and 1 <= axes <= 3
-
-
 def forward(x, kernel, form):
     """Compute y [batch, *out, out] from x [batch, *size, in] and the kernel [*window, in // groups, out]."""
     shape = (x.shape[0], *(a.out for a in form.axes), kernel.shape[-1])
@@ -77,25 +69,6 @@ def kernel_gradient(x, dy, form):
     """Compute the gradient of the loss in the kernel from x and that in y."""
     shape = (*(a.window for a in form.axes), x.shape[-1] // form.groups, dy.shape[-1])
     return _call("KernelGradient", x, dy, shape, form)
-
-
-def max_pool(x, window, stride, low, out):
-    """Compute the largest pixel of each window of x: [batch, *out, features].
-
-    Args:
-      x: [batch, *size, features], float32.
-      window, stride, low: one number per spatial axis; `low` counts the pixels of padding before x.
-      out: size of the result, one number per spatial axis. A window that is not in x has the maximum -inf.
-    """
-    return _ffi("MaxPool", (x,), (x.shape[0], *out, x.shape[-1]), **_numbers(window=window, stride=stride, low=low))
-
-
-def max_pool_gradient(x, dy, window, stride, low):
-    """Compute the gradient of the loss in x from dy [batch, *out, features], which goes to the largest pixels.
-
-    Of equal pixels of a window, the first receives it. The other arguments are those of `max_pool`.
-    """
-    return _ffi("MaxPoolGradient", (x, dy), x.shape, **_numbers(window=window, stride=stride, low=low))
 
 
 def _call(name, a, b, shape, form):
