@@ -16,8 +16,6 @@ def main(argv=None):
     module, a callback of XLA or a destructor. Therefore the process ends at once, with 128 plus the signal's number.
     Parts that must finish first set their own handlers (`training.signals`).
     """
-    if argv is None:
-        use_huge_pages()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     # Python's resource tracker removes the semaphores of worker processes that are ended, and would count them.
@@ -32,27 +30,6 @@ def main(argv=None):
     from deepjax.cli import main as run
 
     return run(argv)
-
-
-def use_huge_pages():
-    """Start this process again, once, with glibc's allocator asking for huge pages, where that makes a difference.
-
-    Each large array that XLA makes on CPU is fresh memory. With pages of 4 KiB, the first writes to it take about a
-    quarter of a training step's time (measured). The allocator reads its setting when a process starts.
-    """
-    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
-        return
-    try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-        with open("/sys/kernel/mm/transparent_hugepage/enabled", encoding="ascii") as file:
-            on_request = "[madvise]" in file.read()
-        able = name == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
-    except (OSError, ValueError, AttributeError):  # another library, or no such setting
-        return
-    if able and on_request:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        with contextlib.suppress(OSError):
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def end(number, _=None):

@@ -7,8 +7,6 @@ from deepjax.errors import InputError
 from deepjax.functional.activations import sigmoid, tanh
 from deepjax.functional.arrays import spread
 
-UNROLL = 4  # steps in the body of the loop
-
 
 def lstm(x, kernel, recurrent, bias, state):
     """Compute a long short-term memory (Hochreiter & Schmidhuber 1997; with forget gates, Gers et al. 2000):
@@ -50,8 +48,9 @@ def lstm(x, kernel, recurrent, bias, state):
         h = sigmoid(o) * tanh(c)
         return (h, c), h
 
-    state, y = lax.scan(step, tuple(state), products, unroll=min(UNROLL, max(len(products), 1)))
-    return y.swapaxes(0, 1), state
+    state, y = lax.scan(step, tuple(state), products)
+    # XLA:CPU would move the exchange of the axes behind the next product, whose result may be far larger.
+    return lax.optimization_barrier(y.swapaxes(0, 1)), state
 
 
 def _check(x, kernel, recurrent, bias, state, features):
