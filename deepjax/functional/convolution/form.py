@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jax import lax
+from jax import dtypes, lax
 
 from deepjax.errors import InputError, choices
 
@@ -119,6 +119,9 @@ def check_shapes(x, kernel, bias, groups, name="conv"):
             f"{name}: x of shape {x.shape} needs a batch axis, {spatial} spatial axes and features, "
             f"to match a kernel of shape {kernel.shape}"
         )
+    types = [dtypes.canonicalize_dtype(array.dtype) for array in (x, kernel)]
+    if types[0] != types[1]:
+        raise InputError(f"{name}: x of type {types[0]} and kernel of type {types[1]} must have one type; cast one")
     if not isinstance(groups, int) or groups < 1 or kernel.shape[-1] % groups:
         raise InputError(f"{name}: groups {groups!r} must be at least 1 and divide the {kernel.shape[-1]} features_out")
     if x.shape[-1] != kernel.shape[-2] * groups:

@@ -33,7 +33,7 @@ class Maps(NamedTuple):
     kernel_gradient: Callable
 
 
-FEW = 8  # features in of a group, below which oneDNN's input gradient is slower than ours: it computes 16 at once
+FEW = 8  # features in, below which oneDNN's input gradient is slower than ours: it computes 16 at once
 
 BACKEND = Maps(backend.forward, backend.input_gradient, backend.kernel_gradient)
 
@@ -69,7 +69,7 @@ def _choose(name, platform, form, context):
     """Return the implementation of a map for a program that is being lowered."""
     package = native.package() if platform == "cpu" else None
     x_or_dy, other = context.avals_in
-    few = name == "input_gradient" and other.shape[-2] < FEW
+    few = name == "input_gradient" and form.groups == 1 and other.shape[-2] < FEW
     if package and not few and native.runs_whole(context) and package.supports(form, x_or_dy.dtype):
         return getattr(package, name)
     return getattr(TABLE[platform, form.kind], name)

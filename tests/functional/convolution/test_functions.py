@@ -232,6 +232,17 @@ def test_a_bias_is_added_in_its_own_dtype():
 
 # Errors
 
+
+def test_types_that_differ():
+    x, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 2), jnp.bfloat16)
+    for function in (conv, conv_transpose):
+        with pytest.raises(InputError, match=f"{function.__name__}: x of type float32 and kernel of type bfloat16"):
+            jax.eval_shape(function, x, kernel)
+    wide = np.ones((3, 3, 2, 2), np.float64)  # JAX takes it as float32
+    assert jax.eval_shape(conv, x, wide).dtype == jnp.float32
+    assert conv(x, wide).dtype == jnp.float32
+
+
 X, KERNEL = (2, 8, 8, 4), (3, 3, 4, 6)
 
 
