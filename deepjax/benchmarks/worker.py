@@ -86,7 +86,7 @@ def other_work(cores, path="/proc/stat"):
     system does not report it.
     """
     stat = Path(path)
-    lines = [line.split() for line in stat.read_text().splitlines()] if stat.exists() else []
+    lines = [line.split() for line in stat.read_text(encoding="utf-8").splitlines()] if stat.exists() else []
     fields = [[int(field) for field in line[1:]] for line in lines if line[0] in {f"cpu{core}" for core in cores}]
     if not fields or not any(map(any, fields)):
         return None

@@ -1,5 +1,6 @@
 """The door of the optional package deepjax_native. Its own tests are in native/tests."""
 
+import sys
 import types
 
 import jax
@@ -39,13 +40,18 @@ def lower(x, kernel, **options):
 
 
 def test_what_the_package_supports_is_computed_by_it(package):
-    x, kernel, grouped = random_arrays(0, (8, 5, 5, 4), (3, 3, 4, 2), (3, 3, 2, 2))
+    x, kernel, grouped = random_arrays(0, (8, 5, 5, 8), (3, 3, 8, 2), (3, 3, 4, 2))
     lower(x, kernel)
     assert sorted(package.used) == ["forward", "input_gradient", "kernel_gradient"]
     package.used.clear()
     lower(x, grouped, groups=2)
     lower(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     assert not package.used
+
+
+def test_an_input_gradient_of_few_features_is_not(package):
+    lower(*random_arrays(0, (8, 5, 5, 4), (3, 3, 4, 2)))
+    assert sorted(package.used) == ["forward", "kernel_gradient"]
 
 
 def test_arrays_that_jit_divides_among_devices_are_not(package):
@@ -64,6 +70,7 @@ def test_arrays_that_jit_divides_among_devices_are_not(package):
 def test_switched_off_or_broken(monkeypatch, tmp_path):
     (tmp_path / "deepjax_native.py").write_text("raise OSError('libdnnl.so.3: no such file')")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "deepjax_native", raising=False)
     native.package.cache_clear()
     try:
         monkeypatch.setenv("DEEPJAX_NATIVE", "0")
