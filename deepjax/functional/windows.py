@@ -38,13 +38,12 @@ def total(x, window, stride, pads):
 @largest.defjvp
 def _tangent_of_largest(window, stride, pads, primals, tangents):
     (x,), (dx,) = primals, tangents
-    fixed = lax.stop_gradient(x)  # which value is chosen has no derivative
 
     def on_cpu(dx):
-        return _chosen(fixed, dx, window, stride, pads)
+        return _chosen(x, dx, window, stride, pads)
 
     def derived(dx):
-        return jax.jvp(lambda x: largest.fun(x, window, stride, pads), (fixed,), (dx,))[1]
+        return jax.jvp(lambda x: largest.fun(x, window, stride, pads), (x,), (dx,))[1]
 
     return largest(x, window, stride, pads), _by_platform(dx, window, on_cpu, derived)
 

@@ -4,6 +4,7 @@ Compilation takes most of the time, so one program holds all cases of a test.
 """
 
 import functools
+import operator
 from functools import partial
 
 import jax
@@ -16,6 +17,7 @@ from numpy.testing import assert_allclose
 
 from deepjax.errors import InputError
 from deepjax.functional import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
+from deepjax.functional.windows import MAX_TAPS
 from helpers import random_arrays
 
 
@@ -200,7 +202,7 @@ def test_adaptive_avg_pool_errors(size):
         adaptive_avg_pool(np.zeros(X, np.float32), size)
 
 
-# Derivatives of max_pool
+# Derivatives
 
 
 def test_of_equal_values_the_first_gets_the_gradient():
@@ -210,15 +212,18 @@ def test_of_equal_values_the_first_gets_the_gradient():
     assert dx.tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [1, 0, 1, 0]]
 
 
-def test_max_pool_in_every_mode_of_differentiation():
-    """Against the maximum of a window as a chain of `jnp.maximum`, whose derivatives are those of choices."""
+@pytest.mark.parametrize(("pool", "window"), [(max_pool, 3), (max_pool, 6), (avg_pool, 3), (avg_pool, 6)])
+def test_every_mode_of_differentiation(pool, window):
+    """Against chains of `jnp.maximum` and `+`. A window of 6 pixels has too many taps for the derivatives on CPU."""
+    assert 3**2 <= MAX_TAPS < 6**2
     x, dx = map(jnp.asarray, random_arrays(0, (2, 7, 6, 3), (2, 7, 6, 3)))
+    join, lowest, scale = (jnp.maximum, -jnp.inf, 1) if pool is max_pool else (operator.add, 0.0, window**2)
 
     def reference(x):
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-        h, w = x.shape[1:3]
-        views = [x[:, i : h - 2 + i : 2, j : w - 2 + j : 2] for i in range(3) for j in range(3)]
-        return functools.reduce(jnp.maximum, views)
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=lowest)
+        (h, w), offsets = x.shape[1:3], range(window)
+        views = [x[:, i : h - window + 1 + i : 2, j : w - window + 1 + j : 2] for i in offsets for j in offsets]
+        return functools.reduce(join, views) / scale
 
     def results(pool):
         loss = lambda x: jnp.sin(pool(x)).sum()  # noqa: E731
@@ -231,7 +236,7 @@ def test_max_pool_in_every_mode_of_differentiation():
             jax.grad(lambda x: jax.checkpoint(loss)(x))(x),
         )
 
-    ours = jax.jit(lambda: results(partial(max_pool, window=3, stride=2, padding=1)))()
+    ours = jax.jit(lambda: results(partial(pool, window=window, stride=2, padding=1)))()
     wanted = jax.jit(lambda: results(reference))()
     jax.tree.map(partial(assert_allclose, rtol=1e-5, atol=1e-5), ours, wanted)
 
