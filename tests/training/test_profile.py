@@ -1,6 +1,8 @@
 """A trace of some steps and its table."""
 
 import dataclasses
+import gzip
+import json
 from collections import Counter
 
 import pytest
@@ -19,11 +21,28 @@ def of_steps(text):
 
 
 def test_the_table_counts_a_step_and_names_the_layer():
-    times = Counter({"dot.7": 30_000_000, "fusion.1": 10_000_000})
+    times = Counter({"dot.7": 30_000, "fusion.1": 10_000})
     lines = profile.table(times, {"dot.7": "jit(step)/transpose(jvp(MLP))/head/dot_general"}, 10)
     assert lines[1].split() == ["3.000", "75.0", "%", "dot.7", "transpose(jvp(MLP))/head/dot_general"]
     assert lines[2].split() == ["1.000", "25.0", "%", "fusion.1"]
     assert len(profile.table(Counter({f"add.{i}": 1 for i in range(30)}), {}, 1)) == 1 + profile.SHOWN
+
+
+def test_times_are_those_of_operations_without_loops(tmp_path):
+    def event(name, dur, **args):
+        return {"ph": "X", "name": name, "dur": dur, "args": args}
+
+    events = [
+        event("dot.1", 2.0, hlo_op="dot.1"),
+        event("dot.1", 3.0, hlo_op="dot.1"),
+        event("while.2", 9.0, hlo_op="while.2"),  # its time is that of the operations inside
+        event("end: dot.1", 1.0, hlo_op="dot.1"),
+        event("python", 7.0),
+        {"ph": "M", "name": "thread_name"},
+    ]
+    with gzip.open(tmp_path / "trace.json.gz", "wt", encoding="utf-8") as file:
+        json.dump({"traceEvents": events}, file)
+    assert profile.operation_times(tmp_path / "trace.json.gz") == {"dot.1": 5.0}
 
 
 @pytest.mark.parametrize("text", ["10", "0:3", "5:4", "a:b", "1:2:3", "-1:2"])
