@@ -44,7 +44,7 @@ def evaluate(jaxpr, constants, arguments, replace: Callable) -> list:
 def call_name(eqn) -> str:
     """Return the name of the function that an equation calls, or an empty string.
 
-    The equation of a `custom_jvp` has no name of its own. Its body is one call, of the jitted function, which has.
+    The equation of a `custom_jvp` has no name. Its body is one call of the jitted function, and that call has the name.
     """
     body = called_jaxpr(eqn)
     if "name" in eqn.params or body is None or len(body.eqns) != 1:

@@ -165,7 +165,7 @@ class MomentEstimator:
         """Estimate the moments of variables, which must be replicated on the step's devices."""
         if variables["batch_stats"]:
             for count, rows in enumerate(map(self.to_devices, self.loader.epoch(0))):
-                # At most one step waits, as in `loop`.
+                # A longer queue of steps blocks the collectives of CPU devices that share threads.
                 jax.block_until_ready(variables["batch_stats"])
                 variables = variables | {"batch_stats": self.step(variables, self.loader.data, rows, count)}
         return variables

@@ -163,8 +163,9 @@ class Trainer:
         if config.pretrained or config.init != "model":
             start = f"pretrained: {config.pretrained}" if config.pretrained else f"initialized by {config.init}"
         self.display(f"{config.model}: {self.parameters:,} parameters, {start}")
-        by = "; convolutions by deepjax_native" if devices[0].platform == "cpu" and native.package() else ""
         kind, strategy = devices[0].device_kind, self.config.devices.strategy
+        whole = devices[0].platform == "cpu" and (len(devices) == 1 or strategy == "pmap")  # see native.runs_whole
+        by = "; convolutions by deepjax_native" if whole and native.package() else ""
         self.display(f"{len(devices)} x {kind}, {strategy}{by}; writing to {self.folder}")
         if self.done:
             self.display(f"continuing at step {self.done} of {self.total}")
