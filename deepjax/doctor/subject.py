@@ -83,7 +83,7 @@ def subject(model, batch, loss, *, variables=None, optimizer=None, batch_size=No
     """
     inputs, targets = _checked_arrays(batch)
     examples = len(jax.tree.leaves(inputs)[0])
-    if batch_size is not None and not 1 <= batch_size:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size {batch_size} must be at least 1")
     if epochs is not None and epochs < 1:
         raise InputError(f"epochs {epochs} must be at least 1")
