@@ -1,0 +1,193 @@
+"""Split a model before the output of its last layer: what the layer returns, and what is done with it afterwards.
+
+The last layer's output is found in the model's jaxpr, so that this works for every model: the last product of an array
+that depends on the inputs with one that depends on the parameters only, and the addition of a bias to it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal, Var
+
+from deepjax.functional.convolution.primitives import stated
+from deepjax.trace import evaluate
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+SHAPED = (
+    "reshape",
+    "transpose",
+    "convert_element_type",
+    "squeeze",
+    "broadcast_in_dim",
+    "copy",
+    "name",
+    "reduce_precision",
+)
+WIDE = 5.0  # standard deviation of the random outputs of a layer that show what is done with them
+
+
+class Head(NamedTuple):
+    """The last layer of a model, and what follows it."""
+
+    shape: tuple[int, ...]  # of the layer's output, without the batch axis
+    features: tuple[int, ...]  # shape of the layer's input, without the batch axis
+    activation: str  # what the tail does: "none", "softmax", "sigmoid", "tanh", "relu", "log softmax" or "other"
+    rectified: bool  # whether the layer's negative outputs are cut before another activation
+    split: Callable[..., tuple[Any, Any, Any]]
+    """(variables, inputs, train, key) -> (the layer's input, its output, the collections of state after the call)."""
+    tail: Callable[[Any], Any]
+    """The layer's output, of the batch that was given to `find_head` -> predictions, in evaluation mode."""
+
+
+def find_head(subject, variables, inputs, key) -> Head | None:
+    """Return the last layer of a model, or None where it is not visible, as in the body of a loop.
+
+    Args:
+      subject: `Subject`.
+      variables: of the model.
+      inputs: a batch.
+      key: PRNG key of the random outputs.
+    """
+    flat, tree = jax.tree.flatten((variables, inputs))
+    closed = _inlined(lambda *leaves: subject.apply(*jax.tree.unflatten(tree, leaves), False, key)[0], flat)
+    jaxpr = closed.jaxpr
+    if len(jaxpr.outvars) != 1 or isinstance(jaxpr.outvars[0], Literal):
+        return None
+    counts = [len(jax.tree.leaves(part)) for part in (variables, inputs)]
+    found = _last_layer(jaxpr, set(jaxpr.invars[counts[0] :]))
+    if found is None:
+        return None
+    place, features, output = found
+    tail = _tail(closed, place, output, flat)
+    n = len(jax.tree.leaves(inputs)[0])
+    if output.aval.shape[:1] != (n,) or features.aval.shape[:1] != (n,) or tail is None:
+        return None
+    activation, rectified = _activation(tail, output.aval.shape, key)
+    return Head(
+        output.aval.shape[1:],
+        features.aval.shape[1:],
+        activation,
+        rectified,
+        _split(subject, place, features, output),
+        tail,
+    )
+
+
+def _inlined(function, arguments):
+    """Return the closed jaxpr of a function, without calls inside of it."""
+    closed = jax.make_jaxpr(function)(*arguments)
+    return jax.make_jaxpr(lambda *a: evaluate(closed.jaxpr, closed.consts, list(a), lambda eqn: None))(*arguments)
+
+
+def _last_layer(jaxpr, inputs):
+    """Return (number of the equation, the layer's input, its output), or None."""
+    moving = set(inputs)  # variables that depend on the inputs
+    found = None
+    for place, eqn in enumerate(jaxpr.eqns):
+        operands = [a for a in eqn.invars if isinstance(a, Var)]
+        depends = [a for a in operands if a in moving]
+        if not depends:
+            continue
+        moving.update(eqn.outvars)
+        if _is_product(eqn) and len(depends) == 1 and len(operands) == 2:
+            found = place, depends[0], eqn.outvars[0]
+        elif found and eqn.primitive.name == "add" and len(operands) == 2 and len(depends) == 1:
+            if _reaches(jaxpr, found[2], depends[0], found[0], place):
+                found = place, found[1], eqn.outvars[0]
+    return found
+
+
+def _is_product(eqn):
+    if eqn.primitive.name in PRODUCTS:
+        return True
+    body = stated(eqn)
+    return body is not None and any(each.primitive.name in PRODUCTS for each in body.eqns)
+
+
+def _reaches(jaxpr, start, end, first, last):
+    """Whether an array is another one in a new shape or type only."""
+    same = {start}
+    for eqn in jaxpr.eqns[first + 1 : last]:
+        if eqn.primitive.name in SHAPED and eqn.invars[0] in same:
+            same.update(eqn.outvars)
+    return end in same
+
+
+def _tail(closed, place, output, flat):
+    """Return the function from the last layer's output to the predictions, or None if it needs other arrays."""
+    jaxpr = closed.jaxpr
+    needed, known = set(), {output}
+    for eqn in jaxpr.eqns[place + 1 :]:
+        operands = [a for a in eqn.invars if isinstance(a, Var)]
+        if any(a in known for a in operands):
+            needed.update(a for a in operands if a not in known)
+            known.update(eqn.outvars)
+    if jaxpr.outvars[0] not in known:
+        return None
+    before = jaxpr.replace(eqns=jaxpr.eqns, outvars=sorted(needed, key=str)) if needed else None
+    others = dict(zip(before.outvars, _run(before, closed.consts, flat), strict=True)) if before else {}
+    after = jaxpr.replace(
+        eqns=[e for e in jaxpr.eqns[place + 1 :] if any(a in known for a in e.invars if isinstance(a, Var))]
+    )
+
+    def tail(z):
+        values = dict(others) | {output: z}
+        for eqn in after.eqns:
+            operands = [a.val if isinstance(a, Literal) else values[a] for a in eqn.invars]
+            results = eqn.primitive.bind(*operands, **eqn.params)
+            values.update(zip(eqn.outvars, results if eqn.primitive.multiple_results else [results], strict=True))
+        return values[jaxpr.outvars[0]]
+
+    return tail
+
+
+def _run(jaxpr, constants, flat):
+    return jax.jit(lambda *a: evaluate(jaxpr, constants, list(a), lambda eqn: None))(*flat)
+
+
+def _activation(tail, shape, key):
+    """Return (name of the activation, whether negative outputs are cut before it), from how the tail acts on numbers."""
+    z = WIDE * jax.random.normal(key, shape)
+    apply = jax.jit(tail)
+    points = z, -2 * z, -jnp.abs(z), -2 * jnp.abs(z), 2 + jnp.abs(z)
+    y, again, below, lower, above = (np.asarray(apply(a), np.float64) for a in points)
+    cut = bool(np.abs(below - lower).max() < 1e-6) and bool(np.abs(above - below).max() > 1e-6)
+    total = y.sum(-1) if y.ndim else y
+    if np.allclose(total, 1, atol=1e-4) and (y >= 0).all():
+        return "softmax", cut
+    if np.allclose(np.exp(np.minimum(y, 50)).sum(-1), 1, atol=1e-4):
+        return "log softmax", cut
+    if np.allclose(again, -2 * y, rtol=1e-4, atol=1e-5 * np.abs(y).max()):
+        return "none", False
+    if (y >= 0).all() and max(y.max(), above.max()) <= 1 + 1e-6:
+        return "sigmoid", cut
+    if max(np.abs(y).max(), above.max()) <= 1 + 1e-6:
+        return "tanh", cut
+    if cut and (y >= 0).all():
+        return "relu", False
+    return "other", cut
+
+
+def _split(subject, place, features, output):
+    """Return the function `Head.split`, which traces the model again for the mode and batch it gets."""
+
+    def split(variables, inputs, train, key):
+        flat, tree = jax.tree.flatten((variables, inputs))
+        structure = []
+
+        def call(*leaves):
+            out, state = subject.apply(*jax.tree.unflatten(tree, leaves), train, key)
+            structure.append(jax.tree.structure(state))
+            return [jax.tree.leaves(out)[0], *jax.tree.leaves(state)]
+
+        closed = _inlined(call, flat)
+        counts = [len(jax.tree.leaves(part)) for part in (variables, inputs)]
+        _, x, z = _last_layer(closed.jaxpr, set(closed.jaxpr.invars[counts[0] :]))
+        wanted = closed.jaxpr.replace(outvars=[x, z, *closed.jaxpr.outvars[1:]])
+        x, z, *state = evaluate(wanted, closed.consts, flat, lambda eqn: None)
+        return x, z, jax.tree.unflatten(structure[0], state)
+
+    return split

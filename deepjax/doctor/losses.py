@@ -1,0 +1,149 @@
+"""Recognize a loss by its gradients: at random predictions they point where those of a known loss point."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+EXAMPLES = 64  # on which a loss is compared
+SAME = 1e-3  # sine of the angle between gradients that count as one direction; float32 rounding gives about 1e-6
+EPS = 1e-7
+
+
+class Loss(NamedTuple):
+    """What a loss does with predictions and targets."""
+
+    kind: str  # a key of KINDS, or "other", or "constant" where no prediction changes it
+    expects: str  # "probability", "logit" or "number"; "" where the kind is not known
+    form: str  # of the targets: "index" (of a class), "dense" (one per output), "broadcast" (fewer than outputs)
+    sums: bool  # whether the loss adds up over the examples, in place of their mean
+    outer: bool  # whether predictions [N, 1] meet targets [N], or the reverse, so that each meets every other
+    per_output: float  # the gradient's length over that of the mean over all outputs; 1 is a mean, 0 where not known
+
+
+def _log(p):
+    return jnp.log(jnp.clip(p, EPS, 1 - EPS))
+
+
+def _binary(p, t):
+    return -(t * _log(p) + (1 - t) * _log(1 - p))
+
+
+def _categorical(p, t):
+    return -t * _log(p)
+
+
+def _normalized(p, t):
+    return -t * _log(p / p.sum(-1, keepdims=True))
+
+
+def _softmax(z, t):
+    return -t * jax.nn.log_softmax(z)
+
+
+# Kind -> (what it expects as predictions, loss of one output). A dense target has one value per output.
+KINDS: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "mean squared error": ("number", lambda p, t: (p - t) ** 2),
+    "mean absolute error": ("number", lambda p, t: jnp.abs(p - t)),
+    "Huber loss": ("number", optax.huber_loss),
+    "log-cosh loss": ("number", optax.log_cosh),
+    "mean absolute percentage error": ("number", lambda p, t: jnp.abs(p - t) / jnp.maximum(jnp.abs(t), EPS)),
+    "Poisson loss": ("rate", lambda p, t: p - t * jnp.log(jnp.maximum(p, 0) + EPS)),
+    "Poisson loss of logits": ("number", lambda p, t: jnp.exp(p) - t * p),
+    "binary cross entropy of logits": ("logit", lambda p, t: jax.nn.softplus(p) - t * p),
+    "cross entropy of logits": ("logit", _softmax),
+    "binary cross entropy": ("probability", _binary),
+    "cross entropy": ("probability", _normalized),
+    "cross entropy without normalization": ("probability", _categorical),
+    "hinge loss": ("number", lambda p, t: jnp.maximum(0, 1 - p * (2 * t - 1))),
+    "hinge loss of signs": ("number", lambda p, t: jnp.maximum(0, 1 - p * t)),
+    "negative log-likelihood": ("log probability", lambda p, t: -t * p),
+}
+
+
+def recognize(loss, shape, targets, key) -> Loss:
+    """Find which known loss a function (predictions, targets) -> scalar is.
+
+    Args:
+      loss: the function.
+      shape: of the predictions, [examples, ...].
+      targets: array [examples, ...].
+      key: PRNG key of the random predictions.
+
+    Returns:
+      `Loss`.
+    """
+    n = min(EXAMPLES, shape[0])
+    targets, shape = jnp.asarray(targets[:n]), (n, *shape[1:])
+    gradient = jax.jit(jax.grad(lambda p, t: loss(p, t)))
+    draws = [
+        _probabilities(jax.random.fold_in(key, 0), shape),
+        2 * jax.random.normal(jax.random.fold_in(key, 1), shape),
+    ]
+    found = [np.asarray(gradient(p, targets), np.float64) for p in draws]
+    twice = [jnp.concatenate([a, a]) for a in (draws[0], targets)]
+    sums = _ratio(loss(*twice), loss(draws[0], targets)) > 1.5
+    outer = _outer(loss, draws[0], targets)
+    if all(np.abs(g[np.isfinite(g)]).max(initial=0) < 1e-6 / g[0].size for g in found):
+        return Loss("constant", "", "dense", bool(sums), outer, 0.0)
+    dense = _dense(jnp.asarray(targets), shape)
+    for kind, (expects, each) in KINDS.items():
+        for form, t in dense.items():
+            used = [0] if expects in ("probability", "rate") else [0, 1]
+            ours = [np.asarray(jax.grad(lambda p: jnp.mean(each(p, t)))(draws[i]), np.float64) for i in used]
+            if all(_same_direction(found[i], g) for i, g in zip(used, ours, strict=True)):
+                scale = float(np.linalg.norm(found[0]) / np.linalg.norm(ours[0]))
+                return Loss(kind, expects, form, bool(sums), outer, scale)
+    shifted = all(np.abs(g.sum(-1)).max() < 1e-4 * np.abs(g).max() for g in found) and shape[-1] > 1
+    return Loss("other", "logit" if shifted else "", "dense", bool(sums), outer, 0.0)
+
+
+def _probabilities(key, shape):
+    """Draw predictions in (0.05, 0.95); along the last axis they do not sum to 1."""
+    return jax.random.uniform(key, shape, minval=0.05, maxval=0.95)
+
+
+def _ratio(a, b):
+    return float(a) / float(b) if float(b) else 1.0
+
+
+def _dense(targets, shape):
+    """Return {form: targets of the predictions' shape}."""
+    forms = {}
+    if targets.shape == shape:
+        forms["dense"] = targets
+    elif targets.size == np.prod(shape):
+        forms["dense"] = targets.reshape(shape)
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        index = targets[..., 0] if targets.ndim == len(shape) and targets.shape[-1] == 1 else targets
+        if index.shape == shape[:-1] and shape[-1] > 1:
+            forms["index"] = jax.nn.one_hot(jnp.clip(index, 0, shape[-1] - 1), shape[-1])
+    spread = targets
+    while spread.ndim < len(shape):
+        spread = spread[..., None]
+    if "dense" not in forms and jnp.broadcast_shapes(spread.shape[1:], shape[1:]) == shape[1:]:
+        forms["broadcast"] = jnp.broadcast_to(spread, shape)
+    return {form: jnp.asarray(t, jnp.float32) for form, t in forms.items()}
+
+
+def _same_direction(a, b):
+    good = np.isfinite(a) & np.isfinite(b)
+    a, b = a[good], b[good]
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    return good.mean() > 0.5 and lengths > 0 and a @ b / lengths > 1 - SAME**2 / 2
+
+
+def _outer(loss, predictions, targets):
+    """Whether the loss changes when targets [N] get the shape of predictions [N, 1], or the reverse."""
+    if predictions.size != targets.size or predictions.shape == targets.shape or len(predictions) < 2:
+        return False
+    if targets.ndim == 2 and jnp.issubdtype(targets.dtype, jnp.integer):
+        return False
+    try:
+        plain, shaped = loss(predictions, targets), loss(predictions, targets.reshape(predictions.shape))
+    except Exception:  # a loss of classes takes only one of the two shapes
+        return False
+    return bool(jnp.abs(plain - shaped) > 1e-4 * jnp.abs(shaped))
