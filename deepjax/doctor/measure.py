@@ -1,4 +1,4 @@
-"""Measure a model layer by layer on one batch: activations, gradients, parameters, updates, in one compiled function."""
+"""Measure a model layer by layer on one batch: its activations, gradients, parameters and update."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -73,8 +73,8 @@ class Measurement:
 def measure(subject: Subject, variables, inputs, targets, key, *, optimizer_state=None) -> Measurement:
     """Measure a model in training mode on one batch.
 
-    Everything is computed in float32 from one pass through the model and its gradient, one pass over four micro-batches,
-    and one update, in one compiled function. No layer of a `while` loop is measured.
+    Everything is computed in float32, in one compiled function: one pass with its gradient, one pass over four
+    micro-batches, one update. No layer of a `while` loop is measured.
 
     Args:
       subject: the model with its loss and optimizer.
@@ -119,7 +119,7 @@ class _Model:
         self.paths = [_word(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
         self.follow = Follow()
         tags = _input_tags(variables, inputs, key)
-        outputs = [self.follow.settle(tag) for tag in self.follow.run(self.closed.jaxpr, self.closed.consts, tags)]
+        outputs = self.follow.outputs(self.follow.run(self.closed.jaxpr, self.closed.consts, tags))
         self.dropout_after_output = any(tag.dropped for tag in outputs)
         self.plan = taps.Plan(self.follow, len(jax.tree.leaves(inputs)[0]))
 
@@ -189,6 +189,7 @@ class _Model:
         gradient_rms = norms[1] / np.sqrt([max(leaf.size, 1) for leaf in leaves])
         names = layer_names(self.follow.layers, self.paths, leaves)
         snr, cosine = _agreement(grams.sum(0))
+        forward, backward = found["notes"], found["backward"]
         return Measurement(
             rows=layer_rows(
                 self.follow, self.plan, found["notes"], found["backward"], self.paths, self.kinds, leaves, gradient_rms
