@@ -193,9 +193,8 @@ class Follow:
             result = self._gate(name, operands, result, here)
         elif len(operands) > 1:
             result = replace(result, raw=None)
-            if name in ("max", "min") and all(tag.pending for tag in operands):
-                if not operands[0].pending.keys() & operands[1].pending.keys():
-                    result = self._activation(replace(result, at=(here, 0)), "other")
+            if name in ("max", "min") and all(tag.pending for tag in operands) and _disjoint(operands):
+                result = self._activation(replace(result, at=(here, 0)), "other")
         return [replace(result, at=(here, k), anchor=(here, k)) for k in range(len(eqn.outvars))]
 
     def _product(self, made, operands, here):
@@ -248,9 +247,10 @@ class Follow:
         before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
         pieces = math.prod(before) // max(1, math.prod(after))
         features = {self.layers[place].product.features for place in pending}
-        if eqn.primitive.name == "reduce_max" and mode == "linear" and after and after[-1] > 1 and pieces > 1:
-            if features == {pieces * after[-1]}:  # maxout
-                return self._activation(replace(result, at=(here, 0)), "other")
+        if eqn.primitive.name == "reduce_max" and mode == "linear" and pieces > 1 and after:
+            maxout = after[-1] > 1 and features == {pieces * after[-1]}
+            result = self._activation(replace(result, at=(here, 0)), "other") if maxout else result
+            pending = {} if maxout else pending
         return replace(result, pending=pending, mode=mode, raw=None)
 
     def _norm(self, path, entering):
@@ -298,6 +298,10 @@ class Follow:
 
 
 _ORDER = ("eq", "ne", "lt", "le", "gt", "ge", "sort", "is_finite", "sign", "floor", "round")
+
+
+def _disjoint(operands):
+    return not operands[0].pending.keys() & operands[1].pending.keys()
 
 
 def _enter(tag, here, k):

@@ -15,6 +15,7 @@ from deepjax.doctor.follow import NORM, Follow, Tag
 from deepjax.doctor.rows import Row, layer_names, layer_rows
 from deepjax.doctor.subject import Subject
 from deepjax.trace import around_calls, is_batch_norm
+from deepjax.trace.observe import jit_once
 
 MICRO_BATCHES = 4
 
@@ -95,7 +96,7 @@ def measurer(subject: Subject, variables, inputs, key) -> Callable[..., Measurem
       variables, inputs, key: arrays of the shapes that the function will get.
     """
     model = _Model(subject, variables, inputs, key)
-    compiled = jax.jit(model.compute)
+    compiled = jit_once(model.compute)
 
     def run(variables, inputs, targets, key, optimizer_state=None):
         found = compiled(variables, inputs, targets, key, optimizer_state)
@@ -191,9 +192,7 @@ class _Model:
         snr, cosine = _agreement(grams.sum(0))
         forward, backward = found["notes"], found["backward"]
         return Measurement(
-            rows=layer_rows(
-                self.follow, self.plan, found["notes"], found["backward"], self.paths, self.kinds, leaves, gradient_rms
-            ),
+            rows=layer_rows(self.follow, self.plan, forward, backward, self.paths, self.kinds, leaves, gradient_rms),
             parameters=parameters,
             loss=float(found["loss"]),
             gradient_norm=float(np.linalg.norm(norms[1])),
