@@ -8,6 +8,7 @@ of. An elementwise function is read off numerically: its operations are computed
 A place in a jaxpr is a tuple of indices of equations: the equation, then the equation in its body, and so on.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ class Tag:
     varies: frozenset[Place] = frozenset()  # scans of whose step it depends, if it is no data
     const: Any = None  # the number, where it is known
     pending: Mapping[Place, Way] = field(default_factory=dict)  # layers whose output it is a linear map of
-    mode: str = "linear"  # or "bool", "stat", "exp", "expsum", "logexpsum": of these layers' output
+    mode: str = "linear"  # or "bool", "stat", "exp", "expsum", "logexpsum", "logsoftmax": of these layers' output
     dropped: bool = False  # dropout since the last layer
     raw: Place | None = None  # the layer whose output it is, while no bias has been added
     at: At = ((), 0)  # where it is computed
@@ -103,6 +104,14 @@ class Follow:
             found.update(zip(eqn.outvars, self._results(eqn, operands, (*place, i)), strict=True))
         return [of(v) for v in jaxpr.outvars]
 
+    def outputs(self, tags) -> list[Tag]:
+        """Settle the tags of the model's outputs."""
+        tags = [self.settle(tag) for tag in tags]
+        for tag in tags:
+            for place in tag.pending if tag.mode != "linear" else ():
+                self.layers[place].other = True
+        return tags
+
     def settle(self, tag: Tag) -> Tag:
         """End an elementwise function: name it, and return the tag of its result as an array of its own."""
         if tag.curve is None:
@@ -111,6 +120,8 @@ class Follow:
         whole = replace(tag, curve=None, anchor=tag.at)
         if name == "affine" or not tag.pending:
             return whole
+        if (tag.mode, name) == ("logsoftmax", "exp"):
+            return self._activation(whole, "softmax")
         if tag.mode != "linear":
             logs = tag.mode == "expsum" and name == "log"
             return replace(whole, mode="logexpsum" if logs else "stat", raw=None)
@@ -182,6 +193,8 @@ class Follow:
             result = self._gate(name, operands, result, here)
         elif len(operands) > 1:
             result = replace(result, raw=None)
+            if name in ("max", "min") and all(tag.pending for tag in operands) and _disjoint(operands):
+                result = self._activation(replace(result, at=(here, 0)), "other")
         return [replace(result, at=(here, k), anchor=(here, k)) for k in range(len(eqn.outvars))]
 
     def _product(self, made, operands, here):
@@ -205,8 +218,12 @@ class Follow:
         for array, bias in ((first, second), (second, first)):
             if array.raw and bias.leaves and not bias.data and name == "add":
                 self.layers[array.raw].z, self.layers[array.raw].bias = (here, 0), True
+        modes = {tag.mode for tag in operands if tag.pending}
         if name == "sub" and (first.mode, second.mode) == ("linear", "logexpsum") and first.pending:
-            return self._activation(replace(result, at=(here, 0)), "log_softmax")
+            self._activation(replace(result, at=(here, 0)), "log_softmax")
+            return replace(result, mode="logsoftmax", raw=None)
+        if modes == {"linear", "logexpsum"} and all(way.reduced for way in result.pending.values()):
+            result = replace(result, mode="logexpsum")  # the largest entry is added after the logarithm
         pending = dict(result.pending)
         for one, two in ((first, second), (second, first)):
             for place in one.pending.keys() - two.pending.keys():
@@ -227,9 +244,13 @@ class Follow:
     def _reduction(self, eqn, result, here):
         pending = {place: Way(True, way.mixed) for place, way in result.pending.items()}
         mode = "expsum" if result.mode == "exp" and eqn.primitive.name == "reduce_sum" else result.mode
-        free = [self.layers[place].product.free for place in pending]
-        if eqn.primitive.name == "reduce_max" and mode == "linear" and max(free, default=1) > 1:  # maxout
-            return self._activation(replace(result, at=(here, 0)), "other")
+        before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+        pieces = math.prod(before) // max(1, math.prod(after))
+        features = {self.layers[place].product.features for place in pending}
+        if eqn.primitive.name == "reduce_max" and mode == "linear" and pieces > 1 and after:
+            maxout = after[-1] > 1 and features == {pieces * after[-1]}
+            result = self._activation(replace(result, at=(here, 0)), "other") if maxout else result
+            pending = {} if maxout else pending
         return replace(result, pending=pending, mode=mode, raw=None)
 
     def _norm(self, path, entering):
@@ -277,6 +298,10 @@ class Follow:
 
 
 _ORDER = ("eq", "ne", "lt", "le", "gt", "ge", "sort", "is_finite", "sign", "floor", "round")
+
+
+def _disjoint(operands):
+    return not operands[0].pending.keys() & operands[1].pending.keys()
 
 
 def _enter(tag, here, k):

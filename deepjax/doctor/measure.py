@@ -1,4 +1,4 @@
-"""Measure a model layer by layer on one batch: activations, gradients, parameters, updates, in one compiled function."""
+"""Measure a model layer by layer on one batch: its activations, gradients, parameters and update."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from deepjax.doctor.follow import NORM, Follow, Tag
 from deepjax.doctor.rows import Row, layer_names, layer_rows
 from deepjax.doctor.subject import Subject
 from deepjax.trace import around_calls, is_batch_norm
+from deepjax.trace.observe import jit_once
 
 MICRO_BATCHES = 4
 
@@ -73,8 +74,8 @@ class Measurement:
 def measure(subject: Subject, variables, inputs, targets, key, *, optimizer_state=None) -> Measurement:
     """Measure a model in training mode on one batch.
 
-    Everything is computed in float32 from one pass through the model and its gradient, one pass over four micro-batches,
-    and one update, in one compiled function. No layer of a `while` loop is measured.
+    Everything is computed in float32, in one compiled function: one pass with its gradient, one pass over four
+    micro-batches, one update. No layer of a `while` loop is measured.
 
     Args:
       subject: the model with its loss and optimizer.
@@ -95,7 +96,7 @@ def measurer(subject: Subject, variables, inputs, key) -> Callable[..., Measurem
       variables, inputs, key: arrays of the shapes that the function will get.
     """
     model = _Model(subject, variables, inputs, key)
-    compiled = jax.jit(model.compute)
+    compiled = jit_once(model.compute)
 
     def run(variables, inputs, targets, key, optimizer_state=None):
         found = compiled(variables, inputs, targets, key, optimizer_state)
@@ -119,7 +120,7 @@ class _Model:
         self.paths = [_word(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
         self.follow = Follow()
         tags = _input_tags(variables, inputs, key)
-        outputs = [self.follow.settle(tag) for tag in self.follow.run(self.closed.jaxpr, self.closed.consts, tags)]
+        outputs = self.follow.outputs(self.follow.run(self.closed.jaxpr, self.closed.consts, tags))
         self.dropout_after_output = any(tag.dropped for tag in outputs)
         self.plan = taps.Plan(self.follow, len(jax.tree.leaves(inputs)[0]))
 
@@ -189,10 +190,9 @@ class _Model:
         gradient_rms = norms[1] / np.sqrt([max(leaf.size, 1) for leaf in leaves])
         names = layer_names(self.follow.layers, self.paths, leaves)
         snr, cosine = _agreement(grams.sum(0))
+        forward, backward = found["notes"], found["backward"]
         return Measurement(
-            rows=layer_rows(
-                self.follow, self.plan, found["notes"], found["backward"], self.paths, self.kinds, leaves, gradient_rms
-            ),
+            rows=layer_rows(self.follow, self.plan, forward, backward, self.paths, self.kinds, leaves, gradient_rms),
             parameters=parameters,
             loss=float(found["loss"]),
             gradient_norm=float(np.linalg.norm(norms[1])),

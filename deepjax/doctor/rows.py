@@ -1,7 +1,6 @@
 """The table of layers, from the numbers that the taps have taken out."""
 
 import itertools
-import os.path
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,9 +79,9 @@ def layer_names(layers: Mapping[Place, Layer], paths, arrays) -> dict[Place, str
     names = {}
     for place, layer in layers.items():
         found = [_without_kernel(paths[leaf]) for leaf in _main(layer.leaves, arrays)]
-        parent = os.path.commonprefix([name.split("/")[:-1] for name in found])
-        ends = "+".join("/".join(name.split("/")[len(parent) :]) for name in found)
-        names[place] = "/".join([*parent, ends])
+        parent = found[0].rpartition("/")[0] if len({name.rpartition("/")[0] for name in found}) == 1 else ""
+        start = len(parent) + 1 if parent else 0
+        names[place] = "/".join(filter(None, [parent, "+".join(name[start:] for name in found)]))
     return names
 
 

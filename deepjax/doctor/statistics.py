@@ -1,7 +1,7 @@
 """What is measured of one layer: its output, its units, its kernel. All of it is in float32.
 
-Squares of float32 numbers below 1e-19 or above 1e19 are 0 or infinite. Deep networks reach both, so everything is divided by
-the largest entry first.
+Squares of float32 numbers below 1e-19 or above 1e19 are 0 or infinite. Deep networks reach both, so everything is
+divided by the largest entry first.
 """
 
 import jax
@@ -69,7 +69,7 @@ def of_output(z):
 
 
 def of_units(a, rows, name):
-    """Measure the activations a [examples, positions, features] of the activation `name`, and keep some rows of them."""
+    """Measure the activations a [examples, positions, features] of an activation, and keep some rows of them."""
     a = jax.lax.stop_gradient(a)
     flat = a.reshape(-1, a.shape[-1])
     saturated = SATURATED[name](a) if name in SATURATED else jnp.zeros_like(a, bool)
@@ -112,7 +112,7 @@ def of_kernel(matrix):
 def hashes(matrix) -> jax.Array:
     """Return one uint32 per feature of [n, fan_in, features]. Equal columns have equal numbers, others hardly ever."""
     bits = jax.lax.bitcast_convert_type(matrix + 0.0, jnp.uint32)
-    factors = np.random.default_rng(0).integers(1, 2**32, bits.shape[:2] + (1,), dtype=np.uint32)
+    factors = np.random.default_rng(0).integers(1, 2**32, (*bits.shape[:2], 1), dtype=np.uint32)
     mixed = (bits ^ (bits >> 15)) * (factors | 1)
     mixed = (mixed ^ (mixed >> 13)) * np.uint32(0x85EBCA6B)
     return jnp.sum(mixed, (0, 1), dtype=jnp.uint32)

@@ -1,8 +1,8 @@
 """Evaluate a model's jaxpr again, with numbers taken out at its layers and activations.
 
-Numbers of the forward pass leave loops as further outputs. Numbers of the backward pass are gradients in `sinks`: a sink
-is a small array of zeros that `tap` takes and ignores, and the gradient in it is by definition what `tap` measures of
-the gradient that passes. So one reverse pass measures all of them, and no activation is stored for it.
+Numbers of the forward pass leave loops as further outputs. Numbers of the backward pass are gradients in `sinks`: a
+sink is a small array of zeros that `tap` takes and ignores, and the gradient in it is by definition what `tap` measures
+of the gradient that passes. So one reverse pass measures all of them, and no activation is stored for it.
 """
 
 import math
