@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, Var
 
+from deepjax.doctor.compiling import compile_quickly
 from deepjax.functional.convolution.primitives import stated
 from deepjax.trace import evaluate
 
@@ -52,12 +53,12 @@ def find_head(subject, variables, inputs, key) -> Head | None:
       key: PRNG key of the random outputs.
     """
     flat, tree = jax.tree.flatten((variables, inputs))
-    closed = _inlined(lambda *leaves: subject.apply(*jax.tree.unflatten(tree, leaves), False, key)[0], flat)
+    closed = inlined(lambda *leaves: subject.apply(*jax.tree.unflatten(tree, leaves), False, key)[0], flat)
     jaxpr = closed.jaxpr
     if len(jaxpr.outvars) != 1 or isinstance(jaxpr.outvars[0], Literal):
         return None
     counts = [len(jax.tree.leaves(part)) for part in (variables, inputs)]
-    found = _last_layer(jaxpr, set(jaxpr.invars[counts[0] :]))
+    found = last_layer(jaxpr, set(jaxpr.invars[counts[0] :]))
     if found is None:
         return None
     place, features, output = found
@@ -71,18 +72,18 @@ def find_head(subject, variables, inputs, key) -> Head | None:
         features.aval.shape[1:],
         activation,
         rectified,
-        _split(subject, place, features, output),
+        _split(subject),
         tail,
     )
 
 
-def _inlined(function, arguments):
+def inlined(function, arguments):
     """Return the closed jaxpr of a function, without calls inside of it."""
     closed = jax.make_jaxpr(function)(*arguments)
     return jax.make_jaxpr(lambda *a: evaluate(closed.jaxpr, closed.consts, list(a), lambda eqn: None))(*arguments)
 
 
-def _last_layer(jaxpr, inputs):
+def last_layer(jaxpr, inputs):
     """Return (number of the equation, the layer's input, its output), or None."""
     moving = set(inputs)  # variables that depend on the inputs
     found = None
@@ -95,8 +96,8 @@ def _last_layer(jaxpr, inputs):
         if _is_product(eqn) and len(depends) == 1 and len(operands) == 2:
             found = place, depends[0], eqn.outvars[0]
         elif found and eqn.primitive.name == "add" and len(operands) == 2 and len(depends) == 1:
-            if _reaches(jaxpr, found[2], depends[0], found[0], place):
-                found = place, found[1], eqn.outvars[0]
+            biased = _reaches(jaxpr, found[2], depends[0], found[0], place)
+            found = (place, found[1], eqn.outvars[0]) if biased else found
     return found
 
 
@@ -127,31 +128,52 @@ def _tail(closed, place, output, flat):
             known.update(eqn.outvars)
     if jaxpr.outvars[0] not in known:
         return None
-    before = jaxpr.replace(eqns=jaxpr.eqns, outvars=sorted(needed, key=str)) if needed else None
+    before = jaxpr.replace(outvars=sorted(needed, key=str)) if needed else None
     others = dict(zip(before.outvars, _run(before, closed.consts, flat), strict=True)) if before else {}
-    after = jaxpr.replace(
-        eqns=[e for e in jaxpr.eqns[place + 1 :] if any(a in known for a in e.invars if isinstance(a, Var))]
-    )
+    follows = [any(a in known for a in eqn.invars if isinstance(a, Var)) for eqn in jaxpr.eqns[place + 1 :]]
+    after = [eqn for eqn, kept in zip(jaxpr.eqns[place + 1 :], follows, strict=True) if kept]
 
     def tail(z):
         values = dict(others) | {output: z}
-        for eqn in after.eqns:
-            operands = [a.val if isinstance(a, Literal) else values[a] for a in eqn.invars]
-            results = eqn.primitive.bind(*operands, **eqn.params)
-            values.update(zip(eqn.outvars, results if eqn.primitive.multiple_results else [results], strict=True))
+        _run_equations(after, values, lambda eqn: None)
         return values[jaxpr.outvars[0]]
 
     return tail
 
 
+def run_flat(closed, arguments, replace):
+    """Return the results of a jaxpr without calls, with some equations replaced.
+
+    Args:
+      closed: the closed jaxpr, as from `inlined`.
+      arguments: list of arrays.
+      replace: function (equation) -> function of its operands, or None.
+    """
+    jaxpr = closed.jaxpr
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True))
+    _run_equations(jaxpr.eqns, values, replace)
+    return [atom.val if isinstance(atom, Literal) else values[atom] for atom in jaxpr.outvars]
+
+
+def _run_equations(equations, values, replace):
+    for eqn in equations:
+        operands = [atom.val if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
+        if function := replace(eqn):
+            results = [function(*operands)]
+        else:
+            results = eqn.primitive.bind(*operands, **eqn.params)
+            results = results if eqn.primitive.multiple_results else [results]
+        values.update(zip(eqn.outvars, results, strict=True))
+
+
 def _run(jaxpr, constants, flat):
-    return jax.jit(lambda *a: evaluate(jaxpr, constants, list(a), lambda eqn: None))(*flat)
+    return compile_quickly(lambda *a: evaluate(jaxpr, constants, list(a), lambda eqn: None))(*flat)
 
 
 def _activation(tail, shape, key):
-    """Return (name of the activation, whether negative outputs are cut before it), from how the tail acts on numbers."""
+    """Return (name of the activation, whether negative outputs are cut before it) of a tail."""
     z = WIDE * jax.random.normal(key, shape)
-    apply = jax.jit(tail)
+    apply = compile_quickly(tail)
     points = z, -2 * z, -jnp.abs(z), -2 * jnp.abs(z), 2 + jnp.abs(z)
     y, again, below, lower, above = (np.asarray(apply(a), np.float64) for a in points)
     cut = bool(np.abs(below - lower).max() < 1e-6) and bool(np.abs(above - below).max() > 1e-6)
@@ -171,7 +193,7 @@ def _activation(tail, shape, key):
     return "other", cut
 
 
-def _split(subject, place, features, output):
+def _split(subject):
     """Return the function `Head.split`, which traces the model again for the mode and batch it gets."""
 
     def split(variables, inputs, train, key):
@@ -183,9 +205,9 @@ def _split(subject, place, features, output):
             structure.append(jax.tree.structure(state))
             return [jax.tree.leaves(out)[0], *jax.tree.leaves(state)]
 
-        closed = _inlined(call, flat)
+        closed = inlined(call, flat)
         counts = [len(jax.tree.leaves(part)) for part in (variables, inputs)]
-        _, x, z = _last_layer(closed.jaxpr, set(closed.jaxpr.invars[counts[0] :]))
+        _, x, z = last_layer(closed.jaxpr, set(closed.jaxpr.invars[counts[0] :]))
         wanted = closed.jaxpr.replace(outvars=[x, z, *closed.jaxpr.outvars[1:]])
         x, z, *state = evaluate(wanted, closed.consts, flat, lambda eqn: None)
         return x, z, jax.tree.unflatten(structure[0], state)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from deepjax.doctor.compiling import compile_quickly
+
 EXAMPLES = 64  # on which a loss is compared
 SAME = 1e-3  # sine of the angle between gradients that count as one direction; float32 rounding gives about 1e-6
 EPS = 1e-7
@@ -78,7 +80,7 @@ def recognize(loss, shape, targets, key) -> Loss:
     """
     n = min(EXAMPLES, shape[0])
     targets, shape = jnp.asarray(targets[:n]), (n, *shape[1:])
-    gradient = jax.jit(jax.grad(lambda p, t: loss(p, t)))
+    gradient = compile_quickly(jax.grad(lambda p, t: loss(p, t)))
     draws = [
         _probabilities(jax.random.fold_in(key, 0), shape),
         2 * jax.random.normal(jax.random.fold_in(key, 1), shape),
@@ -90,15 +92,25 @@ def recognize(loss, shape, targets, key) -> Loss:
     if all(np.abs(g[np.isfinite(g)]).max(initial=0) < 1e-6 / g[0].size for g in found):
         return Loss("constant", "", "dense", bool(sums), outer, 0.0)
     dense = _dense(jnp.asarray(targets), shape)
-    for kind, (expects, each) in KINDS.items():
-        for form, t in dense.items():
+    ours = jax.device_get(_gradients(draws, dense))
+    for kind, (expects, _) in KINDS.items():
+        for form in dense:
             used = [0] if expects in ("probability", "rate") else [0, 1]
-            ours = [np.asarray(jax.grad(lambda p: jnp.mean(each(p, t)))(draws[i]), np.float64) for i in used]
-            if all(_same_direction(found[i], g) for i, g in zip(used, ours, strict=True)):
-                scale = float(np.linalg.norm(found[0]) / np.linalg.norm(ours[0]))
+            if all(_same_direction(found[i], ours[kind][form][i]) for i in used):
+                scale = float(np.linalg.norm(found[0]) / np.linalg.norm(ours[kind][form][0]))
                 return Loss(kind, expects, form, bool(sums), outer, scale)
     shifted = all(np.abs(g.sum(-1)).max() < 1e-4 * np.abs(g).max() for g in found) and shape[-1] > 1
     return Loss("other", "logit" if shifted else "", "dense", bool(sums), outer, 0.0)
+
+
+@compile_quickly
+def _gradients(draws, dense):
+    """Return {kind: {form: the gradients of the mean of this loss in each of the predictions}}."""
+
+    def of(each, targets):
+        return [jax.grad(lambda p: jnp.mean(each(p, targets)))(predictions) for predictions in draws]
+
+    return {kind: {form: of(each, t) for form, t in dense.items()} for kind, (_, each) in KINDS.items()}
 
 
 def _probabilities(key, shape):
@@ -131,7 +143,7 @@ def _dense(targets, shape):
 
 def _same_direction(a, b):
     good = np.isfinite(a) & np.isfinite(b)
-    a, b = a[good], b[good]
+    a, b = a[good], b[good].astype(np.float64)
     lengths = np.linalg.norm(a) * np.linalg.norm(b)
     return good.mean() > 0.5 and lengths > 0 and a @ b / lengths > 1 - SAME**2 / 2
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from deepjax.doctor.compiling import compile_quickly
 from deepjax.doctor.facts import Targets, quality
 from deepjax.doctor.subject import Subject
 from deepjax.trace import Interpreter
@@ -51,7 +52,7 @@ class Trainer:
         self.data = jax.tree.map(jnp.asarray, (subject.inputs, subject.targets))
         # XLA runs convolutions inside of loops, and those with a kernel for each run, many times slower on a CPU.
         self.apart = has_convolution(subject)
-        self.start = jax.jit(functools.partial(_start, subject))(key)
+        self.start = compile_quickly(functools.partial(_start, subject))(key)
         self.carries = [self.start] * len(self.factors)
         if not self.apart:
             self.carries = jax.tree.map(lambda a: jnp.stack([a] * len(self.factors)), self.start)
@@ -72,7 +73,7 @@ class Trainer:
         rows = np.asarray(jax.random.permutation(jax.random.fold_in(self.key, 2), self.subject.examples))[:EVALUATED]
         inputs, targets = self.subject.rows(rows)
         evaluate = _evaluation(self.subject)
-        found = [evaluate(self._variables(i), inputs, targets) for i in range(len(self.factors))]
+        found = [evaluate(self.variables(i), inputs, targets) for i in range(len(self.factors))]
         predictions = [jax.tree.map(np.asarray, p) for _, p in found]
         return Run(
             factors=self.factors,
@@ -83,7 +84,8 @@ class Trainer:
             complete=self.done >= planned_steps(self.subject),
         )
 
-    def _variables(self, i):
+    def variables(self, i: int) -> dict:
+        """Return the present variables of one of the runs."""
         params, state, *_ = self.carries[i] if self.apart else jax.tree.map(lambda a: a[i], self.carries)
         return {"params": params, **state}
 
@@ -115,6 +117,11 @@ class Trainer:
             return losses
         self.carries, losses = _loop(self.subject)(self.carries, rows, self.data, jnp.array(self.factors), self.key)
         return np.asarray(losses)
+
+
+def initial_variables(subject: Subject, key) -> dict:
+    """Return the variables from which all runs with this key start."""
+    return compile_quickly(lambda key: subject.init(jax.random.fold_in(key, 0)))(key)
 
 
 def _start(subject, key):
@@ -188,7 +195,7 @@ def _build_evaluation(subject):
         value, (predictions, _) = subject.value(variables, inputs, targets, jax.random.key(0), train=False)
         return value, predictions
 
-    return jax.jit(evaluate)
+    return compile_quickly(evaluate)
 
 
 def planned_steps(subject: Subject) -> int:

@@ -1,0 +1,176 @@
+"""Causes in the data: values that are not finite, labels, encodings, scales."""
+
+import jax
+import numpy as np
+
+from deepjax.doctor import remedies
+from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.report import Finding
+
+# Gradient descent needs a number of steps in proportion to the condition number of the inputs' second moments (LeCun et
+# al. 1998). Inputs count as not scaled from a condition number of SCALE ** 2 = 1,000 on: a root mean square, a ratio of
+# standard deviations or a mean in standard deviations of SCALE.
+SCALE = 1000**0.5
+SAME = 0.02  # share of examples that differ from the first one, below which inputs carry nothing
+
+
+def non_finite_data(evidence: Evidence):
+    """Find NaN and infinity in inputs and targets."""
+    for name, tree in (("inputs", evidence.subject.inputs), ("targets", evidence.subject.targets)):
+        for leaf in jax.tree.leaves(tree):
+            good = np.isfinite(np.asarray(leaf, np.float32)).reshape(len(leaf), -1).all(1)
+            if not good.all():
+                rows = np.flatnonzero(~good)
+                yield Suspicion(
+                    Finding(
+                        "non_finite",
+                        "serious",
+                        f"The {name} have values that are NaN or infinite.",
+                        f"{len(rows)} of {len(good)} examples have them, the first is example {rows[0]}.",
+                        "Remove or replace these values before training; with them every loss and gradient is NaN.",
+                    ),
+                    Remedy(f"leave out the examples with non-finite {name}", lambda s, g=good: _kept(s, g)),
+                )
+
+
+def _kept(subject, good):
+    rows = np.flatnonzero(good)
+    if not len(rows):
+        return subject
+    inputs, targets = subject.rows(rows)
+    return subject.with_(inputs=inputs, targets=targets, batch_size=min(subject.batch_size, len(rows)))
+
+
+def constant_labels(evidence: Evidence):
+    """Find targets that are all equal."""
+    if not evidence.targets.constant:
+        return
+    value = evidence.targets.low
+    yield Suspicion(
+        Finding(
+            "constant_labels",
+            "serious",
+            "All targets are the same, so there is nothing to learn.",
+            f"All {evidence.subject.examples} targets are {value:g}.",
+            "Check how the targets are read and converted; a division before a cast to integers is a usual cause.",
+        )
+    )
+    if evidence.outputs > 1 and evidence.loss.form == "index":
+        yield Suspicion(
+            Finding(
+                "wrong_label_encoding",
+                "serious",
+                "The labels have one class where the model has several outputs.",
+                f"The model has {evidence.outputs} outputs, the labels only the value {value:g}.",
+                "Keep the labels as integers 0 to classes - 1 and do not scale them.",
+            )
+        )
+
+
+def labels_out_of_range(evidence: Evidence):
+    """Find labels that are no index of an output."""
+    facts, loss = evidence.targets, evidence.loss
+    if facts.kind != "classes" or loss.form != "index" or facts.classes <= evidence.outputs:
+        return
+    one_based = facts.low >= 1 and facts.high == evidence.outputs
+    evidence_text = f"Labels go from {facts.low:g} to {facts.high:g}, and there are {evidence.outputs} outputs."
+    if one_based:
+        change = lambda s: s.with_(targets=jax.tree.map(lambda t: t - 1, s.targets))
+        title, remedy = "The labels start at 1, so the last class has no output.", "Subtract 1 from the labels."
+        yield Suspicion(
+            Finding("wrong_label_encoding", "serious", title, evidence_text, remedy), Remedy("labels from 0 on", change)
+        )
+    else:
+        yield Suspicion(
+            Finding(
+                "wrong_output_units",
+                "serious",
+                "There are labels without an output.",
+                evidence_text,
+                f"Give the last layer {facts.classes} units, or correct the labels.",
+            ),
+            _new_layer(evidence),
+        )
+
+
+def _new_layer(evidence):
+    if evidence.head is None:
+        return None
+    change = lambda s: remedies.new_output(s, evidence.head, evidence.targets, keep=False)
+    return Remedy("a new last layer with an output for each class", change)
+
+
+def empty_inputs(evidence: Evidence):
+    """Find inputs that are the same for all examples."""
+    described = evidence.inputs or []
+    leaves = jax.tree.leaves(evidence.subject.inputs)
+    varied = [np.any(np.asarray(a) != np.asarray(a)[:1], axis=tuple(range(1, a.ndim))).mean() for a in leaves]
+    if max(varied) >= SAME or evidence.subject.examples < 2 or evidence.subject.examples <= 2 / SAME and max(varied):
+        return
+    low = min((i.low for i in described), default=float(np.min(leaves[0])))
+    high = max((i.high for i in described), default=float(np.max(leaves[0])))
+    yield Suspicion(
+        Finding(
+            "wrong_input_encoding",
+            "serious",
+            "The inputs are the same for (almost) all examples, so the targets cannot be predicted from them.",
+            f"{100 * max(varied):.1f} % of the examples differ from the first one; values from {low:g} to {high:g}.",
+            "Check the preprocessing of the inputs, such as a cast to integers after a normalization.",
+        )
+    )
+
+
+def unscaled_inputs(evidence: Evidence):
+    """Find inputs that are too large, too small or of very different sizes."""
+    for facts in evidence.inputs:
+        texts = _scales(evidence, facts)
+        if texts and not evidence.healthy:
+            yield Suspicion(
+                Finding(
+                    "inputs_not_scaled",
+                    "serious",
+                    "The inputs are not scaled, so one learning rate cannot fit all weights.",
+                    "; ".join(texts) + ".",
+                    "Standardize every feature: subtract its mean and divide by its standard deviation (of images: per channel).",
+                ),
+                Remedy("standardized inputs", remedies.standardized_inputs),
+            )
+            return
+
+
+def _scales(evidence, facts):
+    texts = []
+    first = next((row for row in evidence.measured.rows if row.kind != "embedding"), None)
+    seen = (first.std**2 + first.mean**2) ** 0.5 / max(first.gain, 1e-3) if first else facts.largest
+    if facts.largest > SCALE and seen > SCALE / 3:
+        texts.append(f"the largest root mean square of a feature is {facts.largest:.3g}")
+    if 0 < facts.rms < 1 / SCALE and seen < 3 / SCALE:
+        texts.append(f"the root mean square of all inputs is {facts.rms:.2g}")
+    if facts.spread > SCALE:
+        texts.append(f"the largest standard deviation of a feature is {facts.spread:.3g} times the smallest")
+    if facts.offset > SCALE:
+        texts.append(f"a feature's mean is {facts.offset:.3g} of its standard deviations")
+    return texts
+
+
+def unscaled_targets(evidence: Evidence):
+    """Find numbers to predict that are far from the size of an untrained network's outputs."""
+    facts, loss = evidence.targets, evidence.loss
+    if facts.kind != "numbers" or loss.expects != "number" or facts.constant:
+        return
+    t = np.concatenate([np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(evidence.subject.targets)])
+    rms, offset = float(np.sqrt((t**2).mean())), float(abs(t.mean()) / (t.std() + 1e-300))
+    if (rms > SCALE or offset > SCALE or rms < 1 / SCALE) and not evidence.healthy:
+        yield Suspicion(
+            Finding(
+                "targets_not_scaled",
+                "serious",
+                "The targets are far from the size of the outputs of an untrained network.",
+                f"Root mean square {rms:.3g}, mean {t.mean():.3g}, standard deviation {t.std():.3g}.",
+                "Standardize the targets, and convert the predictions back.",
+            ),
+            Remedy("standardized targets", remedies.standardized_targets),
+        )
+
+
+CAUSES = (non_finite_data, constant_labels, labels_out_of_range, empty_inputs, unscaled_inputs, unscaled_targets)

@@ -1,0 +1,130 @@
+"""Causes around batch normalization: its mode, its batch, its moments, and what stands before it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepjax.doctor import remedies
+from deepjax.doctor.causes.structure import _listed
+from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.report import Finding
+from deepjax.trace import around_calls, is_batch_norm, normalizes_by_batch, observed_batch_moments
+
+STALE = 1.0  # mean distance of running means from the batch's, in the batch's standard deviations
+
+
+def _modes(evidence, train):
+    """Return, for every call of a batch normalization, whether it uses the moments of the batch."""
+    found, subject = [], evidence.subject
+
+    def rule(module, run, args, kwargs):
+        if is_batch_norm(module):
+            found.append(normalizes_by_batch(module, args, kwargs))
+        return run(*args, **kwargs)
+
+    if subject.module is not None:
+        with around_calls(rule):
+            jax.eval_shape(lambda v: subject.apply(v, evidence.batch[0], train, evidence.key)[0], evidence.variables)
+    return found
+
+
+def wrong_mode(evidence: Evidence):
+    """Find batch normalizations that use one kind of moments in training and in evaluation."""
+    training, evaluation = _modes(evidence, True), _modes(evidence, False)
+    frozen, never = [not each for each in training], evaluation
+    if any(frozen):
+        title = "Batch normalization uses its running moments while the model trains, so it does not normalize."
+        text = f"{sum(frozen)} of {len(training)} batch normalizations do not use the moments of the batch in training."
+        severity = "warning" if evidence.subject.given else "serious"
+    elif any(never):
+        title = "Batch normalization uses the moments of the batch in evaluation too."
+        text = f"{sum(never)} of {len(never)} batch normalizations do not use their running moments in evaluation."
+        severity = "serious"
+    else:
+        return
+    advice = "Pass the mode: `nn.BatchNorm(use_running_average=not train)`, and call the model with `train`."
+    yield Suspicion(
+        Finding("batch_norm_mode", severity, title, text, advice),
+        Remedy("batch normalization in the right mode", remedies.batch_norm_modes),
+    )
+
+
+def small_batch(evidence: Evidence):
+    """Find batch normalization over batches of one or two examples."""
+    size = evidence.subject.batch_size
+    if size > 2 or evidence.subject.examples <= 2 or not any(_modes(evidence, True)):
+        return
+    title = f"Batch normalization over a batch of {size} has no useful moments."
+    text = f"The planned batch size is {size}; mean and variance of so few examples are mostly noise."
+    advice = "Use batches of at least 16, or group or layer normalization."
+    yield Suspicion(
+        Finding("batch_norm_small_batch", "serious", title, text, advice), Remedy("batches of 32", remedies.batches_of(32))
+    )
+
+
+def dropout_before_norm(evidence: Evidence):
+    """Find dropout right before batch normalization."""
+    names = evidence.measured.dropout_before_norm
+    if names:
+        title = "Dropout stands before batch normalization, so variances differ between training and evaluation."
+        text = f"Batch normalizations behind a dropout, with no layer between: {_listed(names)} (Li et al. 2019)."
+        finding = Finding(
+            "dropout_before_norm", "warning", title, text, "Put dropout after the last batch normalization.", names[0]
+        )
+        yield Suspicion(finding, Remedy("no dropout", remedies.without_dropout))
+
+
+def bias_before_norm(evidence: Evidence):
+    """Find biases that batch normalization removes."""
+    names = evidence.measured.bias_before_norm
+    if names:
+        title = "A bias before batch normalization is removed by it: a waste of parameters."
+        text = f"{len(names)} layers have one: {_listed(names)}."
+        yield Suspicion(Finding("bias_before_norm", "note", title, text, "Set `use_bias=False` there.", names[0]))
+
+
+def decay_of_norms(evidence: Evidence):
+    """Find weight decay on the scales and biases of normalizations."""
+    if not evidence.subject.planned:
+        return
+    zero = jax.tree.map(jnp.zeros_like, evidence.gradient)
+    pairs = jax.tree_util.tree_leaves_with_path(evidence.updates(zero))
+    names = ["/".join(str(k.key) for k in path) for path, u in pairs if np.any(np.asarray(u))]
+    scales = [name for name in names if name.rpartition("/")[2] == "scale"]
+    if scales:
+        title = "Weight decay acts on the scales of normalizations."
+        text = f"Without a gradient, the optimizer still changes {_listed(scales)}."
+        advice = "Mask them: decay kernels only (`mask` of optax.adamw or optax.add_decayed_weights)."
+        yield Suspicion(Finding("weight_decay_on_norm", "note", title, text, advice, scales[0]))
+
+
+def stale_moments(evidence: Evidence):
+    """Find running moments that are far from those of the data, in a model that is given with its variables."""
+    subject = evidence.subject
+    if not subject.given or subject.module is None or "batch_stats" not in evidence.variables:
+        return
+    inputs = jax.tree.leaves(evidence.batch[0])[0]
+    call = {**dict(subject.call), "rngs": {"dropout": evidence.key}}
+    moments, called = jax.jit(
+        lambda v, x: observed_batch_moments(subject.module, v, x, **call)  # pyright: ignore[reportArgumentType]
+    )(evidence.variables, jnp.asarray(inputs))
+    worst, place = 0.0, ""
+    for path, running in jax.tree_util.tree_leaves_with_path(evidence.variables["batch_stats"]):
+        *parents, last = [k.key for k in path]
+        now, seen = moments, called
+        for name in parents:
+            now, seen = now[name], seen[name]
+        if last != "mean" or not np.all(np.asarray(seen["mean"])):
+            continue
+        deviation = np.sqrt(np.asarray(now["var"]) + 1e-5)
+        apart = float(np.mean(np.abs(np.asarray(running) - np.asarray(now["mean"])) / deviation))
+        if not np.isfinite(apart) or apart > worst:
+            worst, place = apart, "/".join(map(str, parents))
+    if not worst <= STALE:
+        title = "The running moments of batch normalization are not those of the data."
+        text = f"At {place}, running means are {worst:.3g} standard deviations of the batch away from its means."
+        advice = "Update `batch_stats` in training (mutable), lower the momentum, or estimate the moments again."
+        yield Suspicion(Finding("stale_moments", "serious", title, text, advice, place))
+
+
+CAUSES = (wrong_mode, small_batch, stale_moments, dropout_before_norm, decay_of_norms, bias_before_norm)

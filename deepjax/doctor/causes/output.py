@@ -1,0 +1,209 @@
+"""Causes at the output: the last activation, the number of outputs and the loss must fit the targets and each other."""
+
+import jax
+import numpy as np
+
+from deepjax.doctor import remedies
+from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.report import Finding
+
+RANGES = {"sigmoid": (0, 1), "softmax": (0, 1), "tanh": (-1, 1), "relu": (0, np.inf), "log softmax": (-np.inf, 0)}
+CLASSES = ("classes", "one-hot", "binary", "labels")
+RIGHT = {"classes": "a softmax", "one-hot": "a softmax", "binary": "a sigmoid", "labels": "a sigmoid"}
+
+
+def suspicions(evidence: Evidence):
+    """Find everything that does not fit at the output. The remedy is one for all: a new output with a loss that fits."""
+    found = [*_units(evidence), *_activation(evidence), *_loss(evidence), *_shapes(evidence)]
+    if not found:
+        return
+    remedy = _remedy(evidence, [code for code, *_ in found])
+    for code, title, text, advice in found:
+        yield Suspicion(Finding(code, "serious", title, text, advice), remedy)
+
+
+def _units(evidence):
+    """The number and shape of the outputs against the targets."""
+    facts, shape = evidence.targets, _shape(evidence)
+    goal = jax.tree.leaves(evidence.subject.targets)[0].shape
+    classes, outputs = facts.classes, evidence.outputs
+    if shape is None:
+        return
+    if facts.kind in ("classes", "one-hot") and len(shape) > 1 and _positions(shape) > _positions_of(facts, goal):
+        yield (
+            "missing_flatten",
+            "The model predicts for every position where one prediction per example is wanted.",
+            f"Predictions have the shape {list(shape)}, targets {list(goal)}.",
+            "Flatten or pool the positions before the last layers.",
+        )
+    multiclass = facts.kind in ("classes", "one-hot") and classes > 2
+    if multiclass and not facts.constant and outputs < classes and evidence.loss.expects not in ("", "number"):
+        yield (
+            "wrong_output_units",
+            f"{classes} classes need {classes} outputs.",
+            f"The last layer has {outputs} output{'s' if outputs > 1 else ''} for {classes} classes.",
+            f"Give the last layer {classes} units, with a softmax.",
+        )
+    elif multiclass and outputs == 1:
+        yield (
+            "wrong_output_units",
+            f"{classes} classes are predicted as one number.",
+            f"The last layer has 1 output; classes have no order on a line.",
+            f"Give the last layer {classes} units, with a softmax.",
+        )
+    if facts.kind == "numbers" and evidence.loss.form == "broadcast" and outputs > 1:
+        yield (
+            "wrong_output_units",
+            "The model has more outputs than there are numbers to predict.",
+            f"Predictions have the shape {list(shape)}, targets {list(goal)}; the loss repeats each target.",
+            "Give the last layer one unit per number.",
+        )
+
+
+def _shape(evidence):
+    leaves = jax.tree.leaves(evidence.predicted)
+    return leaves[0].shape if len(leaves) == 1 else None
+
+
+def _positions(shape):
+    return int(np.prod(shape[1:-1]))
+
+
+def _positions_of(facts, goal):
+    return int(np.prod(goal[1:-1] if facts.kind == "one-hot" else goal[1:]))
+
+
+def _activation(evidence):
+    """The last activation against the loss and the targets."""
+    head, facts, loss = evidence.head, evidence.targets, evidence.loss
+    if head is None:
+        return
+    act, outputs = head.activation, evidence.outputs
+    right = RIGHT.get(facts.kind, "no activation")
+    advice = f"Use {right} at the output, or no activation and a loss of logits."
+    if act == "softmax" and outputs == 1:
+        text = f"The last layer has 1 unit; {_goal(facts)}."
+        advice = f"Use {right if facts.kind != 'classes' or facts.classes == 2 else 'a sigmoid'} at the output."
+        yield "wrong_output_activation", "A softmax over one unit always returns 1.", text, advice
+    elif loss.expects == "logit" and act in ("softmax", "sigmoid"):
+        same = f"The loss is a {loss.kind}, which applies its own {'softmax' if loss.kind[0] == 'c' else 'sigmoid'}"
+        title = f"The output is squashed twice: the model ends in a {act}, and the loss expects logits."
+        yield "wrong_output_activation", title, same + ".", "Remove the last activation."
+    elif loss.expects == "probability" and act == "none":
+        text = f"The loss is a {loss.kind}; the last layer has no activation."
+        title = "The loss expects probabilities, and the model returns raw numbers."
+        yield "missing_output_activation", title, text, advice
+    elif loss.expects == "probability" and act in ("relu", "tanh", "log softmax"):
+        text = f"The loss is a {loss.kind}; the last activation is {act}, with values in {_range(act)}."
+        title = f"The loss expects probabilities, and {act} does not return any."
+        yield "wrong_output_activation", title, text, advice
+    elif loss.kind.startswith("cross entropy") and act == "sigmoid" and outputs > 1:
+        title = "Several classes exclude each other, and a sigmoid for each does not say so."
+        text = f"The loss is a {loss.kind} over {outputs} outputs, each with its own sigmoid."
+        yield "wrong_output_activation", title, text, "Use a softmax at the output."
+    elif act == "sigmoid" and facts.kind in ("classes", "one-hot") and facts.classes > 2 and outputs <= facts.classes:
+        title = "A sigmoid is at the output where the targets are one of several classes."
+        text = f"{facts.classes} classes, {outputs} output{'s' if outputs > 1 else ''} with a sigmoid."
+        yield "wrong_output_activation", title, text, "Use a softmax over one output per class."
+    elif facts.kind == "numbers" and act in RANGES and not _reachable(act, facts):
+        title = f"The last activation, {act}, cannot reach the targets."
+        text = f"It returns values in {_range(act)}; the targets go from {facts.low:.4g} to {facts.high:.4g}."
+        yield "wrong_output_activation", title, text, "Use no activation at the output."
+    elif act == "none" and facts.kind == "one-hot" and loss.expects == "number" and not evidence.healthy:
+        title = "The model returns raw numbers for classes."
+        text = f"The targets are one of {facts.classes} classes; the last layer has no activation."
+        yield "missing_output_activation", title, text, advice
+    if head.rectified and act == "softmax" and outputs > 1 and not evidence.healthy:
+        title = "A ReLU cuts the negative logits before the softmax."
+        text = "Changes of the last layer's negative outputs do not change the predictions."
+        yield "wrong_hidden_activation", title, text, "Remove the activation before the softmax."
+
+
+def _goal(facts):
+    return f"the targets are {facts.classes} classes" if facts.classes else "the targets are numbers"
+
+
+def _range(act):
+    low, high = RANGES[act]
+    return f"[{low:g}, {high:g}]"
+
+
+def _reachable(act, facts):
+    low, high = RANGES[act]
+    room = 1e-6 + 0.01 * (facts.high - facts.low)  # rounding, and noise of single targets
+    return act != "softmax" and low - room <= facts.low and facts.high <= high + room
+
+
+def _loss(evidence):
+    """The loss against the targets."""
+    facts, loss = evidence.targets, evidence.loss
+    if loss.kind == "constant":
+        text = "Its gradient in random predictions is 0."
+        title = "The loss does not depend on the predictions."
+        yield "wrong_loss", title, text, f"Use {_fitting(facts)}."
+    elif loss.form == "broadcast" and facts.kind in ("classes", "binary") and evidence.outputs > 1:
+        text = f"Targets of shape {list(_target(evidence).shape)} are repeated for {evidence.outputs} outputs."
+        title = f"The loss, {loss.kind}, takes the index of a class for the target of every output."
+        yield "wrong_loss", title, text, "Use a loss of indices (sparse cross entropy), or one-hot targets."
+    elif loss.expects in ("probability", "logit") and facts.kind == "numbers" and not 0 <= facts.low <= facts.high <= 1:
+        text = f"The loss is a {loss.kind}; the targets go from {facts.low:.4g} to {facts.high:.4g}."
+        title = "A loss of probabilities is used for numbers that are not in [0, 1]."
+        yield "wrong_loss", title, text, "Use the mean squared error."
+    elif loss.kind.startswith("binary") and facts.kind == "classes" and facts.classes > 2:
+        text = f"The loss is a {loss.kind}; the targets are {facts.classes} classes."
+        yield "wrong_loss", "A loss of two classes is used for several.", text, f"Use {_fitting(facts)}."
+    elif loss.expects in ("number", "rate") and facts.kind in CLASSES and not evidence.healthy:
+        text = f"The loss is a {loss.kind}; the targets are {max(facts.classes, 2)} classes."
+        title = "A loss of numbers is used for classes; its gradient vanishes where predictions are wrong and confident."
+        yield "wrong_loss", title, text, f"Use {_fitting(facts)}."
+
+
+def _target(evidence):
+    return jax.tree.leaves(evidence.subject.targets)[0]
+
+
+def _fitting(facts):
+    names = {"classes": "the cross entropy of indices", "one-hot": "the cross entropy", "numbers": "the mean squared error"}
+    return names.get(facts.kind, "the binary cross entropy")
+
+
+def _shapes(evidence):
+    if evidence.loss.outer:
+        shapes = [list(_shape(evidence)), list(_target(evidence).shape)]
+        title = "The loss compares every prediction with the target of every example, because of their shapes."
+        text = f"Predictions {shapes[0]} and targets {shapes[1]} are broadcast to a matrix of all pairs."
+        yield "wrong_loss", title, text, "Give both the same shape before the loss."
+
+
+def _remedy(evidence, codes):
+    head, facts = evidence.head, evidence.targets
+    if set(codes) == {"wrong_loss"} and evidence.loss.outer:
+        return Remedy("targets in the shape of the predictions", remedies.shaped_targets)
+    if head is None or facts.kind == "other" or facts.constant:
+        return None
+    units, _, expects = remedies.fitting_loss(facts, evidence.subject.targets)
+    keep = head.shape[-1] == units and "missing_flatten" not in codes
+    what = "the last layer kept" if keep else f"a new last layer of {units} unit{'s' if units > 1 else ''}"
+    loss = _fitting(facts) + (" of logits" if expects == "logit" else "")
+    change = lambda subject: remedies.new_output(subject, head, facts, keep)
+    return Remedy(f"{what}, no activation after it, and {loss}", change)
+
+
+def summing_loss(evidence: Evidence):
+    """Find a loss that adds up over the examples."""
+    if not evidence.loss.sums or evidence.healthy:
+        return
+    size = evidence.subject.batch_size
+    yield Suspicion(
+        Finding(
+            "loss_reduction",
+            "serious",
+            "The loss is a sum over the examples, so the gradient grows with the batch size.",
+            f"The loss of a batch twice as large is twice as large; at {size} examples the rate is {size} times as high.",
+            "Take the mean over the examples, or divide the learning rate by the batch size.",
+        ),
+        Remedy("the mean over the examples", remedies.mean_loss),
+    )
+
+
+CAUSES = (suspicions, summing_loss)

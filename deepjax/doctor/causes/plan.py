@@ -1,0 +1,122 @@
+"""Causes in the plan of training: learning rate, number of steps, batch size, optimizer, size of the network.
+
+They are looked for last, by runs: a cause is a finding only if the run without it is clearly better.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepjax.doctor import remedies
+from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, Evidence, Remedy, Suspicion
+from deepjax.doctor.report import Finding
+
+GAIN = 0.1  # of skill, that a change must bring
+
+
+def clearly_better(before: float, after: float) -> bool:
+    """Whether a change makes a model learn: the gain is at least 0.1, and the missing skill halves."""
+    return after >= LEARNS and after - before >= GAIN and 1 - after <= 0.5 * (1 - before)
+
+
+def severity(before: float, after: float) -> str:
+    """Return "serious" where training as planned reaches less than half of what it could, else "warning"."""
+    return "serious" if before < 0.5 * after else "warning"
+
+
+def _known(evidence):
+    """Whether the number of steps is known and was made, so that slow learning is a fault of the plan."""
+    return evidence.subject.epochs is not None and evidence.planned.complete
+
+
+def accumulation_that_sums(evidence: Evidence):
+    """Find an optimizer that adds up the gradients of several steps, in place of their mean."""
+    if not evidence.subject.planned:
+        return
+    params = evidence.variables["params"]
+    ones = jax.tree.map(jnp.ones_like, params)
+    state = evidence.subject.optimizer.init(params)
+    for _ in range(2):
+        updates, state = evidence.subject.optimizer.update(ones, state, params)
+        if any(np.any(np.asarray(u)) for u in jax.tree.leaves(updates)):
+            return  # it does not accumulate
+    like = jax.tree.structure(params)
+    trees = [t for t in jax.tree.leaves(state, is_leaf=lambda t: jax.tree.structure(t) == like)
+             if jax.tree.structure(t) == like]  # fmt: skip
+    if any(all(np.all(np.asarray(leaf) == 2) for leaf in jax.tree.leaves(t)) for t in trees):
+        title = "Gradient accumulation adds up the gradients, so the rate grows with the number of steps."
+        text = "After two equal gradients the optimizer's state holds their sum, and it has not updated yet."
+        advice = "Take the mean: `optax.MultiSteps(..., use_grad_mean=True)`."
+        yield Suspicion(Finding("accumulation_sums", "serious", title, text, advice))
+
+
+def rate_and_steps(evidence: Evidence):
+    """Compare training as planned with other rates, and with more steps."""
+    if evidence.healthy:
+        return
+    before, sweep = evidence.skill(evidence.planned), evidence.sweep
+    skills = [evidence.skill(sweep, i) for i in range(len(FACTORS))]
+    low = max((s, -f, f) for s, f in zip(skills, FACTORS, strict=True) if f < 1)
+    high = max((s, -f, f) for s, f in zip(skills, FACTORS, strict=True) if f > 1)
+    long = evidence.skill(evidence.longer) if _known(evidence) and evidence.longer is not None else -1.0
+    found = []
+    if clearly_better(before, low[0]) and low[0] >= high[0]:
+        found.append((low[0], _rate("high", evidence, before, low[0], low[2])))
+    elif clearly_better(before, high[0]) and (_known(evidence) or before < LEARNS):
+        found.append((high[0] - GAIN, _rate("low", evidence, before, high[0], high[2])))
+    if clearly_better(before, long):
+        found.append((long, _steps(evidence, before, long)))
+    yield from (suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0]))
+
+
+def _rate(which, evidence, before, after, factor):
+    if not evidence.subject.planned:
+        before, which = -1.0, which
+    code = f"learning_rate_too_{which}"
+    text = f"As planned, training reaches {_percent(evidence, before)}; with {factor:g} times the rate {_percent(evidence, after)}"
+    last = evidence.planned.losses[0][-1]
+    text += ", and its loss is not finite as planned." if not np.isfinite(last) else "."
+    title = f"The learning rate is too {which}."
+    finding = Finding(code, severity(before, after), title, text, f"Multiply the learning rate by {factor:g}.")
+    return Suspicion(finding, Remedy(f"{factor:g} times the learning rate", remedies.scaled_rate(factor)))
+
+
+def _percent(evidence, skill):
+    """Return a skill as the accuracy, or R squared, that it is."""
+    base = evidence.targets.majority
+    share = base + max(skill, -base) * (1 - base)
+    return f"{100 * share:.1f} % right" if evidence.targets.classes else f"R squared {max(share, 0):.3f}"
+
+
+def _steps(evidence, before, after):
+    steps = evidence.planned.losses.shape[1]
+    text = f"After the planned {steps} steps training reaches {_percent(evidence, before)}, "
+    text += f"after {LONG * steps} steps {_percent(evidence, after)}."
+    title = "Training ends too early: the loss still falls."
+    advice = f"Train for at least {LONG} times as many epochs."
+    finding = Finding("too_few_steps", severity(before, after), title, text, advice)
+    return Suspicion(finding, Remedy(f"{LONG} times the epochs", remedies.more_epochs(LONG)))
+
+
+def batch_size(evidence: Evidence):
+    """Suspect batches that are (almost) the whole set, or single examples."""
+    size, examples = evidence.subject.batch_size, evidence.subject.examples
+    if evidence.healthy or examples < 64 or not (size <= 2 or size * 4 > examples) or not _known(evidence):
+        return
+    text = f"The batch size is {size} for {examples} examples: {max(1, examples // size)} steps in an epoch."
+    title = f"The batch is too {'small' if size <= 2 else 'large'} for this set."
+    finding = Finding("batch_size", "serious", title, text, "Use a batch size of about 32.")
+    yield Suspicion(finding, Remedy("batches of 32", remedies.batches_of(32)), certain=False)
+
+
+def optimizer(evidence: Evidence):
+    """Suspect the optimizer, where Adam with its usual rate does better than all rates of the planned one."""
+    if evidence.healthy or not evidence.subject.planned or not _known(evidence):
+        return
+    title = "Another optimizer trains this network where the planned one does not."
+    text = "Adam with a rate of 0.001 was tried for the same number of steps."
+    finding = Finding("wrong_optimizer", "serious", title, text, "Use `optax.adam(1e-3)`.")
+    yield Suspicion(finding, Remedy("Adam with a rate of 0.001", remedies.with_adam(1e-3)), certain=False)
+
+
+CAUSES = (accumulation_that_sums, rate_and_steps, batch_size, optimizer)

@@ -1,0 +1,159 @@
+"""Causes in the structure: dropout, activations between layers, parameters without gradient or without updates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from deepjax.doctor import remedies
+from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.head import inlined
+from deepjax.doctor.report import Finding
+
+SATURATING = ("sigmoid", "tanh", "hard_sigmoid", "hard_tanh")
+PATHS = 3  # that a text names
+
+
+def dropout_after_output(evidence: Evidence):
+    """Find a dropout behind the last layer."""
+    head = evidence.head
+    if not evidence.measured.dropout_after_output:
+        return
+    remedy = None
+    if head is not None and evidence.targets.kind != "other":
+        change = lambda subject: remedies.new_output(subject, head, evidence.targets, keep=True)
+        units = remedies.fitting_loss(evidence.targets, evidence.subject.targets)[0]
+        remedy = Remedy("no dropout after the last layer", change) if units == head.shape[-1] else None
+    title = "A dropout follows the last layer, so that outputs themselves are set to 0 in training."
+    text = "Random bits multiply the output of the last layer."
+    finding = Finding("dropout_misplaced", "serious", title, text, "Move the dropout before the last layer.")
+    yield Suspicion(finding, remedy)
+
+
+def strong_dropout(evidence: Evidence):
+    """Suspect dropouts of high rates."""
+    module = evidence.subject.module
+    if module is None or evidence.healthy:
+        return
+    rates = _dropout_rates(evidence)
+    if rates and max(rates) >= 0.3:
+        text = f"{len(rates)} dropouts with rates up to {max(rates):g}."
+        title = "Dropout removes more than this network can spare."
+        advice = "Lower the rates, or remove dropout until the network fits its training set."
+        finding = Finding("dropout_too_high", "serious", title, text, advice)
+        yield Suspicion(finding, Remedy("no dropout", remedies.without_dropout), certain=False)
+
+
+def _dropout_rates(evidence):
+    from deepjax.trace import around_calls
+
+    rates, subject = [], evidence.subject
+
+    def rule(module, run, args, kwargs):
+        if isinstance(module, remedies.DROPOUTS):
+            rates.append(float(module.rate))
+        return run(*args, **kwargs)
+
+    with around_calls(rule):
+        jax.eval_shape(lambda v: subject.apply(v, evidence.batch[0], True, evidence.key)[0], evidence.variables)
+    return rates
+
+
+def linear_network(evidence: Evidence):
+    """Find a network of several layers without an activation between them."""
+    rows, subject, head = evidence.measured.rows, evidence.subject, evidence.head
+    leaves = jax.tree.leaves(evidence.batch[0])
+    if len(rows) < 2 or head is None or evidence.healthy or any(leaf.dtype.kind != "f" for leaf in leaves):
+        return
+    apply = jax.jit(lambda x: head.split(evidence.variables, x, False, evidence.key)[1])
+    a = evidence.batch[0]
+    key = jax.random.fold_in(evidence.key, 7)
+    b = jax.tree.map(lambda x: jax.random.normal(key, x.shape) * (1 + np.abs(x).max()), a)
+    middle = jax.tree.map(lambda x, y: (x + y) / 2, a, b)
+    ends, between = (apply(a) + apply(b)) / 2, apply(middle)
+    if float(jnp.abs(ends - between).max()) > 1e-3 * float(jnp.abs(ends).max() + 1e-30):
+        return
+    title = "There is no activation between the layers, so the network is one linear map."
+    text = f"{len(rows)} layers; the output at the middle of two inputs is the mean of their outputs."
+    finding = Finding("missing_hidden_activation", "serious", title, text, "Add an activation, such as ReLU, between layers.")
+    last = rows[-1].layer
+    remedy = Remedy("a ReLU after every layer but the last", remedies.with_relu(last)) if subject.module else None
+    yield Suspicion(finding, remedy, certain=subject.module is None)
+
+
+def saturating_activations(evidence: Evidence):
+    """Suspect sigmoids and hyperbolic tangents between layers."""
+    hidden = evidence.measured.rows[:-1]
+    saturating = [row for row in hidden if row.activation in SATURATING]
+    if len(saturating) * 2 < max(len(hidden), 1) or not saturating or evidence.healthy:
+        return
+    names = ", ".join(sorted({row.activation for row in saturating}))
+    text = f"{len(saturating)} of {len(hidden)} hidden layers have the activation {names}."
+    title = "The activations between the layers saturate, and their small derivatives multiply over the layers."
+    finding = Finding("wrong_hidden_activation", "serious", title, text, "Use ReLU between layers.")
+    yield Suspicion(finding, Remedy("ReLU in place of saturating activations", remedies.relu_in_place), certain=False)
+
+
+def parameters_without_gradient(evidence: Evidence):
+    """Find parameters on which the loss does not depend, or whose gradient is blocked."""
+    subject, params = evidence.subject, evidence.variables["params"]
+    rest = {name: tree for name, tree in evidence.variables.items() if name != "params"}
+    leaves, tree = jax.tree.flatten(params)
+
+    def gradient(*leaves):
+        def value(params):
+            return subject.value({"params": params, **rest}, *evidence.batch, evidence.key)[0]
+
+        return jax.tree.leaves(jax.grad(value)(jax.tree.unflatten(tree, leaves)))
+
+    jaxpr = inlined(gradient, leaves).jaxpr
+    zero = {v for eqn in jaxpr.eqns if _is_zero(eqn) for v in eqn.outvars}
+    blocked = [isinstance(v, Literal) or v in zero for v in jaxpr.outvars]
+    paths = ["/".join(str(k.key) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = [path for path, each in zip(paths, blocked, strict=True) if each]
+    if not names:
+        return
+    text = f"{len(names)} of {len(paths)} arrays of parameters have no path to the loss: {_listed(names)}."
+    title = "Some parameters get no gradient: their layers are not connected to the loss."
+    advice = "Check that the layer's output is used, and that no `stop_gradient`, `argmax`, rounding or cast to integers follows."
+    severity = "serious" if len(names) < len(paths) or not evidence.healthy else "warning"
+    yield Suspicion(Finding("no_gradient", severity, title, text, advice, layer=names[0]))
+
+
+def _is_zero(eqn):
+    """Whether an equation makes an array of zeros from nothing."""
+    inputs = eqn.invars
+    return eqn.primitive.name == "broadcast_in_dim" and isinstance(inputs[0], Literal) and np.all(inputs[0].val == 0)
+
+
+def _listed(names):
+    return ", ".join(names[:PATHS]) + (", ..." if len(names) > PATHS else "")
+
+
+def frozen_parameters(evidence: Evidence):
+    """Find parameters with a gradient that the optimizer does not change."""
+    if not evidence.subject.planned:
+        return
+    gradient = jax.tree.map(jnp.ones_like, evidence.gradient)
+    pairs = jax.tree_util.tree_leaves_with_path(evidence.updates(gradient))
+    still = ["/".join(str(k.key) for k in path) for path, u in pairs if not np.any(np.asarray(u))]
+    if not still or len(still) == len(pairs):
+        return  # an optimizer that waits, to accumulate, changes nothing in the first step
+    text = f"The optimizer's update is 0 for {len(still)} of {len(pairs)} arrays of parameters: {_listed(still)}."
+    title = "Some layers are frozen: the optimizer does not change them."
+    severity = "warning" if evidence.subject.given else "serious"
+    advice = "Remove the mask, `set_to_zero` or learning rate 0 for these parameters, unless they are pretrained."
+    yield Suspicion(
+        Finding("frozen_layers", severity, title, text, advice, layer=still[0]),
+        Remedy("Adam for all parameters", remedies.with_adam(1e-3)),
+    )
+
+
+CAUSES = (
+    dropout_after_output,
+    parameters_without_gradient,
+    frozen_parameters,
+    linear_network,
+    saturating_activations,
+    strong_dropout,
+)

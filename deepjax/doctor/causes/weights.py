@@ -1,0 +1,173 @@
+"""Causes in the initial weights, from what one batch measures layer by layer."""
+
+import jax
+import numpy as np
+
+from deepjax.doctor import remedies
+from deepjax.doctor.causes.structure import SATURATING
+from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.report import Finding
+
+DEPTH = 1e3  # change of activations from the first to the last hidden layer that counts as exploding or vanishing
+GRADIENT = 1e4  # the same for gradients
+GAIN = 10.0  # a layer that changes the scale of its inputs by more than this factor has bad initial weights
+DEAD, SATURATED = 0.9, 0.5  # share of the units of a layer
+COLLAPSED = 1e-3  # 1 - cosine between the features of different examples
+RELU = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu")
+LSUV = "initialization from data: every layer's output with variance 1 (LSUV)"
+
+
+def _remedy(evidence):
+    if evidence.subject.module is None:
+        return None
+    return Remedy(LSUV, lambda subject: remedies.scaled_weights(subject, evidence.key))
+
+
+def symmetric_units(evidence: Evidence):
+    """Find layers whose units have equal weights and equal gradients, so that they stay equal."""
+    paths = dict(_leaves(evidence.variables["params"]))
+    gradients = dict(_leaves(evidence.gradient))
+    names = [name for name, kernel in paths.items() if _symmetric(kernel, gradients[name])]
+    last = evidence.measured.rows[-1].parameters if evidence.measured.rows else ()
+    names = [name for name in names if name not in last]
+    if not names:
+        return
+    text = f"All units of {', '.join(names[:3])} have the same incoming weights and the same gradients."
+    title = "The units of a layer start equal and stay equal: the layer works as one unit."
+    finding = Finding(
+        "symmetric_initialization", "serious", title, text, "Draw the weights at random, such as by `he_normal`.", names[0]
+    )
+    yield Suspicion(finding, _remedy(evidence))
+
+
+def _leaves(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield "/".join(str(k.key) for k in path), np.asarray(leaf, np.float64)
+
+
+def _symmetric(kernel, gradient):
+    if kernel.ndim < 2 or kernel.shape[-1] < 2 or kernel.size == kernel.shape[-1]:
+        return False
+    equal = [np.ptp(a.reshape(-1, a.shape[-1]), axis=1).max() <= 1e-6 * np.abs(a).max() for a in (kernel, gradient)]
+    return all(equal)
+
+
+def dead_units(evidence: Evidence):
+    """Find ReLU layers whose units are 0 for every example."""
+    rows = [row for row in evidence.measured.rows[:-1] if row.activation in ("relu", "relu6") and row.dead > DEAD]
+    if rows:
+        text = f"In {rows[0].layer}, {100 * rows[0].dead:.0f} % of the units return the same for all {_count(evidence)} examples"
+        text += f" (mean input {rows[0].mean:.3g}, standard deviation {rows[0].std:.3g})."
+        title = "ReLUs are dead: their inputs are negative for every example, so they have no gradient."
+        advice = "Start with biases of 0 and weights by He et al. (2015), and lower the learning rate if they die later."
+        yield Suspicion(Finding("dead_relus", "serious", title, text, advice, rows[0].layer), _fresh(evidence))
+
+
+def _fresh(evidence):
+    """New weights from data, and biases of 0."""
+    if evidence.subject.module is None:
+        return None
+    change = lambda subject: remedies.scaled_weights(subject, evidence.key, zero_biases=True)
+    return Remedy(LSUV + ", biases of 0", change)
+
+
+def _count(evidence):
+    return len(jax.tree.leaves(evidence.batch[0])[0])
+
+
+def saturated_units(evidence: Evidence):
+    """Find sigmoids and hyperbolic tangents at the ends of their ranges."""
+    rows = [row for row in evidence.measured.rows[:-1] if row.activation in SATURATING and row.saturated > SATURATED]
+    if rows:
+        row = rows[0]
+        text = f"In {row.layer}, {100 * row.saturated:.0f} % of the outputs of {row.activation} are saturated;"
+        text += f" its inputs have standard deviation {row.std:.3g}."
+        title = "Activations are saturated, so that almost no gradient passes."
+        advice = "Scale the inputs and the weights so that the inputs of the activation have variance 1."
+        yield Suspicion(Finding("saturated_activations", "serious", title, text, advice, row.layer), _fresh(evidence))
+
+
+def scale_over_depth(evidence: Evidence):
+    """Find activations and gradients that grow or shrink from layer to layer."""
+    rows = [row for row in evidence.measured.rows[:-1] if row.kind != "embedding" and np.isfinite(row.std)]
+    if len(rows) < 3 or evidence.healthy:
+        return
+    stds = np.array([row.std for row in rows])
+    if stds[0] > 0 and stds.max() / stds[0] > DEPTH:
+        yield _depth_finding(evidence, "exploding_activations", rows, stds, "grow")
+    elif stds[0] > 0 and stds[-1] / stds[0] < 1 / DEPTH:
+        code = "wrong_fan" if _is_wrong_fan(rows) else "vanishing_activations"
+        yield _depth_finding(evidence, code, rows, stds, "shrink")
+    else:
+        yield from _gradients(evidence, rows)
+
+
+def _is_wrong_fan(rows):
+    """Whether weights have the variance 1 / fan_in, of Glorot and LeCun, under ReLUs, which need 2 / fan_in."""
+    gains = [row.gain for row in rows if row.activation in RELU]
+    return len(gains) > 0.8 * len(rows) and 0.75 < np.median(gains) < 1.25
+
+
+def _depth_finding(evidence, code, rows, stds, verb):
+    gain = float(np.median([row.gain for row in rows]))
+    text = f"The standard deviation of the outputs goes from {stds[0]:.3g} at {rows[0].layer} to {stds[-1]:.3g} at "
+    text += f"{rows[-1].layer}; weights have the standard deviation {gain:.3g} / sqrt(fan_in)."
+    title = f"Activations {verb} from layer to layer."
+    advice = "Initialize with the variance 2 / fan_in under ReLU (He et al. 2015), or from data, or normalize."
+    if code == "wrong_fan":
+        title += " The weights have the scale for linear layers (Glorot, LeCun), not the one for ReLU."
+    return Suspicion(Finding(code, "serious", title, text, advice, rows[-1].layer), _fresh(evidence))
+
+
+def _gradients(evidence, rows):
+    rms = np.array([row.gradient_rms for row in rows])
+    if not np.isfinite(rms).all() or rms[-1] <= 0:
+        return
+    ratio = rms[0] / rms[-1]
+    if 1 / GRADIENT <= ratio <= GRADIENT:
+        return
+    code, verb = ("exploding_gradients", "grow") if ratio > GRADIENT else ("vanishing_gradients", "shrink")
+    text = f"Root mean square of the gradient: {rms[-1]:.3g} at {rows[-1].layer}, {rms[0]:.3g} at {rows[0].layer}."
+    title = f"Gradients {verb} on their way back through the layers."
+    advice = "Use ReLU, initialization from data, normalization or residual connections."
+    finding = Finding(code, "serious", title, text, advice, rows[0].layer)
+    saturating = sum(row.activation in SATURATING for row in rows) * 2 > len(rows)
+    remedy = Remedy("ReLU in place of saturating activations", remedies.relu_in_place) if saturating else _fresh(evidence)
+    yield Suspicion(finding, remedy)
+
+
+def scale_of_layers(evidence: Evidence):
+    """Find single layers with weights that are far too large or too small."""
+    rows = [r for r in evidence.measured.rows if r.kind != "embedding" and r.fan_in > 1 and r.weight_rms > 0]
+    wrong = [r for i, r in enumerate(rows) if r.gain > GAIN or (r.gain < 1 / GAIN and i < len(rows) - 1)]
+    if wrong and not evidence.healthy:
+        row = wrong[0]
+        text = f"The weights of {row.layer} have the standard deviation {row.gain:.3g} / sqrt(fan_in), "
+        text += f"with fan_in = {row.fan_in}."
+        title = f"Initial weights are far too {'large' if row.gain > 1 else 'small'}."
+        advice = "Use the standard deviation sqrt(2 / fan_in) under ReLU, 1 / sqrt(fan_in) otherwise."
+        yield Suspicion(Finding("bad_initialization", "serious", title, text, advice, row.layer), _fresh(evidence))
+
+
+def collapsed_features(evidence: Evidence):
+    """Find layers that return nearly the same for all examples."""
+    rows = [row for row in evidence.measured.rows[:-1] if row.kind != "embedding" and np.isfinite(row.cosine)]
+    if not rows or evidence.healthy or _count(evidence) < 2:
+        return
+    row, apart = rows[-1], 1 - _cosine(evidence.batch[0])
+    if 1 - row.cosine < COLLAPSED and 1 - row.cosine < apart / 10 and row.dead < DEAD:
+        text = f"The mean cosine between the features of two examples is {row.cosine:.6f} at {row.layer}, "
+        text += f"and {1 - apart:.3f} between the inputs; the effective rank is {row.rank:.1f} of {row.features}."
+        title = "Features collapse: different examples look the same to the last layers."
+        advice = "Normalize, add residual connections, or initialize from data."
+        yield Suspicion(Finding("collapsed_features", "serious", title, text, advice, row.layer), _fresh(evidence))
+
+
+def _cosine(inputs):
+    x = np.concatenate([np.asarray(a, np.float64).reshape(len(a), -1) for a in jax.tree.leaves(inputs)], 1)
+    x = x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-30)
+    n = len(x)
+    return float((np.linalg.norm(x.sum(0)) ** 2 - n) / (n * (n - 1)))
+
+
+CAUSES = (symmetric_units, dead_units, saturated_units, scale_over_depth, scale_of_layers, collapsed_features)

@@ -1,0 +1,240 @@
+"""What the causes look at. Everything is computed when it is first asked for, and then kept."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from deepjax.doctor import facts, head, losses, trials
+from deepjax.doctor.compiling import compile_quickly
+from deepjax.doctor.measure import Measurement, measure
+from deepjax.doctor.report import Finding, Outcome
+from deepjax.doctor.subject import Subject
+
+# Shares of the budget: of nominal seconds (see `trials`), so that the numbers of steps do not depend on the clock.
+PLANNED, SWEEP, LONGER = 0.1, 0.3, 0.2
+FACTORS = (1e-3, 1e-2, 1e-1, 1e1, 1e2, 1e3)  # of the learning rate, in the sweep
+LONG = 4  # times the planned steps, of the longer run
+POINTS = 200  # of a curve in the report, at most
+MEASURED = 64  # examples on which layers are measured, at most
+
+# Skill is 0 for the best constant prediction and 1 for perfect ones.
+HEALTHY = 0.9  # training as planned that reaches this skill is not questioned
+LEARNS = 0.25  # skill from which a run counts as learning, as in the published benchmark of real programs
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change that may cure a cause."""
+
+    description: str
+    change: Any  # function of a subject -> changed subject
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """A finding whose remedy has not been tried yet."""
+
+    finding: Finding
+    remedy: Remedy | None = None
+    certain: bool = True  # whether it is a finding without a trial; else only if the remedy clearly helps
+
+
+class Evidence:
+    """All that is known of a subject."""
+
+    def __init__(self, subject: Subject, key, budget: float, remedies: tuple[str, ...] = ()):
+        self.subject, self.key, self.budget = subject, key, budget
+        self.remedies = remedies  # that have been applied to the subject, as texts
+
+    @cached_property
+    def targets(self) -> facts.Targets:
+        """Facts of the targets."""
+        described = facts.describe_targets(self.subject.targets)
+        if described.kind in ("labels", "binary") and self.loss.form == "index":
+            t = np.asarray(jax.tree.leaves(self.subject.targets)[0])
+            counts = np.bincount(t.astype(int).ravel())
+            share = float(counts.max() / counts.sum())
+            return replace(described, kind="classes", classes=len(counts), majority=share)
+        return described
+
+    @cached_property
+    def inputs(self) -> list[facts.Inputs]:
+        """Facts of the arrays of inputs, those of indices left out."""
+        described = facts.describe_inputs(self.subject.inputs)
+        return [each for each, used in zip(described, self._sensitive, strict=True) if used and not each.indices]
+
+    @cached_property
+    def _sensitive(self):
+        """For each array of inputs: whether the model has a gradient in it. Indices, such as words, have none."""
+        inputs, targets = self.batch
+        leaves, tree = jax.tree.flatten(inputs)
+        real = [leaf.dtype.kind == "f" or leaf.dtype.kind == "V" for leaf in leaves]
+        if self.subject.examples and any(real):
+
+            def value(moving):
+                moving = iter(moving)
+                given = [next(moving) if each else leaf for leaf, each in zip(leaves, real, strict=True)]
+                out, _ = self.subject.apply(self.variables, jax.tree.unflatten(tree, given), False, self.key)
+                return sum((leaf.astype("float32") ** 2).sum() for leaf in jax.tree.leaves(out))
+
+            del targets
+            jaxpr = jax.make_jaxpr(jax.grad(value))([leaf for leaf, each in zip(leaves, real, strict=True) if each])
+            moving = {v for v in jaxpr.jaxpr.outvars if hasattr(v, "count")}
+            made = {v for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name != "broadcast_in_dim" for v in eqn.outvars}
+            flags = iter([v in moving and v in made for v in jaxpr.jaxpr.outvars])
+            return [next(flags) if each else leaf.dtype == np.uint8 for leaf, each in zip(leaves, real, strict=True)]
+        return [leaf.dtype == np.uint8 for leaf in leaves]
+
+    @cached_property
+    def loss(self) -> losses.Loss:
+        """What the loss is."""
+        leaves = jax.tree.leaves(self.predicted)
+        goals = jax.tree.leaves(self.subject.targets)
+        if len(leaves) != 1 or len(goals) != 1:
+            return losses.Loss("other", "", "dense", False, False, 0.0)
+        return losses.recognize(self.subject.loss, leaves[0].shape, goals[0], jax.random.fold_in(self.key, 3))
+
+    @cached_property
+    def predicted(self) -> Any:
+        """Shapes of the predictions for all examples."""
+        subject = self.subject
+        return jax.eval_shape(lambda v: subject.apply(v, subject.inputs, False, self.key)[0], self.variables)
+
+    @cached_property
+    def variables(self) -> dict:
+        """Variables before training."""
+        return trials.initial_variables(self.subject, self.key)
+
+    @cached_property
+    def batch(self) -> tuple[Any, Any]:
+        """The batch on which layers are measured."""
+        rows = np.random.default_rng(0).permutation(self.subject.examples)[:MEASURED]
+        return self.subject.rows(rows)
+
+    @cached_property
+    def head(self) -> head.Head | None:
+        """The last layer and what follows it, where it is visible."""
+        if len(jax.tree.leaves(self.predicted)) != 1:
+            return None
+        return head.find_head(self.subject, self.variables, self.batch[0], jax.random.fold_in(self.key, 4))
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs along the last axis; 1 if there is only the batch axis."""
+        shape = jax.tree.leaves(self.predicted)[0].shape
+        return shape[-1] if len(shape) > 1 else 1
+
+    @cached_property
+    def gradient(self) -> Any:
+        """Gradient of the loss on the batch in the parameters, before training."""
+        subject = self.subject
+
+        def value(params, rest, inputs, targets):
+            return subject.value({"params": params, **rest}, inputs, targets, jax.random.fold_in(self.key, 6))[0]
+
+        rest = {name: tree for name, tree in self.variables.items() if name != "params"}
+        return compile_quickly(jax.grad(value))(self.variables["params"], rest, *self.batch)
+
+    def updates(self, gradient) -> Any:
+        """Return the first updates of the planned optimizer for a gradient."""
+        params = self.variables["params"]
+        state = self.subject.optimizer.init(params)
+        extra = {"value": 0.0, "grad": gradient, "value_fn": lambda params: 0.0}
+        optimizer = optax.with_extra_args_support(self.subject.optimizer)
+        return optimizer.update(gradient, state, params, **extra)[0]
+
+    @cached_property
+    def measured(self) -> Measurement:
+        """The layers before training."""
+        return measure(self.subject, self.variables, *self.batch, jax.random.fold_in(self.key, 5))
+
+    @cached_property
+    def step_seconds(self) -> float:
+        """Nominal seconds of a planned step."""
+        return trials.step_seconds(self.subject)
+
+    def steps(self, subject, share, runs=1, seconds=None) -> int:
+        """Return how many steps of a subject fit into a share of the budget, at most the planned ones."""
+        affordable = int(share * self.budget / (runs * (seconds or self.step_seconds)))
+        return max(1, min(trials.planned_steps(subject), affordable))
+
+    @cached_property
+    def trainer(self) -> trials.Trainer:
+        """Training as planned, after the planned steps or as many as the budget allows."""
+        return trials.Trainer(self.subject, self.targets, self.loss.expects, self.key).advance(
+            self.steps(self.subject, PLANNED)
+        )
+
+    @cached_property
+    def planned(self) -> trials.Run:
+        """The result of training as planned."""
+        return self.trainer.result()
+
+    @cached_property
+    def longer(self) -> trials.Run | None:
+        """The planned run continued to LONG times its steps; None if that does not fit into the budget."""
+        first, steps = self.planned, self.trainer.done
+        if not first.complete or self.steps(self.subject.with_(epochs=10**9), LONGER) < (LONG - 1) * steps:
+            return None
+        return self.trainer.advance((LONG - 1) * steps).result()
+
+    @cached_property
+    def sweep(self) -> trials.Run:
+        """Runs with the planned rate multiplied by each of FACTORS, for as many steps as fit."""
+        trainer = trials.Trainer(self.subject, self.targets, self.loss.expects, self.key, FACTORS)
+        return trainer.advance(self.steps(self.subject, SWEEP, len(FACTORS))).result()
+
+    def skill(self, run: trials.Run, i: int = 0) -> float:
+        """Return the skill of a run: 0 for the best constant prediction, 1 for perfect ones."""
+        quality = float(run.quality[i])
+        if np.isnan(quality):  # predictions or targets of several arrays: by the loss alone
+            first, last = run.losses[i][: max(1, run.losses.shape[1] // 20)].mean(), run.loss[i]
+            return float(np.clip(1 - last / first, 0, 1)) if np.isfinite(last) and first > 0 else 0.0
+        if not np.isfinite(run.loss[i]):
+            return 0.0
+        return float(np.clip((quality - self.targets.majority) / (1 - self.targets.majority + 1e-9), -1, 1))
+
+    @property
+    def healthy(self) -> bool:
+        """Whether training as planned reaches HEALTHY skill."""
+        return self.skill(self.planned) >= HEALTHY
+
+    def with_remedies(self, found) -> "Evidence":
+        """Return the evidence of the subject with the remedies of these suspicions, each applied once."""
+        changed, used = self.subject, []
+        for remedy in (each.remedy for each in found):
+            if remedy is not None and remedy.description not in used:
+                changed = remedy.change(changed)
+                used.append(remedy.description)
+        return Evidence(changed, self.key, self.budget, (*self.remedies, *used)) if used else self
+
+    def outcome(self, description: str, changed: "Evidence", run: trials.Run | None = None, i: int = 0) -> Outcome:
+        """Compare training with a change with training as planned.
+
+        Args:
+          description: of the change.
+          changed: the evidence of the changed subject.
+          run: one of its runs; None: training as planned.
+          i: which of the runs side by side.
+        """
+        planned, run = self.planned, changed.planned if run is None else run
+        before, after = self.skill(planned), changed.skill(run, i)
+        return Outcome(
+            description=description,
+            before=curve(planned.losses[0]),
+            after=curve(run.losses[i]),
+            quality_before=float(planned.quality[0]),
+            quality_after=float(run.quality[i]),
+            steps=run.losses.shape[1],
+            learns=bool(after >= LEARNS and (after > before or before >= HEALTHY)),
+        )
+
+
+def curve(values) -> tuple[float, ...]:
+    """Return at most POINTS numbers of a curve, each the mean of a stretch."""
+    parts = np.array_split(np.asarray(values, float), min(POINTS, len(values))) if len(values) else []
+    return tuple(float(part.mean()) for part in parts)

@@ -1,0 +1,208 @@
+"""The examination: facts first, then what they cannot explain, each step with the remedies of those before it."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepjax.doctor import causes, spectra
+from deepjax.doctor.causes.plan import clearly_better
+from deepjax.doctor.evidence import FACTORS, HEALTHY, Evidence, Remedy, Suspicion, curve
+from deepjax.doctor.measure import measure
+from deepjax.doctor.report import SEVERITIES, Finding, Outcome, Report, Sweep
+from deepjax.doctor.subject import Subject, subject
+from deepjax.errors import InputError
+
+
+def examine(
+    model: Any,
+    batch: tuple[Any, Any],
+    loss: Any,
+    *,
+    key: Any,
+    variables: Any = None,
+    optimizer: Any = None,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    budget: float = 60,
+) -> Report:
+    """Find out why a model does not train, and try the remedies.
+
+    Args:
+      model: a Linen module; a Flax NNX module; or a function (params, inputs) -> predictions, with `variables` its
+        parameters. A Linen module may take `train`, `training`, `is_training` or `deterministic`.
+      batch: (inputs, targets): arrays [examples, ...] of the training set, or of one batch of it. Inputs may be a pytree.
+      loss: function (predictions, targets) -> scalar, the mean over the examples.
+      key: PRNG key of the initial weights, the order of the examples and dropout.
+      variables: initial or trained variables. None: those of `model.init`.
+      optimizer: the planned Optax transformation. None: Adam with a rate of 0.001; the optimizer is not judged then.
+      batch_size: examples of a planned step. None: at most 32.
+      epochs: planned passes over the examples. None: not known; whether there are too few steps is not judged then.
+      budget: seconds that the examination may take on a nominal machine: it limits the steps of its runs.
+
+    Returns:
+      `Report`.
+
+    Raises:
+      InputError: the model cannot be called on the batch, the loss is not a scalar, or the arrays do not fit.
+
+    >>> import flax.linen as nn, jax.numpy as jnp, optax
+    >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+    >>> labels = (x[:, 0] > 0).astype(jnp.int32)
+    >>> net = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(2), nn.softmax])
+    >>> def loss(p, t):
+    ...     return optax.softmax_cross_entropy_with_integer_labels(p, t).mean()
+    >>> report = examine(net, (x, labels), loss, key=jax.random.key(1), budget=5)
+    >>> report.findings[0].code, report.findings[0].outcome.learns
+    ('wrong_output_activation', True)
+    """
+    if not budget > 0:
+        raise InputError(f"budget {budget} must be above 0 seconds")
+    made = subject(
+        model, batch, loss, variables=variables, optimizer=optimizer, batch_size=batch_size, epochs=epochs
+    )
+    return examine_subject(made, key, budget)
+
+
+def examine_subject(made: Subject, key: Any, budget: float) -> Report:
+    """Examine a model that has been brought to the form of a `Subject`; the arguments are those of `examine`."""
+    return _report(*diagnose(made, key, budget))
+
+
+def diagnose(made: Subject, key: Any, budget: float) -> tuple[Evidence, Evidence, tuple[Finding, ...], Outcome | None]:
+    """Return (evidence of the subject, evidence with all remedies, findings, outcome of all remedies)."""
+    start = Evidence(made, key, budget)
+    evidence, found = start, []
+    for group in (causes.FIRST, causes.SECOND, causes.THIRD):
+        if group is causes.THIRD and _cured(evidence, found):
+            break
+        new = _proved(start, evidence, group)
+        found += new
+        evidence = evidence.with_remedies(new)
+    outcome = _cure(start, evidence)
+    findings = [_with_outcome(each, outcome) for each in found]
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return start, evidence, tuple(findings), outcome
+
+
+def _cured(evidence, found):
+    """Whether there are findings, and the model learns well with their remedies."""
+    return bool(found) and evidence.healthy
+
+
+def _proved(start: Evidence, evidence: Evidence, group: Iterable) -> list[Suspicion]:
+    """Return the suspicions of a group that are certain, or whose remedy helps clearly."""
+    found = []
+    for cause in group:
+        for suspicion in cause(evidence):
+            if suspicion.certain:
+                found.append(suspicion)
+            elif not found or group is not causes.FIRST:
+                found += _tried(start, evidence, suspicion, found)
+    return found
+
+
+def _tried(start, evidence, suspicion, found):
+    changed = evidence.with_remedies([*found, suspicion])
+    base = evidence.with_remedies(found)
+    before, after = base.skill(base.planned), changed.skill(changed.planned)
+    if not clearly_better(before, after):
+        return []
+    text = f"{suspicion.finding.evidence} Without it, the model reaches a skill of {after:.2f} instead of {before:.2f}."
+    outcome = start.outcome(suspicion.remedy.description, changed)
+    finding = dataclasses.replace(suspicion.finding, evidence=text, outcome=outcome)
+    return [dataclasses.replace(suspicion, finding=finding)]
+
+
+def _cure(start: Evidence, evidence: Evidence) -> Outcome | None:
+    """Return what all remedies together change; with another learning rate, if they do not suffice."""
+    if not evidence.remedies:
+        return None
+    text = "; ".join(evidence.remedies)
+    if evidence.skill(evidence.planned) >= HEALTHY:
+        return start.outcome(text, evidence)
+    best = evidence.sweep.best
+    if evidence.skill(evidence.sweep, best) > evidence.skill(evidence.planned):
+        text += f"; {FACTORS[best]:g} times the learning rate"
+        return start.outcome(text, evidence, evidence.sweep, best)
+    return start.outcome(text, evidence)
+
+
+def _with_outcome(suspicion: Suspicion, outcome: Outcome | None) -> Finding:
+    finding = suspicion.finding
+    return finding if finding.outcome or suspicion.remedy is None else dataclasses.replace(finding, outcome=outcome)
+
+
+def _report(start, evidence, findings, outcome):
+    after = evidence.trainer
+    after = measure(evidence.subject, after.variables(0), *evidence.batch, evidence.key)
+    planned = start.outcome("as planned", start)
+    return Report(
+        verdict=_verdict(start, findings, outcome),
+        findings=findings,
+        facts=_facts(start),
+        rows=start.measured.rows,
+        after=after.rows,
+        parameters=start.measured.parameters,
+        planned=planned,
+        cure=outcome,
+        sweep=_sweep(start),
+        spectrum=spectra.jacobian(start),
+        sharpness=spectra.sharpness(start),
+    )
+
+
+def _sweep(start):
+    """Return the sweep of rates around the plan, if it was run."""
+    run = start.__dict__.get("sweep")
+    if run is None:
+        return None
+    runs, planned = range(len(run.factors)), start.planned
+    order = sorted([*runs, -1], key=lambda i: 1.0 if i < 0 else run.factors[i])
+    pick = lambda of: tuple(of(planned, 0) if i < 0 else of(run, i) for i in order)
+    return Sweep(
+        factors=tuple(1.0 if i < 0 else run.factors[i] for i in order),
+        losses=pick(lambda r, i: curve(r.losses[i])),
+        quality=pick(lambda r, i: float(r.quality[i])),
+        final=pick(lambda r, i: float(r.loss[i])),
+    )
+
+
+def _facts(start: Evidence) -> dict[str, str]:
+    made, targets, loss = start.subject, start.targets, start.loss
+    shapes = [list(leaf.shape[1:]) for leaf in jax.tree.leaves(made.inputs)]
+    facts = {
+        "examples": f"{made.examples}, inputs of shape {', '.join(map(str, shapes))}",
+        "targets": f"{targets.kind}, {targets.classes} classes" if targets.classes else targets.kind,
+        "loss": f"{loss.kind}" + (f" (expects a {loss.expects})" if loss.expects else ""),
+        "output": start.head.activation if start.head else "not recognized",
+        "layers": f"{len(start.measured.rows)}, {sum(int(np.prod(p.shape)) for p in start.measured.parameters)} parameters",
+        "loss before training": f"{start.measured.loss:.4g}",
+        "steps": f"{start.planned.losses.shape[1]} of a batch of {made.batch_size}"
+        + ("" if start.planned.complete else ", as many as the budget allows"),
+    }
+    if targets.kind in ("classes", "one-hot") and targets.classes > 1:
+        facts["loss before training"] += f" (log of {targets.classes} classes: {np.log(targets.classes):.4g})"
+    return facts
+
+
+def _verdict(start, findings, outcome):
+    planned = start.planned
+    reached = start.skill(planned)
+    if not findings:
+        if reached >= HEALTHY:
+            return "Nothing is wrong: the model learns as planned."
+        return "No cause was found among those that are known here."
+    serious = [finding for finding in findings if finding.severity == "serious"]
+    text = (serious or findings)[0].title
+    if not serious:
+        return f"The model trains; worth a look: {text}"
+    if outcome is not None and outcome.learns:
+        change = f"{outcome.quality_before:.3g} to {outcome.quality_after:.3g}"
+        return f"{text} With the remedies it learns: its share of right predictions (or R squared) goes from {change}."
+    return text
+
+
+__all__ = ["examine", "examine_subject", "Remedy"]

@@ -1,0 +1,255 @@
+"""What is tried against a cause: functions of a subject that return a changed subject."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.extend.core import Literal, Var
+
+from deepjax import init_from_data, layers
+from deepjax.doctor.head import Head, inlined, last_layer, run_flat
+from deepjax.doctor.subject import Subject
+from deepjax.errors import InputError
+from deepjax.trace import around_calls
+from deepjax.trace.layers import AFFINE
+
+HEAD = "new_output"  # name of the parameters of a new last layer
+DROPOUTS = (nn.Dropout, layers.Dropout, layers.SpatialDropout, layers.AlphaDropout)
+
+
+def standardized_inputs(subject: Subject) -> Subject:
+    """Give every input feature (of images: every channel) mean 0 and standard deviation 1 over the examples."""
+    return subject.with_(inputs=jax.tree.map(_standardized, subject.inputs))
+
+
+def standardized_targets(subject: Subject) -> Subject:
+    """Give every target mean 0 and standard deviation 1 over the examples."""
+    return subject.with_(targets=jax.tree.map(_standardized, subject.targets))
+
+
+def _standardized(array):
+    if array.dtype.kind in "iub" and array.dtype != np.uint8:  # indices, such as words
+        return array
+    x = array.astype(np.float32)
+    axes = tuple(range(x.ndim - 1)) if x.ndim > 1 else (0,)
+    deviation = x.std(axes)
+    return (x - x.mean(axes)) / np.where(deviation > 0, deviation, 1)
+
+
+def scaled_rate(factor: float):
+    """Multiply every update of the planned optimizer."""
+    return lambda subject: subject.with_(optimizer=optax.chain(subject.optimizer, optax.scale(factor)))
+
+
+def with_adam(rate: float):
+    """Replace the optimizer by Adam."""
+    return lambda subject: subject.with_(optimizer=optax.adam(rate))
+
+
+def more_epochs(times: int):
+    """Train for so many times the planned epochs."""
+    return lambda subject: subject.with_(epochs=times * (subject.epochs or 1))
+
+
+def batches_of(size: int):
+    """Set the batch size."""
+    return lambda subject: subject.with_(batch_size=min(size, subject.examples))
+
+
+def clipped(norm: float):
+    """Clip the gradient to this global norm."""
+    clip = optax.clip_by_global_norm(norm)
+    return lambda subject: subject.with_(optimizer=optax.chain(clip, subject.optimizer))
+
+
+def mean_loss(subject: Subject) -> Subject:
+    """Divide a loss that sums over the examples by their number."""
+    loss = subject.loss
+    return subject.with_(loss=lambda p, t: loss(p, t) / len(jax.tree.leaves(p)[0]))
+
+
+def shaped_targets(subject: Subject) -> Subject:
+    """Give the targets the shape of the predictions before the loss."""
+    loss = subject.loss
+    return subject.with_(loss=lambda p, t: loss(p, t.reshape(p.shape)))
+
+
+def without_dropout(subject: Subject) -> Subject:
+    """Skip every dropout of a Linen model."""
+
+    def rule(module, run, args, kwargs):
+        return args[0] if isinstance(module, DROPOUTS) else run(*args, **kwargs)
+
+    return _under(subject, rule)
+
+
+def with_relu(last: str):
+    """Add a ReLU after every layer of a Linen model but the last one, whose path is given."""
+
+    def rule(module, run, args, kwargs):
+        y = run(*args, **kwargs)
+        inner = isinstance(module, AFFINE) and "/".join(module.path) != last
+        return nn.relu(y) if inner and isinstance(y, jax.Array) else y
+
+    return lambda subject: _under(subject, rule)
+
+
+def batch_norm_modes(subject: Subject) -> Subject:
+    """Let every `nn.BatchNorm` use the moments of the batch in training, and its running moments in evaluation."""
+    changed = {}
+
+    def rule(module, run, args, kwargs):
+        if not isinstance(module, nn.BatchNorm) or module.is_initializing():
+            return run(*args, **kwargs)
+        twin, train = module.clone(parent=None, name=None, use_running_average=None), changed["train"]
+        if not train:
+            return twin.apply(module.variables, args[0], use_running_average=True)
+        y, new = twin.apply(module.variables, args[0], use_running_average=False, mutable=["batch_stats"])
+        for name, value in new["batch_stats"].items():
+            module.put_variable("batch_stats", name, value)
+        return y
+
+    def apply(variables, inputs, train, key):
+        changed["train"] = train
+        with around_calls(rule):
+            return subject.apply(variables, inputs, train, key)
+
+    return subject.with_(apply=apply)
+
+
+def _under(subject, rule):
+    """Return the subject with a rule around the calls of its modules."""
+    init, apply = subject.init, subject.apply
+
+    def ruled_init(key):
+        with around_calls(rule):
+            return init(key)
+
+    def ruled_apply(*args):
+        with around_calls(rule):
+            return apply(*args)
+
+    return subject.with_(init=ruled_init, apply=ruled_apply)
+
+
+def relu_in_place(subject: Subject) -> Subject:
+    """Replace sigmoids and hyperbolic tangents between layers by ReLUs, not those in loops or of the output."""
+
+    def apply(variables, inputs, train, key):
+        flat, tree = jax.tree.flatten((variables, inputs, key))
+        structure = []
+
+        def call(*leaves):
+            out = subject.apply(*jax.tree.unflatten(tree, leaves)[:2], train, jax.tree.unflatten(tree, leaves)[2])
+            structure.append(jax.tree.structure(out))
+            return jax.tree.leaves(out)
+
+        closed = inlined(call, flat)
+        first = len(jax.tree.leaves(variables))
+        moving = set(closed.jaxpr.invars[first : first + len(jax.tree.leaves(inputs))])
+        found = last_layer(closed.jaxpr, moving)
+        saturating = [eqn for eqn in closed.jaxpr.eqns[: found[0] if found else 0] if _saturates(eqn, closed.jaxpr)]
+
+        def replace(eqn):
+            return jax.nn.relu if any(eqn is each for each in saturating) else None
+
+        return jax.tree.unflatten(structure[0], run_flat(closed, flat, replace))
+
+    return subject.with_(apply=apply)
+
+
+def _saturates(eqn, jaxpr):
+    """Whether an equation is a sigmoid or tanh, and not a part of SiLU or GELU, which multiply it by their input."""
+    if eqn.primitive.name not in ("logistic", "tanh"):
+        return False
+    ends = set(eqn.outvars)
+    used = [other for other in jaxpr.eqns if any(isinstance(v, Var) and v in ends for v in other.invars)]
+    return not any(
+        other.primitive.name == "mul" or (other.primitive.name == "add" and isinstance(other.invars[-1], Literal))
+        for other in used
+    )
+
+
+def scaled_weights(subject: Subject, key, zero_biases: bool = False) -> Subject:
+    """Initialize a Linen model from data, so that every layer's output has variance 1 (LSUV)."""
+    inputs = jax.tree.leaves(subject.rows(slice(0, 256))[0])[0]
+    call = {name: not value for name, value in subject.call}  # evaluation: no dropout
+    variables = init_from_data.lsuv(subject.module, jax.random.fold_in(key, 11), jnp.asarray(inputs), **call)
+    params = nn.meta.unbox(variables["params"])
+    params = _zeroed(params) if zero_biases else params
+
+    def init(key):
+        variables = subject.init(key)
+        inner = HEAD in variables["params"]  # a new output has been added to the model
+        return {**variables, "params": {**variables["params"], "model": params} if inner else params}
+
+    return subject.with_(init=init)
+
+
+def _zeroed(params):
+    """Set every bias to 0."""
+
+    def change(path, leaf):
+        return jnp.zeros_like(leaf) if path[-1].key == "bias" else leaf
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
+def new_output(subject: Subject, head: Head, facts, keep: bool) -> Subject:
+    """Give a model the output and the loss that fit its targets.
+
+    Args:
+      subject: the subject.
+      head: of its model.
+      facts: of its targets.
+      keep: whether the last layer stays, and only what follows it is replaced; else there is a new last layer.
+    """
+    units, loss, _ = fitting_loss(facts, subject.targets)
+    split, init = head.split, subject.init
+
+    def with_new_layer(key):
+        variables = init(key)
+        fan_in = int(np.prod(head.features))
+        kernel = jax.random.normal(jax.random.fold_in(key, 12), (fan_in, units)) / np.sqrt(fan_in)
+        params = {"model": variables["params"], HEAD: {"kernel": kernel, "bias": jnp.zeros(units)}}
+        return {**variables, "params": params}
+
+    def apply_new(variables, inputs, train, key):
+        params = variables["params"]
+        x, _, state = split({**variables, "params": params["model"]}, inputs, train, key)
+        return x.reshape(len(x), -1) @ params[HEAD]["kernel"] + params[HEAD]["bias"], state if train else {}
+
+    def apply_kept(variables, inputs, train, key):
+        _, z, state = split(variables, inputs, train, key)
+        if facts.kind != "labels" and z.ndim > 2 and jax.tree.leaves(subject.targets)[0].ndim <= 2:
+            z = z.mean(tuple(range(1, z.ndim - 1)))  # what global average pooling did
+        return z, state if train else {}
+
+    if keep:
+        return subject.with_(apply=apply_kept, loss=loss)
+    return subject.with_(init=with_new_layer, apply=apply_new, loss=loss)
+
+
+def fitting_loss(facts, targets):
+    """Return (number of outputs, loss of these and the targets, what it expects) for targets of this kind."""
+    shape = jax.tree.leaves(targets)[0].shape
+    outputs = int(np.prod(shape[1:])) if len(shape) > 1 else 1
+    if facts.kind == "classes" and facts.classes > 2:
+        return facts.classes, _cross_entropy_of_index, "logit"
+    if facts.kind == "one-hot":
+        return facts.classes, lambda z, t: optax.softmax_cross_entropy(z, t.astype(z.dtype)).mean(), "logit"
+    if facts.kind in ("binary", "labels", "classes"):
+        return outputs, _binary_cross_entropy, "logit"
+    return outputs, lambda p, t: jnp.mean((p - t.reshape(p.shape)) ** 2), "number"
+
+
+def _cross_entropy_of_index(z, t):
+    t = t.reshape(z.shape[:-1]).astype(jnp.int32)
+    return optax.softmax_cross_entropy_with_integer_labels(z, t).mean()
+
+
+def _binary_cross_entropy(z, t):
+    if z.size != t.size:  # two outputs for one binary target
+        return _cross_entropy_of_index(z, t)
+    return optax.sigmoid_binary_cross_entropy(z, t.reshape(z.shape).astype(z.dtype)).mean()

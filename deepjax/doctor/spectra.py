@@ -1,0 +1,68 @@
+"""Singular values of the map from inputs to outputs, and the sharpness of the loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepjax.doctor.compiling import compile_quickly
+
+SIZE = 2**22  # entries of the largest Jacobian that is computed
+POWER = 30  # iterations for the largest eigenvalue
+
+
+def jacobian(evidence) -> tuple[float, ...]:
+    """Return the singular values of the Jacobian of one example's outputs in its inputs, the largest first.
+
+    They are empty for inputs or outputs of several arrays, for indices, and for Jacobians of more than SIZE entries.
+    """
+    subject = evidence.subject
+    leaves, outs = jax.tree.leaves(evidence.batch[0]), jax.tree.leaves(evidence.predicted)
+    if len(leaves) != 1 or len(outs) != 1 or leaves[0].dtype.kind != "f":
+        return ()
+    entries = int(np.prod(leaves[0].shape[1:])) * int(np.prod(outs[0].shape[1:]))
+    if entries > SIZE:
+        return ()
+
+    def one(x):
+        inputs = jax.tree.map(lambda _: x[None], evidence.batch[0])
+        out, _ = subject.apply(evidence.variables, inputs, False, evidence.key)
+        return jax.tree.leaves(out)[0].astype(jnp.float32).ravel()
+
+    matrix = np.asarray(compile_quickly(jax.jacrev(one))(jnp.asarray(leaves[0][0]))).reshape(outs[0].size // outs[0].shape[0], -1)
+    if not np.isfinite(matrix).all():
+        return ()
+    return tuple(float(s) for s in np.linalg.svd(matrix, compute_uv=False))
+
+
+def sharpness(evidence) -> float:
+    """Return the largest eigenvalue, by size, of the Hessian of the loss on one batch in the parameters.
+
+    By power iteration with Hessian-vector products (Pearlmutter 1994), forward over reverse. NaN where the Hessian is
+    not finite.
+    """
+    subject = evidence.subject
+    rest = {name: tree for name, tree in evidence.variables.items() if name != "params"}
+
+    def value(params, inputs, targets):
+        return subject.value({"params": params, **rest}, inputs, targets, evidence.key)[0]
+
+    def run(params, inputs, targets):
+        gradient = jax.grad(lambda p: value(p, inputs, targets))
+        leaves, tree = jax.tree.flatten(params)
+        keys = [jax.random.fold_in(evidence.key, 100 + i) for i in range(len(leaves))]
+        start = jax.tree.unflatten(tree, [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)])
+
+        def step(carry, _):
+            vector, _ = carry
+            length = jnp.sqrt(sum(jnp.sum(a.astype(jnp.float32) ** 2) for a in jax.tree.leaves(vector)))
+            unit = jax.tree.map(lambda a: (a / jnp.maximum(length, 1e-30)).astype(a.dtype), vector)
+            product = jax.jvp(gradient, (params,), (unit,))[1]
+            rayleigh = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (unit, product)), strict=True))
+            return (product, rayleigh), None
+
+        return jax.lax.scan(step, (start, jnp.zeros(())), length=POWER)[0][1]
+
+    try:
+        return float(compile_quickly(run)(evidence.variables["params"], *evidence.batch))
+    except (TypeError, NotImplementedError):  # an operation without forward mode, such as a custom_vjp
+        return float("nan")
