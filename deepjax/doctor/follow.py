@@ -208,9 +208,9 @@ class Follow:
         for place, way in rest.pending.items():
             self.layers[place].straight |= rest.mode == "linear" and not any(way)
             self.layers[place].other |= rest.mode != "linear"
+        old = self.layers.get(here)  # of an earlier reading of a loop's body, with which bias is found again
         layer = Layer(here, made.of(index), kernel.leaves, kernel.varies, (here, 0))
-        self.layers.setdefault(here, layer)
-        self.layers[here].product = layer.product
+        self.layers[here] = replace(layer, straight=old.straight, other=old.other) if old else layer
         return Tag(data=True, pending={here: Way()}, raw=here, at=(here, 0), anchor=(here, 0))
 
     def _sum(self, name, operands, result, here):
@@ -269,6 +269,7 @@ class Follow:
         state, slices = operands[consts : consts + carries], operands[consts + carries :]
         slices = [tag if tag.data else replace(tag, varies=tag.varies | {here}, const=None) for tag in slices]
         for _ in range(10):
+            self.sites = {at: site for at, site in self.sites.items() if at[0][: len(here)] != here}
             inside = [_enter(tag, here, k) for k, tag in enumerate([*operands[:consts], *state, *slices])]
             for k in range(consts, consts + carries):
                 inside[k] = replace(inside[k], const=None)

@@ -96,7 +96,7 @@ def measurer(subject: Subject, variables, inputs, key) -> Callable[..., Measurem
       subject: the model with its loss and optimizer.
       variables, inputs, key: arrays of the shapes that the function will get.
     """
-    model = _Model(subject, variables, inputs, key)
+    model = Traced(subject, variables, inputs, key)
     compiled = jit_once(model.compute)
 
     def run(variables, inputs, targets, key, optimizer_state=None):
@@ -106,8 +106,8 @@ def measurer(subject: Subject, variables, inputs, key) -> Callable[..., Measurem
     return run
 
 
-class _Model:
-    """A subject whose call has been traced."""
+class Traced:
+    """A subject whose call has been traced for arrays of these shapes."""
 
     def __init__(self, subject, variables, inputs, key):
         self.subject, self.kinds = subject, {}

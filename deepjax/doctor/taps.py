@@ -142,11 +142,8 @@ def _results(plan, eqn, operands, sinks, here):
 def _whole(eqn, operands):
     """Compute a function that has a derivative of its own, with this derivative."""
     body = called_jaxpr(eqn)
-    inputs = [v for v in eqn.invars if not isinstance(v, Literal)]
-    once = list(dict.fromkeys(inputs))
-    alone = body.replace(constvars=[], invars=once, outvars=eqn.outvars, eqns=[eqn], debug_info=None)
-    values = dict(zip(inputs, (x for x, v in zip(operands, eqn.invars, strict=True) if v in once), strict=True))
-    return jaxpr_as_fun(ClosedJaxpr(alone, []))(*(values[v] for v in once))
+    alone = body.replace(constvars=[], outvars=eqn.outvars, eqns=[eqn.replace(invars=body.invars)])
+    return jaxpr_as_fun(ClosedJaxpr(alone, []))(*operands)
 
 
 def _scan(plan, eqn, operands, sinks, here):
