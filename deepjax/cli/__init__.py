@@ -14,6 +14,7 @@ from deepjax.cli.compare import compare
 from deepjax.cli.compile_cache import keep_compiled
 from deepjax.cli.convert import convert
 from deepjax.cli.datasets import datasets
+from deepjax.cli.doctor import doctor
 from deepjax.cli.evaluate import evaluate
 from deepjax.cli.export import export
 from deepjax.cli.figure import figure, figures
@@ -44,6 +45,7 @@ COMMANDS = {
     "compare": compare,
     "figures": figures,
     "figure": figure,
+    "doctor": doctor,
     "bench": bench,
 }
 

@@ -104,8 +104,25 @@ class Input:
     """Folder of the report. An existing report is replaced."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Examine programs with known faults and their patched twins: how often the doctor names the cause, how often it
+    blames a twin. Writes doctor.json, doctor.md."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder with programs.json and programs.py."""
+    only: str = ""
+    """Ids of programs, separated by commas. Empty: all."""
+    seed: int = 0
+    """Seed of the data and the weights."""
+    budget: float = 10.0
+    """Seconds of an examination on a nominal machine."""
+    out: Path = Path("runs/bench_doctor")
+    """Folder of the report. An existing report is replaced."""
+
+
 def bench(arguments):
-    """Measure speed: `deepjax bench depth`, `frameworks`, `layers MODEL`, `input`."""
+    """Measure speed: `deepjax bench depth`, `frameworks`, `layers MODEL`, `input`, `doctor FOLDER`."""
     command, rest = arguments[:1], arguments[1:]
     if command in (["-h"], ["--help"]):
         print(f"usage: deepjax bench {'|'.join(COMMANDS)} [OPTIONS]; `deepjax bench depth --help` lists them")
@@ -196,11 +213,22 @@ def _input(options):
     return inputs.about(record), inputs.tables(record), ("input.json", "input.md")
 
 
+def _doctor(options):
+    from deepjax.benchmarks import doctor
+
+    only = _words(options.only)
+    record = doctor.run(
+        options.out, options.folder, only=only, seed=options.seed, budget=options.budget, log=_log
+    )
+    return doctor.about(record), doctor.tables(record), ("doctor.json", "doctor.md")
+
+
 COMMANDS = {
     "depth": (Depth, _depth),
     "frameworks": (Frameworks, _frameworks),
     "layers": (Layers, _layers),
     "input": (Input, _input),
+    "doctor": (Doctor, _doctor),
 }
 
 

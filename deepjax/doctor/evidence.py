@@ -5,8 +5,10 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import Literal
 
 from deepjax.doctor import facts, head, losses, trials
 from deepjax.doctor.compiling import compile_quickly
@@ -68,26 +70,21 @@ class Evidence:
         return [each for each, used in zip(described, self._sensitive, strict=True) if used and not each.indices]
 
     @cached_property
-    def _sensitive(self):
-        """For each array of inputs: whether the model has a gradient in it. Indices, such as words, have none."""
-        inputs, targets = self.batch
-        leaves, tree = jax.tree.flatten(inputs)
-        real = [leaf.dtype.kind == "f" or leaf.dtype.kind == "V" for leaf in leaves]
-        if self.subject.examples and any(real):
+    def _sensitive(self) -> list[bool]:
+        """For each array of inputs: whether the outputs have a gradient in it. Indices, such as words, have none."""
+        leaves, tree = jax.tree.flatten(self.batch[0])
+        real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
-            def value(moving):
-                moving = iter(moving)
-                given = [next(moving) if each else leaf for leaf, each in zip(leaves, real, strict=True)]
-                out, _ = self.subject.apply(self.variables, jax.tree.unflatten(tree, given), False, self.key)
-                return sum((leaf.astype("float32") ** 2).sum() for leaf in jax.tree.leaves(out))
+        def value(moving):
+            moving = iter(moving)
+            given = [next(moving) if each else leaf for leaf, each in zip(leaves, real, strict=True)]
+            out, _ = self.subject.apply(self.variables, jax.tree.unflatten(tree, given), False, self.key)
+            return sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(out))
 
-            del targets
-            jaxpr = jax.make_jaxpr(jax.grad(value))([leaf for leaf, each in zip(leaves, real, strict=True) if each])
-            moving = {v for v in jaxpr.jaxpr.outvars if hasattr(v, "count")}
-            made = {v for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name != "broadcast_in_dim" for v in eqn.outvars}
-            flags = iter([v in moving and v in made for v in jaxpr.jaxpr.outvars])
-            return [next(flags) if each else leaf.dtype == np.uint8 for leaf, each in zip(leaves, real, strict=True)]
-        return [leaf.dtype == np.uint8 for leaf in leaves]
+        moving = [leaf for leaf, each in zip(leaves, real, strict=True) if each]
+        zero = iter(zeros(head.inlined(lambda *a: jax.grad(value)(list(a)), moving).jaxpr))
+        # Images are given as uint8 too; a model that takes these divides them itself.
+        return [not next(zero) if each else leaf.dtype == np.uint8 for leaf, each in zip(leaves, real, strict=True)]
 
     @cached_property
     def loss(self) -> losses.Loss:
@@ -232,6 +229,17 @@ class Evidence:
             steps=run.losses.shape[1],
             learns=bool(after >= LEARNS and (after > before or before >= HEALTHY)),
         )
+
+
+def zeros(jaxpr) -> list[bool]:
+    """Return, for every result of a jaxpr without calls, whether it is made of zeros and of nothing else."""
+    made = {v for eqn in jaxpr.eqns if _is_zero(eqn) for v in eqn.outvars}
+    return [isinstance(v, Literal) or v in made for v in jaxpr.outvars]
+
+
+def _is_zero(eqn):
+    first = eqn.invars[0] if eqn.invars else None
+    return eqn.primitive.name == "broadcast_in_dim" and isinstance(first, Literal) and bool(np.all(first.val == 0))
 
 
 def curve(values) -> tuple[float, ...]:

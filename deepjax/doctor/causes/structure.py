@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 
 from deepjax.doctor import remedies
-from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.evidence import Evidence, Remedy, Suspicion, zeros
 from deepjax.doctor.head import inlined
 from deepjax.doctor.report import Finding
 
@@ -106,9 +105,7 @@ def parameters_without_gradient(evidence: Evidence):
 
         return jax.tree.leaves(jax.grad(value)(jax.tree.unflatten(tree, leaves)))
 
-    jaxpr = inlined(gradient, leaves).jaxpr
-    zero = {v for eqn in jaxpr.eqns if _is_zero(eqn) for v in eqn.outvars}
-    blocked = [isinstance(v, Literal) or v in zero for v in jaxpr.outvars]
+    blocked = zeros(inlined(gradient, leaves).jaxpr)
     paths = ["/".join(str(k.key) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     names = [path for path, each in zip(paths, blocked, strict=True) if each]
     if not names:
@@ -118,12 +115,6 @@ def parameters_without_gradient(evidence: Evidence):
     advice = "Check that the layer's output is used, and that no `stop_gradient`, `argmax`, rounding or cast to integers follows."
     severity = "serious" if len(names) < len(paths) or not evidence.healthy else "warning"
     yield Suspicion(Finding("no_gradient", severity, title, text, advice, layer=names[0]))
-
-
-def _is_zero(eqn):
-    """Whether an equation makes an array of zeros from nothing."""
-    inputs = eqn.invars
-    return eqn.primitive.name == "broadcast_in_dim" and isinstance(inputs[0], Literal) and np.all(inputs[0].val == 0)
 
 
 def _listed(names):
