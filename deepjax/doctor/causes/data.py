@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from deepjax.doctor import remedies
+from deepjax.doctor import changes
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
@@ -96,7 +96,7 @@ def labels_out_of_range(evidence: Evidence):
 def _new_layer(evidence):
     if evidence.head is None:
         return None
-    change = lambda s: remedies.new_output(s, evidence.head, evidence.targets, keep=False)
+    change = lambda s: changes.new_output(s, evidence.head, evidence.targets, keep=False)
     return Remedy("a new last layer with an output for each class", change)
 
 
@@ -133,7 +133,7 @@ def unscaled_inputs(evidence: Evidence):
                     "; ".join(texts) + ".",
                     "Standardize every feature: subtract its mean and divide by its standard deviation (of images: per channel).",
                 ),
-                Remedy("standardized inputs", remedies.standardized_inputs),
+                Remedy("standardized inputs", changes.standardized_inputs),
             )
             return
 
@@ -169,7 +169,7 @@ def unscaled_targets(evidence: Evidence):
                 f"Root mean square {rms:.3g}, mean {t.mean():.3g}, standard deviation {t.std():.3g}.",
                 "Standardize the targets, and convert the predictions back.",
             ),
-            Remedy("standardized targets", remedies.standardized_targets),
+            Remedy("standardized targets", changes.standardized_targets),
         )
 
 

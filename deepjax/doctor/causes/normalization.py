@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.doctor import remedies
+from deepjax.doctor import changes
 from deepjax.doctor.causes.structure import _listed
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
@@ -45,7 +45,7 @@ def wrong_mode(evidence: Evidence):
     advice = "Pass the mode: `nn.BatchNorm(use_running_average=not train)`, and call the model with `train`."
     yield Suspicion(
         Finding("batch_norm_mode", severity, title, text, advice),
-        Remedy("batch normalization in the right mode", remedies.batch_norm_modes),
+        Remedy("batch normalization in the right mode", changes.batch_norm_modes),
     )
 
 
@@ -58,7 +58,7 @@ def small_batch(evidence: Evidence):
     text = f"The planned batch size is {size}; mean and variance of so few examples are mostly noise."
     advice = "Use batches of at least 16, or group or layer normalization."
     yield Suspicion(
-        Finding("batch_norm_small_batch", "serious", title, text, advice), Remedy("batches of 32", remedies.batches_of(32))
+        Finding("batch_norm_small_batch", "serious", title, text, advice), Remedy("batches of 32", changes.batches_of(32))
     )
 
 
@@ -71,7 +71,7 @@ def dropout_before_norm(evidence: Evidence):
         finding = Finding(
             "dropout_before_norm", "warning", title, text, "Put dropout after the last batch normalization.", names[0]
         )
-        yield Suspicion(finding, Remedy("no dropout", remedies.without_dropout))
+        yield Suspicion(finding, Remedy("no dropout", changes.without_dropout))
 
 
 def bias_before_norm(evidence: Evidence):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from deepjax.doctor import remedies
+from deepjax.doctor import changes
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
@@ -178,14 +178,14 @@ def _shapes(evidence):
 def _remedy(evidence, codes):
     head, facts = evidence.head, evidence.targets
     if set(codes) == {"wrong_loss"} and evidence.loss.outer:
-        return Remedy("targets in the shape of the predictions", remedies.shaped_targets)
+        return Remedy("targets in the shape of the predictions", changes.shaped_targets)
     if head is None or facts.kind == "other" or facts.constant:
         return None
-    units, _, expects = remedies.fitting_loss(facts, evidence.subject.targets)
+    units, _, expects = changes.fitting_loss(facts, evidence.subject.targets)
     keep = head.shape[-1] == units and "missing_flatten" not in codes
     what = "the last layer kept" if keep else f"a new last layer of {units} unit{'s' if units > 1 else ''}"
     loss = _fitting(facts) + (" of logits" if expects == "logit" else "")
-    change = lambda subject: remedies.new_output(subject, head, facts, keep)
+    change = lambda subject: changes.new_output(subject, head, facts, keep)
     return Remedy(f"{what}, no activation after it, and {loss}", change)
 
 
@@ -202,7 +202,7 @@ def summing_loss(evidence: Evidence):
             f"The loss of a batch twice as large is twice as large; at {size} examples the rate is {size} times as high.",
             "Take the mean over the examples, or divide the learning rate by the batch size.",
         ),
-        Remedy("the mean over the examples", remedies.mean_loss),
+        Remedy("the mean over the examples", changes.mean_loss),
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.doctor import remedies
+from deepjax.doctor import changes
 from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
@@ -78,7 +78,7 @@ def _rate(which, evidence, before, after, factor):
     text += ", and its loss is not finite as planned." if not np.isfinite(last) else "."
     title = f"The learning rate is too {which}."
     finding = Finding(code, severity(before, after), title, text, f"Multiply the learning rate by {factor:g}.")
-    return Suspicion(finding, Remedy(f"{factor:g} times the learning rate", remedies.scaled_rate(factor)))
+    return Suspicion(finding, Remedy(f"{factor:g} times the learning rate", changes.scaled_rate(factor)))
 
 
 def _percent(evidence, skill):
@@ -95,7 +95,7 @@ def _steps(evidence, before, after):
     title = "Training ends too early: the loss still falls."
     advice = f"Train for at least {LONG} times as many epochs."
     finding = Finding("too_few_steps", severity(before, after), title, text, advice)
-    return Suspicion(finding, Remedy(f"{LONG} times the epochs", remedies.more_epochs(LONG)))
+    return Suspicion(finding, Remedy(f"{LONG} times the epochs", changes.more_epochs(LONG)))
 
 
 def batch_size(evidence: Evidence):
@@ -106,7 +106,7 @@ def batch_size(evidence: Evidence):
     text = f"The batch size is {size} for {examples} examples: {max(1, examples // size)} steps in an epoch."
     title = f"The batch is too {'small' if size <= 2 else 'large'} for this set."
     finding = Finding("batch_size", "serious", title, text, "Use a batch size of about 32.")
-    yield Suspicion(finding, Remedy("batches of 32", remedies.batches_of(32)), certain=False)
+    yield Suspicion(finding, Remedy("batches of 32", changes.batches_of(32)), certain=False)
 
 
 def optimizer(evidence: Evidence):
@@ -116,7 +116,7 @@ def optimizer(evidence: Evidence):
     title = "Another optimizer trains this network where the planned one does not."
     text = "Adam with a rate of 0.001 was tried for the same number of steps."
     finding = Finding("wrong_optimizer", "serious", title, text, "Use `optax.adam(1e-3)`.")
-    yield Suspicion(finding, Remedy("Adam with a rate of 0.001", remedies.with_adam(1e-3)), certain=False)
+    yield Suspicion(finding, Remedy("Adam with a rate of 0.001", changes.with_adam(1e-3)), certain=False)
 
 
 CAUSES = (accumulation_that_sums, rate_and_steps, batch_size, optimizer)

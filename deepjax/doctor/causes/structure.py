@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.doctor import remedies
+from deepjax.doctor import changes
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion, zeros
 from deepjax.doctor.head import inlined
 from deepjax.doctor.report import Finding
@@ -20,8 +20,8 @@ def dropout_after_output(evidence: Evidence):
         return
     remedy = None
     if head is not None and evidence.targets.kind != "other":
-        change = lambda subject: remedies.new_output(subject, head, evidence.targets, keep=True)
-        units = remedies.fitting_loss(evidence.targets, evidence.subject.targets)[0]
+        change = lambda subject: changes.new_output(subject, head, evidence.targets, keep=True)
+        units = changes.fitting_loss(evidence.targets, evidence.subject.targets)[0]
         remedy = Remedy("no dropout after the last layer", change) if units == head.shape[-1] else None
     title = "A dropout follows the last layer, so that outputs themselves are set to 0 in training."
     text = "Random bits multiply the output of the last layer."
@@ -40,7 +40,7 @@ def strong_dropout(evidence: Evidence):
         title = "Dropout removes more than this network can spare."
         advice = "Lower the rates, or remove dropout until the network fits its training set."
         finding = Finding("dropout_too_high", "serious", title, text, advice)
-        yield Suspicion(finding, Remedy("no dropout", remedies.without_dropout), certain=False)
+        yield Suspicion(finding, Remedy("no dropout", changes.without_dropout), certain=False)
 
 
 def _dropout_rates(evidence):
@@ -49,7 +49,7 @@ def _dropout_rates(evidence):
     rates, subject = [], evidence.subject
 
     def rule(module, run, args, kwargs):
-        if isinstance(module, remedies.DROPOUTS):
+        if isinstance(module, changes.DROPOUTS):
             rates.append(float(module.rate))
         return run(*args, **kwargs)
 
@@ -76,7 +76,7 @@ def linear_network(evidence: Evidence):
     text = f"{len(rows)} layers; the output at the middle of two inputs is the mean of their outputs."
     finding = Finding("missing_hidden_activation", "serious", title, text, "Add an activation, such as ReLU, between layers.")
     last = rows[-1].layer
-    remedy = Remedy("a ReLU after every layer but the last", remedies.with_relu(last)) if subject.module else None
+    remedy = Remedy("a ReLU after every layer but the last", changes.with_relu(last)) if subject.module else None
     yield Suspicion(finding, remedy, certain=subject.module is None)
 
 
@@ -90,7 +90,7 @@ def saturating_activations(evidence: Evidence):
     text = f"{len(saturating)} of {len(hidden)} hidden layers have the activation {names}."
     title = "The activations between the layers saturate, and their small derivatives multiply over the layers."
     finding = Finding("wrong_hidden_activation", "serious", title, text, "Use ReLU between layers.")
-    yield Suspicion(finding, Remedy("ReLU in place of saturating activations", remedies.relu_in_place), certain=False)
+    yield Suspicion(finding, Remedy("ReLU in place of saturating activations", changes.relu_in_place), certain=False)
 
 
 def parameters_without_gradient(evidence: Evidence):
@@ -136,7 +136,7 @@ def frozen_parameters(evidence: Evidence):
     advice = "Remove the mask, `set_to_zero` or learning rate 0 for these parameters, unless they are pretrained."
     yield Suspicion(
         Finding("frozen_layers", severity, title, text, advice, layer=still[0]),
-        Remedy("Adam for all parameters", remedies.with_adam(1e-3)),
+        Remedy("Adam for all parameters", changes.with_adam(1e-3)),
     )
 
 

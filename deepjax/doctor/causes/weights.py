@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from deepjax.doctor import remedies
+from deepjax.doctor import changes
 from deepjax.doctor.causes.structure import SATURATING
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
@@ -20,7 +20,7 @@ LSUV = "initialization from data: every layer's output with variance 1 (LSUV)"
 def _remedy(evidence):
     if evidence.subject.module is None:
         return None
-    return Remedy(LSUV, lambda subject: remedies.scaled_weights(subject, evidence.key))
+    return Remedy(LSUV, lambda subject: changes.scaled_weights(subject, evidence.key))
 
 
 def symmetric_units(evidence: Evidence):
@@ -67,7 +67,7 @@ def _fresh(evidence):
     """New weights from data, and biases of 0."""
     if evidence.subject.module is None:
         return None
-    change = lambda subject: remedies.scaled_weights(subject, evidence.key, zero_biases=True)
+    change = lambda subject: changes.scaled_weights(subject, evidence.key, zero_biases=True)
     return Remedy(LSUV + ", biases of 0", change)
 
 
@@ -132,7 +132,7 @@ def _gradients(evidence, rows):
     advice = "Use ReLU, initialization from data, normalization or residual connections."
     finding = Finding(code, "serious", title, text, advice, rows[0].layer)
     saturating = sum(row.activation in SATURATING for row in rows) * 2 > len(rows)
-    remedy = Remedy("ReLU in place of saturating activations", remedies.relu_in_place) if saturating else _fresh(evidence)
+    remedy = Remedy("ReLU in place of saturating activations", changes.relu_in_place) if saturating else _fresh(evidence)
     yield Suspicion(finding, remedy)
 
 
