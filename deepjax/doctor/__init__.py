@@ -1,6 +1,22 @@
-"""Examine a model that does not train: measure it, name what is wrong, and try the remedy."""
+"""Why a model does not train: measure it, name what is wrong, try the remedy; where NaN and infinity come from; scale."""
 
+from deepjax.doctor.coordinates import Coordinates, coordinates
 from deepjax.doctor.examine import examine
+from deepjax.doctor.measure import measure
+from deepjax.doctor.non_finite import NonFinite, hunt
 from deepjax.doctor.report import Finding, Outcome, Report, Sweep
+from deepjax.doctor.subject import subject
 
-__all__ = ["Finding", "Outcome", "Report", "Sweep", "examine"]
+__all__ = [
+    "Coordinates",
+    "Finding",
+    "NonFinite",
+    "Outcome",
+    "Report",
+    "Sweep",
+    "coordinates",
+    "examine",
+    "hunt",
+    "measure",
+    "subject",
+]

@@ -198,6 +198,34 @@ def candidates(found, curve: Curve, title):
     return figure
 
 
+def coordinates(checks, title):
+    """Draw coordinate checks: activations and their changes over the size, one line for each layer.
+
+    Args:
+      checks: list of `doctor.Coordinates`, one row of the figure for each.
+      title: title of the figure.
+
+    Returns:
+      A matplotlib Figure.
+    """
+    figure = new_figure(11, 4.5 * len(checks))
+    figure.suptitle(drawn(title), fontsize=10, parse_math=False)
+    for check, pair in zip(checks, figure.subplots(len(checks), 2, squeeze=False), strict=True):
+        labels = ("mean |activation| at initialization", f"mean |change| after {check.steps} updates")
+        for axes, label, field in zip(pair, labels, ("activation", "change"), strict=True):
+            for i, row in enumerate(check.rows):
+                style = {"color": "k", "linewidth": 2.5} if i == len(check.rows) - 1 else {}
+                values = [value if value > 0 else np.nan for value in getattr(row, field)]
+                axes.plot(check.sizes, values, marker="o", markersize=4, label=drawn(row.layer, LETTERS), **style)
+            axes.set(xlabel=check.axis, ylabel=label, xscale="log", yscale="log")
+            axes.set_xticks(check.sizes, [str(size) for size in check.sizes])
+            axes.set_xticks([], minor=True)
+            axes.grid(alpha=0.3)
+        if len(check.rows) <= 12:
+            pair[1].legend(fontsize=7)
+    return figure
+
+
 def predictions(targets, predicted, name, title):
     """Draw predicted numbers over true ones, with the line on which both are equal.
 

@@ -63,12 +63,17 @@ def call_jaxpr(model, variables, x, call, *, rngs=None, mutable: Any = False):
     """
 
     def forward(variables, x):
-        with around_methods(_marking()):
+        with marks():
             y = model.apply(variables, x, rngs=rngs, mutable=mutable, **call)
         return [leaf for leaf in jax.tree.leaves(y if mutable is False else y[0]) if isinstance(leaf, jax.Array)]
 
     with input_errors(jax.tree.map(lambda leaf: getattr(leaf, "shape", ()), x)):
         return jax.make_jaxpr(forward)(variables, x).jaxpr
+
+
+def marks():
+    """Return a context in which what enters and leaves each Linen module is traced with a `Mark`."""
+    return around_methods(_marking())
 
 
 def _marking():

@@ -5,20 +5,25 @@ A config reaches its first update on this path: `loop.train`, `setup.check`, `se
 """
 
 from deepjax.training.averaging import MomentEstimator, mean_parameters, moments_step
+from deepjax.training.coordinates import coordinates
 from deepjax.training.evaluator import Evaluator
 from deepjax.training.find_lr import range_test
 from deepjax.training.grid import search
 from deepjax.training.loop import train
+from deepjax.training.non_finite import FailedStep, first_non_finite
 from deepjax.training.progress import NotebookDisplay
 from deepjax.training.state import TrainState, init_state, parameter_count
 from deepjax.training.step import eval_step, train_step
 
 __all__ = [
     "Evaluator",
+    "FailedStep",
     "MomentEstimator",
     "NotebookDisplay",
     "TrainState",
+    "coordinates",
     "eval_step",
+    "first_non_finite",
     "init_state",
     "mean_parameters",
     "moments_step",

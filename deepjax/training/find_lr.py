@@ -80,7 +80,7 @@ def range_test(
 
     exp = setup.setup(config, network, folder if resumed else None, schedule=rates)
     with workdir.locked(folder):
-        state = (resumed and _newest(exp, folder, display)) or exp.initial_state(display)
+        state = (resumed and newest(exp, folder, display)) or exp.initial_state(display)
         start_step = int(state.step)
         if start_step:
             display(f"testing from step {start_step} of the unfinished run in {folder}")
@@ -107,7 +107,7 @@ def _check(config, min_rate, max_rate, steps, smoothing):
         raise InputError(f"optimizer {cause} determines its step sizes itself; there is no learning rate to find")
 
 
-def _newest(exp, folder, display):
+def newest(exp, folder, display):
     """Return the newest complete state of the run in a folder, or None."""
     from deepjax.runs.checkpoint import Checkpoints
 
@@ -153,7 +153,10 @@ def _sweep(exp, state, start_step, steps, smoothing):
         loss, rate = float(np.mean(jax.device_get(losses))), float(metrics["learning_rate"])
         if not math.isfinite(loss):
             if not points:
-                raise TrainingFailed(f"the loss is {loss} before the first update; the range test cannot begin")
+                raise TrainingFailed(
+                    f"the loss is {loss} before the first update, so the range test cannot begin; `deepjax doctor "
+                    f"--nan` with the same config and options names the operation"
+                )
             return points, f"the loss was {loss} at rate {rate:.3g}"
         average = smoothing * average + (1 - smoothing) * loss
         points.append(Point(rate, loss, average / (1 - smoothing ** (i + 1))))

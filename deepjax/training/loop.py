@@ -241,7 +241,8 @@ class Trainer:
         rate *= float(optimizers.rate_scale(self.state.opt_state))
         raise TrainingFailed(
             f"at step {step} {problem} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "
-            f"--schedule.warmup or set --optimizer.clip-norm, in another --workdir"
+            f"--schedule.warmup or set --optimizer.clip-norm, in another --workdir; `deepjax doctor --nan` with the "
+            f"same config and options names the operation and the layer"
         )
 
     def _end_epoch(self):
