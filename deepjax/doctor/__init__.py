@@ -1,6 +1,6 @@
 """Why a model does not train: measure it, name what is wrong, try the remedy; where NaN and infinity come from; scale."""
 
-from deepjax.doctor.coordinates import Coordinates, coordinates
+from deepjax.doctor.coordinates import Coordinates, check_coordinates
 from deepjax.doctor.examine import examine
 from deepjax.doctor.measure import measure
 from deepjax.doctor.non_finite import NonFinite, hunt
@@ -14,7 +14,7 @@ __all__ = [
     "Outcome",
     "Report",
     "Sweep",
-    "coordinates",
+    "check_coordinates",
     "examine",
     "hunt",
     "measure",
