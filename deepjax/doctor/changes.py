@@ -173,6 +173,8 @@ def _saturates(eqn, jaxpr):
 
 def scaled_weights(subject: Subject, key, zero_biases: bool = False) -> Subject:
     """Initialize a Linen model from data, so that every layer's output has variance 1 (LSUV)."""
+    if subject.module is None:
+        raise InputError("only Linen models are initialized from data")
     inputs = jax.tree.leaves(subject.rows(slice(0, 256))[0])[0]
     call = {name: not value for name, value in subject.call}  # evaluation: no dropout
     variables = init_from_data.lsuv(subject.module, jax.random.fold_in(key, 11), jnp.asarray(inputs), **call)

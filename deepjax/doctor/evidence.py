@@ -185,6 +185,17 @@ class Evidence:
         trainer = trials.Trainer(self.subject, self.targets, self.loss.expects, self.key, FACTORS)
         return trainer.advance(self.steps(self.subject, SWEEP, len(FACTORS))).result()
 
+    def predict(self, variables, inputs) -> Any:
+        """Return the predictions in evaluation mode."""
+        return compile_quickly(lambda v, x: self.subject.apply(v, x, False, self.key)[0])(variables, inputs)
+
+    @property
+    def falls(self) -> bool:
+        """Whether the loss falls, by a tenth at least, while training as planned."""
+        losses = self.planned.losses[0]
+        part = max(1, len(losses) // 10)
+        return bool(losses[-part:].mean() < 0.9 * losses[:part].mean())
+
     def skill(self, run: trials.Run, i: int = 0) -> float:
         """Return the skill of a run: 0 for the best constant prediction, 1 for perfect ones."""
         quality = float(run.quality[i])

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from deepjax.doctor import causes, spectra
-from deepjax.doctor.causes.plan import clearly_better
-from deepjax.doctor.evidence import FACTORS, HEALTHY, Evidence, Remedy, Suspicion, curve
+from deepjax.doctor.causes.plan import clearly_better, severity
+from deepjax.doctor.evidence import FACTORS, HEALTHY, Evidence, Suspicion, curve
 from deepjax.doctor.measure import measure
 from deepjax.doctor.report import SEVERITIES, Finding, Outcome, Report, Sweep
-from deepjax.doctor.subject import Subject, subject
+from deepjax.doctor.subject import Subject, parameter_count, subject
 from deepjax.errors import InputError
 
 
@@ -33,7 +33,7 @@ def examine(
     Args:
       model: a Linen module; a Flax NNX module; or a function (params, inputs) -> predictions, with `variables` its
         parameters. A Linen module may take `train`, `training`, `is_training` or `deterministic`.
-      batch: (inputs, targets): arrays [examples, ...] of the training set, or of one batch of it. Inputs may be a pytree.
+      batch: (inputs, targets): arrays [examples, ...] of the training set, or of one batch. Inputs may be a pytree.
       loss: function (predictions, targets) -> scalar, the mean over the examples.
       key: PRNG key of the initial weights, the order of the examples and dropout.
       variables: initial or trained variables. None: those of `model.init`.
@@ -60,9 +60,7 @@ def examine(
     """
     if not budget > 0:
         raise InputError(f"budget {budget} must be above 0 seconds")
-    made = subject(
-        model, batch, loss, variables=variables, optimizer=optimizer, batch_size=batch_size, epochs=epochs
-    )
+    made = subject(model, batch, loss, variables=variables, optimizer=optimizer, batch_size=batch_size, epochs=epochs)
     return examine_subject(made, key, budget)
 
 
@@ -75,7 +73,7 @@ def diagnose(made: Subject, key: Any, budget: float) -> tuple[Evidence, Evidence
     """Return (evidence of the subject, evidence with all remedies, findings, outcome of all remedies)."""
     start = Evidence(made, key, budget)
     evidence, found = start, []
-    for group in (causes.FIRST, causes.SECOND, causes.THIRD):
+    for group in (causes.FIRST, causes.SCALES, causes.SECOND, causes.THIRD):
         if group is causes.THIRD and _cured(evidence, found):
             break
         new = _proved(start, evidence, group)
@@ -99,7 +97,7 @@ def _proved(start: Evidence, evidence: Evidence, group: Iterable) -> list[Suspic
         for suspicion in cause(evidence):
             if suspicion.certain:
                 found.append(suspicion)
-            elif not found or group is not causes.FIRST:
+            else:
                 found += _tried(start, evidence, suspicion, found)
     return found
 
@@ -112,7 +110,8 @@ def _tried(start, evidence, suspicion, found):
         return []
     text = f"{suspicion.finding.evidence} Without it, the model reaches a skill of {after:.2f} instead of {before:.2f}."
     outcome = start.outcome(suspicion.remedy.description, changed)
-    finding = dataclasses.replace(suspicion.finding, evidence=text, outcome=outcome)
+    grade = severity(start, before, after)
+    finding = dataclasses.replace(suspicion.finding, severity=grade, evidence=text, outcome=outcome)
     return [dataclasses.replace(suspicion, finding=finding)]
 
 
@@ -161,7 +160,10 @@ def _sweep(start):
         return None
     runs, planned = range(len(run.factors)), start.planned
     order = sorted([*runs, -1], key=lambda i: 1.0 if i < 0 else run.factors[i])
-    pick = lambda of: tuple(of(planned, 0) if i < 0 else of(run, i) for i in order)
+
+    def pick(of):
+        return tuple(of(planned, 0) if i < 0 else of(run, i) for i in order)
+
     return Sweep(
         factors=tuple(1.0 if i < 0 else run.factors[i] for i in order),
         losses=pick(lambda r, i: curve(r.losses[i])),
@@ -178,7 +180,7 @@ def _facts(start: Evidence) -> dict[str, str]:
         "targets": f"{targets.kind}, {targets.classes} classes" if targets.classes else targets.kind,
         "loss": f"{loss.kind}" + (f" (expects a {loss.expects})" if loss.expects else ""),
         "output": start.head.activation if start.head else "not recognized",
-        "layers": f"{len(start.measured.rows)}, {sum(int(np.prod(p.shape)) for p in start.measured.parameters)} parameters",
+        "layers": f"{len(start.measured.rows)}, {parameter_count(start.variables)} parameters",
         "loss before training": f"{start.measured.loss:.4g}",
         "steps": f"{start.planned.losses.shape[1]} of a batch of {made.batch_size}"
         + ("" if start.planned.complete else ", as many as the budget allows"),
@@ -203,6 +205,3 @@ def _verdict(start, findings, outcome):
         change = f"{outcome.quality_before:.3g} to {outcome.quality_after:.3g}"
         return f"{text} With the remedies it learns: its share of right predictions (or R squared) goes from {change}."
     return text
-
-
-__all__ = ["examine", "examine_subject", "Remedy"]

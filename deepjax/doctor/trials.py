@@ -59,9 +59,9 @@ class Trainer:
 
     def advance(self, steps: int) -> "Trainer":
         """Make so many further steps."""
-        chunk = max(1, -(-steps // -(-steps // CHUNK)))
+        chunk = -(-steps // max(1, -(-steps // CHUNK)))
         while steps > 0:
-            rows = self._rows(min(chunk, steps))
+            rows = self.rows(min(chunk, steps))
             self.losses.append(self._run(rows))
             self.done, steps = self.done + len(rows), steps - len(rows)
             if not np.isfinite(self.losses[-1][:, -1]).any():
@@ -89,7 +89,7 @@ class Trainer:
         params, state, *_ = self.carries[i] if self.apart else jax.tree.map(lambda a: a[i], self.carries)
         return {"params": params, **state}
 
-    def _rows(self, steps):
+    def rows(self, steps):
         """Return the indices of the examples of the next steps, int [steps, batch]. Every epoch has its own order."""
         n, size = self.subject.examples, self.subject.batch_size
         per_epoch = max(1, n // size)

@@ -5,8 +5,9 @@ the causes of one kind. Those of `FIRST` are certain from the data, the loss and
 applied before the others are looked for, because their consequences (no gradient, no learning) look like other causes.
 """
 
-from deepjax.doctor.causes import data, normalization, output, plan, structure, weights
+from deepjax.doctor.causes import data, learnable, normalization, numerics, output, plan, structure, weights
 
 FIRST = (*data.CAUSES, *output.CAUSES)
-SECOND = (*structure.CAUSES, *normalization.CAUSES, *weights.CAUSES)
-THIRD = plan.CAUSES
+SCALES = data.SCALES
+SECOND = (*numerics.CAUSES, *structure.CAUSES, *normalization.CAUSES, *weights.CAUSES, *learnable.CAUSES)
+THIRD = (*plan.CAUSES, *learnable.LAST)

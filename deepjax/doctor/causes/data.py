@@ -1,10 +1,12 @@
 """Causes in the data: values that are not finite, labels, encodings, scales."""
 
+from functools import partial
+
 import jax
 import numpy as np
 
 from deepjax.doctor import changes
-from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.evidence import HEALTHY, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
 # Gradient descent needs a number of steps in proportion to the condition number of the inputs' second moments (LeCun et
@@ -75,10 +77,10 @@ def labels_out_of_range(evidence: Evidence):
     one_based = facts.low >= 1 and facts.high == evidence.outputs
     evidence_text = f"Labels go from {facts.low:g} to {facts.high:g}, and there are {evidence.outputs} outputs."
     if one_based:
-        change = lambda s: s.with_(targets=jax.tree.map(lambda t: t - 1, s.targets))
         title, remedy = "The labels start at 1, so the last class has no output.", "Subtract 1 from the labels."
         yield Suspicion(
-            Finding("wrong_label_encoding", "serious", title, evidence_text, remedy), Remedy("labels from 0 on", change)
+            Finding("wrong_label_encoding", "serious", title, evidence_text, remedy),
+            Remedy("labels from 0 on", _from_zero),
         )
     else:
         yield Suspicion(
@@ -93,10 +95,14 @@ def labels_out_of_range(evidence: Evidence):
         )
 
 
+def _from_zero(subject):
+    return subject.with_(targets=jax.tree.map(lambda t: t - 1, subject.targets))
+
+
 def _new_layer(evidence):
     if evidence.head is None:
         return None
-    change = lambda s: changes.new_output(s, evidence.head, evidence.targets, keep=False)
+    change = partial(changes.new_output, head=evidence.head, facts=evidence.targets, keep=False)
     return Remedy("a new last layer with an output for each class", change)
 
 
@@ -105,7 +111,8 @@ def empty_inputs(evidence: Evidence):
     described = evidence.inputs or []
     leaves = jax.tree.leaves(evidence.subject.inputs)
     varied = [np.any(np.asarray(a) != np.asarray(a)[:1], axis=tuple(range(1, a.ndim))).mean() for a in leaves]
-    if max(varied) >= SAME or evidence.subject.examples < 2 or evidence.subject.examples <= 2 / SAME and max(varied):
+    examples = evidence.subject.examples
+    if examples < 2 or max(varied) >= SAME or (max(varied) > 0 and examples <= 2 / SAME):
         return
     low = min((i.low for i in described), default=float(np.min(leaves[0])))
     high = max((i.high for i in described), default=float(np.max(leaves[0])))
@@ -131,9 +138,10 @@ def unscaled_inputs(evidence: Evidence):
                     "serious",
                     "The inputs are not scaled, so one learning rate cannot fit all weights.",
                     "; ".join(texts) + ".",
-                    "Standardize every feature: subtract its mean and divide by its standard deviation (of images: per channel).",
+                    "Standardize every feature (of images: every channel): subtract its mean, divide by its deviation.",
                 ),
                 Remedy("standardized inputs", changes.standardized_inputs),
+                certain=False,
             )
             return
 
@@ -160,7 +168,7 @@ def unscaled_targets(evidence: Evidence):
         return
     t = np.concatenate([np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(evidence.subject.targets)])
     rms, offset = float(np.sqrt((t**2).mean())), float(abs(t.mean()) / (t.std() + 1e-300))
-    if (rms > SCALE or offset > SCALE or rms < 1 / SCALE) and not evidence.healthy:
+    if (rms > SCALE or offset > SCALE or rms < 1 / SCALE) and not evidence.healthy and not _slower_is_enough(evidence):
         yield Suspicion(
             Finding(
                 "targets_not_scaled",
@@ -170,7 +178,15 @@ def unscaled_targets(evidence: Evidence):
                 "Standardize the targets, and convert the predictions back.",
             ),
             Remedy("standardized targets", changes.standardized_targets),
+            certain=False,
         )
 
 
-CAUSES = (non_finite_data, constant_labels, labels_out_of_range, empty_inputs, unscaled_inputs, unscaled_targets)
+def _slower_is_enough(evidence):
+    """Whether a lower learning rate alone makes the model learn well."""
+    skills = [evidence.skill(evidence.sweep, i) for i, f in enumerate(evidence.sweep.factors) if f < 1]
+    return max(skills) >= HEALTHY
+
+
+CAUSES = (non_finite_data, constant_labels, labels_out_of_range, empty_inputs)
+SCALES = (unscaled_inputs, unscaled_targets)

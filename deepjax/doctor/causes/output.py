@@ -1,5 +1,7 @@
 """Causes at the output: the last activation, the number of outputs and the loss must fit the targets and each other."""
 
+from functools import partial
+
 import jax
 import numpy as np
 
@@ -13,13 +15,14 @@ RIGHT = {"classes": "a softmax", "one-hot": "a softmax", "binary": "a sigmoid", 
 
 
 def suspicions(evidence: Evidence):
-    """Find everything that does not fit at the output. The remedy is one for all: a new output with a loss that fits."""
+    """Find everything that does not fit at the output. One remedy is for all: a new output with a loss that fits."""
     found = [*_units(evidence), *_activation(evidence), *_loss(evidence), *_shapes(evidence)]
     if not found:
         return
     remedy = _remedy(evidence, [code for code, *_ in found])
     for code, title, text, advice in found:
-        yield Suspicion(Finding(code, "serious", title, text, advice), remedy)
+        mild = "all targets" in title and evidence.skill(evidence.planned) >= 0.5  # most of them can be reached
+        yield Suspicion(Finding(code, "warning" if mild else "serious", title, text, advice), remedy)
 
 
 def _units(evidence):
@@ -48,7 +51,7 @@ def _units(evidence):
         yield (
             "wrong_output_units",
             f"{classes} classes are predicted as one number.",
-            f"The last layer has 1 output; classes have no order on a line.",
+            "The last layer has 1 output; classes have no order on a line.",
             f"Give the last layer {classes} units, with a softmax.",
         )
     if facts.kind == "numbers" and evidence.loss.form == "broadcast" and outputs > 1:
@@ -106,7 +109,7 @@ def _activation(evidence):
         text = f"{facts.classes} classes, {outputs} output{'s' if outputs > 1 else ''} with a sigmoid."
         yield "wrong_output_activation", title, text, "Use a softmax over one output per class."
     elif facts.kind == "numbers" and act in RANGES and not _reachable(act, facts):
-        title = f"The last activation, {act}, cannot reach the targets."
+        title = f"The last activation, {act}, cannot reach all targets."
         text = f"It returns values in {_range(act)}; the targets go from {facts.low:.4g} to {facts.high:.4g}."
         yield "wrong_output_activation", title, text, "Use no activation at the output."
     elif act == "none" and facts.kind == "one-hot" and loss.expects == "number" and not evidence.healthy:
@@ -154,7 +157,7 @@ def _loss(evidence):
         yield "wrong_loss", "A loss of two classes is used for several.", text, f"Use {_fitting(facts)}."
     elif loss.expects in ("number", "rate") and facts.kind in CLASSES and not evidence.healthy:
         text = f"The loss is a {loss.kind}; the targets are {max(facts.classes, 2)} classes."
-        title = "A loss of numbers is used for classes; its gradient vanishes where predictions are wrong and confident."
+        title = "A loss of numbers is used for classes; its gradient vanishes for confident wrong predictions."
         yield "wrong_loss", title, text, f"Use {_fitting(facts)}."
 
 
@@ -163,7 +166,8 @@ def _target(evidence):
 
 
 def _fitting(facts):
-    names = {"classes": "the cross entropy of indices", "one-hot": "the cross entropy", "numbers": "the mean squared error"}
+    names = {"classes": "the cross entropy of indices", "one-hot": "the cross entropy"}
+    names["numbers"] = "the mean squared error"
     return names.get(facts.kind, "the binary cross entropy")
 
 
@@ -185,7 +189,7 @@ def _remedy(evidence, codes):
     keep = head.shape[-1] == units and "missing_flatten" not in codes
     what = "the last layer kept" if keep else f"a new last layer of {units} unit{'s' if units > 1 else ''}"
     loss = _fitting(facts) + (" of logits" if expects == "logit" else "")
-    change = lambda subject: changes.new_output(subject, head, facts, keep)
+    change = partial(changes.new_output, head=head, facts=facts, keep=keep)
     return Remedy(f"{what}, no activation after it, and {loss}", change)
 
 
@@ -199,7 +203,7 @@ def summing_loss(evidence: Evidence):
             "loss_reduction",
             "serious",
             "The loss is a sum over the examples, so the gradient grows with the batch size.",
-            f"The loss of a batch twice as large is twice as large; at {size} examples the rate is {size} times as high.",
+            f"The loss of a batch twice as large is twice as large; with {size} examples the rate is {size} times as high.",
             "Take the mean over the examples, or divide the learning rate by the batch size.",
         ),
         Remedy("the mean over the examples", changes.mean_loss),

@@ -19,9 +19,13 @@ def clearly_better(before: float, after: float) -> bool:
     return after >= LEARNS and after - before >= GAIN and 1 - after <= 0.5 * (1 - before)
 
 
-def severity(before: float, after: float) -> str:
-    """Return "serious" where training as planned reaches less than half of what it could, else "warning"."""
-    return "serious" if before < 0.5 * after else "warning"
+def severity(evidence: Evidence, before: float, after: float) -> str:
+    """Return "serious" where training as planned reaches less than half of what it could, else "warning".
+
+    A plan that was cut short by the budget is not judged while its loss falls.
+    """
+    cut = evidence.falls and not (evidence.planned.complete and evidence.subject.epochs is not None)
+    return "serious" if before < 0.5 * after and not cut else "warning"
 
 
 def _known(evidence):
@@ -73,11 +77,12 @@ def _rate(which, evidence, before, after, factor):
     if not evidence.subject.planned:
         before, which = -1.0, which
     code = f"learning_rate_too_{which}"
-    text = f"As planned, training reaches {_percent(evidence, before)}; with {factor:g} times the rate {_percent(evidence, after)}"
+    text = f"As planned, training reaches {_percent(evidence, before)}; "
+    text += f"with {factor:g} times the rate {_percent(evidence, after)}"
     last = evidence.planned.losses[0][-1]
     text += ", and its loss is not finite as planned." if not np.isfinite(last) else "."
     title = f"The learning rate is too {which}."
-    finding = Finding(code, severity(before, after), title, text, f"Multiply the learning rate by {factor:g}.")
+    finding = Finding(code, severity(evidence, before, after), title, text, f"Multiply the learning rate by {factor:g}.")
     return Suspicion(finding, Remedy(f"{factor:g} times the learning rate", changes.scaled_rate(factor)))
 
 
@@ -94,7 +99,7 @@ def _steps(evidence, before, after):
     text += f"after {LONG * steps} steps {_percent(evidence, after)}."
     title = "Training ends too early: the loss still falls."
     advice = f"Train for at least {LONG} times as many epochs."
-    finding = Finding("too_few_steps", severity(before, after), title, text, advice)
+    finding = Finding("too_few_steps", severity(evidence, before, after), title, text, advice)
     return Suspicion(finding, Remedy(f"{LONG} times the epochs", changes.more_epochs(LONG)))
 
 

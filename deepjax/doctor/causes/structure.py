@@ -1,5 +1,7 @@
 """Causes in the structure: dropout, activations between layers, parameters without gradient or without updates."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def dropout_after_output(evidence: Evidence):
         return
     remedy = None
     if head is not None and evidence.targets.kind != "other":
-        change = lambda subject: changes.new_output(subject, head, evidence.targets, keep=True)
+        change = partial(changes.new_output, head=head, facts=evidence.targets, keep=True)
         units = changes.fitting_loss(evidence.targets, evidence.subject.targets)[0]
         remedy = Remedy("no dropout after the last layer", change) if units == head.shape[-1] else None
     title = "A dropout follows the last layer, so that outputs themselves are set to 0 in training."
@@ -74,7 +76,8 @@ def linear_network(evidence: Evidence):
         return
     title = "There is no activation between the layers, so the network is one linear map."
     text = f"{len(rows)} layers; the output at the middle of two inputs is the mean of their outputs."
-    finding = Finding("missing_hidden_activation", "serious", title, text, "Add an activation, such as ReLU, between layers.")
+    advice = "Add an activation, such as ReLU, between layers."
+    finding = Finding("missing_hidden_activation", "serious", title, text, advice)
     last = rows[-1].layer
     remedy = Remedy("a ReLU after every layer but the last", changes.with_relu(last)) if subject.module else None
     yield Suspicion(finding, remedy, certain=subject.module is None)
@@ -96,6 +99,8 @@ def saturating_activations(evidence: Evidence):
 def parameters_without_gradient(evidence: Evidence):
     """Find parameters on which the loss does not depend, or whose gradient is blocked."""
     subject, params = evidence.subject, evidence.variables["params"]
+    if changes.HEAD in params:
+        return  # a new output has been added, and the old one is not used
     rest = {name: tree for name, tree in evidence.variables.items() if name != "params"}
     leaves, tree = jax.tree.flatten(params)
 
@@ -112,7 +117,7 @@ def parameters_without_gradient(evidence: Evidence):
         return
     text = f"{len(names)} of {len(paths)} arrays of parameters have no path to the loss: {_listed(names)}."
     title = "Some parameters get no gradient: their layers are not connected to the loss."
-    advice = "Check that the layer's output is used, and that no `stop_gradient`, `argmax`, rounding or cast to integers follows."
+    advice = "Check that the layer's output is used, and that no `stop_gradient`, `argmax`, rounding or cast follows."
     severity = "serious" if len(names) < len(paths) or not evidence.healthy else "warning"
     yield Suspicion(Finding("no_gradient", severity, title, text, advice, layer=names[0]))
 

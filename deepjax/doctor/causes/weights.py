@@ -1,5 +1,7 @@
 """Causes in the initial weights, from what one batch measures layer by layer."""
 
+from functools import partial
+
 import jax
 import numpy as np
 
@@ -7,6 +9,7 @@ from deepjax.doctor import changes
 from deepjax.doctor.causes.structure import SATURATING
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
+from deepjax.errors import InputError
 
 DEPTH = 1e3  # change of activations from the first to the last hidden layer that counts as exploding or vanishing
 GRADIENT = 1e4  # the same for gradients
@@ -18,9 +21,16 @@ LSUV = "initialization from data: every layer's output with variance 1 (LSUV)"
 
 
 def _remedy(evidence):
-    if evidence.subject.module is None:
+    return _usable(evidence, Remedy(LSUV, partial(changes.scaled_weights, key=evidence.key)))
+
+
+def _usable(evidence, remedy):
+    """Return a remedy that initializes from data, or None where the model cannot be initialized so."""
+    try:
+        remedy.change(evidence.subject)
+    except InputError:
         return None
-    return Remedy(LSUV, lambda subject: changes.scaled_weights(subject, evidence.key))
+    return remedy
 
 
 def symmetric_units(evidence: Evidence):
@@ -35,7 +45,7 @@ def symmetric_units(evidence: Evidence):
     text = f"All units of {', '.join(names[:3])} have the same incoming weights and the same gradients."
     title = "The units of a layer start equal and stay equal: the layer works as one unit."
     finding = Finding(
-        "symmetric_initialization", "serious", title, text, "Draw the weights at random, such as by `he_normal`.", names[0]
+        "symmetric_initialization", "serious", title, text, "Draw the weights at random (`he_normal`).", names[0]
     )
     yield Suspicion(finding, _remedy(evidence))
 
@@ -56,19 +66,19 @@ def dead_units(evidence: Evidence):
     """Find ReLU layers whose units are 0 for every example."""
     rows = [row for row in evidence.measured.rows[:-1] if row.activation in ("relu", "relu6") and row.dead > DEAD]
     if rows:
-        text = f"In {rows[0].layer}, {100 * rows[0].dead:.0f} % of the units return the same for all {_count(evidence)} examples"
+        text = f"In {rows[0].layer}, {100 * rows[0].dead:.0f} % of the units return the same for all examples"
         text += f" (mean input {rows[0].mean:.3g}, standard deviation {rows[0].std:.3g})."
-        title = "ReLUs are dead: their inputs are negative for every example, so they have no gradient."
-        advice = "Start with biases of 0 and weights by He et al. (2015), and lower the learning rate if they die later."
+        title = "ReLUs are dead: they return 0 for every example, so they have no gradient."
+        advice = (
+            "Start with biases of 0 and weights by He et al. (2015), and lower the learning rate if they die later."
+        )
         yield Suspicion(Finding("dead_relus", "serious", title, text, advice, rows[0].layer), _fresh(evidence))
 
 
 def _fresh(evidence):
     """New weights from data, and biases of 0."""
-    if evidence.subject.module is None:
-        return None
-    change = lambda subject: changes.scaled_weights(subject, evidence.key, zero_biases=True)
-    return Remedy(LSUV + ", biases of 0", change)
+    change = partial(changes.scaled_weights, key=evidence.key, zero_biases=True)
+    return _usable(evidence, Remedy(LSUV + ", biases of 0", change))
 
 
 def _count(evidence):
@@ -132,8 +142,8 @@ def _gradients(evidence, rows):
     advice = "Use ReLU, initialization from data, normalization or residual connections."
     finding = Finding(code, "serious", title, text, advice, rows[0].layer)
     saturating = sum(row.activation in SATURATING for row in rows) * 2 > len(rows)
-    remedy = Remedy("ReLU in place of saturating activations", changes.relu_in_place) if saturating else _fresh(evidence)
-    yield Suspicion(finding, remedy)
+    relu = Remedy("ReLU in place of saturating activations", changes.relu_in_place)
+    yield Suspicion(finding, relu if saturating else _fresh(evidence))
 
 
 def scale_of_layers(evidence: Evidence):
