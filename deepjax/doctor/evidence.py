@@ -73,12 +73,13 @@ class Evidence:
     def _sensitive(self) -> list[bool]:
         """For each array of inputs: whether the outputs have a gradient in it. Indices, such as words, have none."""
         leaves, tree = jax.tree.flatten(self.batch[0])
+        variables = self.variables  # computed before anything is traced
         real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
         def value(moving):
             moving = iter(moving)
             given = [next(moving) if each else leaf for leaf, each in zip(leaves, real, strict=True)]
-            out, _ = self.subject.apply(self.variables, jax.tree.unflatten(tree, given), False, self.key)
+            out, _ = self.subject.apply(variables, jax.tree.unflatten(tree, given), False, self.key)
             return sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(out))
 
         moving = [leaf for leaf, each in zip(leaves, real, strict=True) if each]

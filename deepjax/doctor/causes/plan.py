@@ -82,7 +82,9 @@ def _rate(which, evidence, before, after, factor):
     last = evidence.planned.losses[0][-1]
     text += ", and its loss is not finite as planned." if not np.isfinite(last) else "."
     title = f"The learning rate is too {which}."
-    finding = Finding(code, severity(evidence, before, after), title, text, f"Multiply the learning rate by {factor:g}.")
+    finding = Finding(
+        code, severity(evidence, before, after), title, text, f"Multiply the learning rate by {factor:g}."
+    )
     return Suspicion(finding, Remedy(f"{factor:g} times the learning rate", changes.scaled_rate(factor)))
 
 
