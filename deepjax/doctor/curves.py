@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
@@ -24,11 +26,11 @@ def _select(which, *cases):
 
 
 def _convert(x, new_dtype):
-    kind = np.dtype(new_dtype).kind if not hasattr(new_dtype, "kind") else new_dtype.kind
     x = np.asarray(x)
-    if kind == "b":
+    if jnp.issubdtype(new_dtype, jnp.bool_):
         return x != 0
-    return np.trunc(x) if kind in "iu" and x.dtype.kind == "f" else x.astype(float)
+    whole = jnp.issubdtype(new_dtype, jnp.integer) and x.dtype.kind == "f"
+    return np.trunc(x) if whole else x.astype(float)
 
 
 # The elementwise operations of jax.lax in float64 NumPy.
@@ -62,9 +64,12 @@ def compute(eqn, values):
 
 
 def number(value):
-    """Return a scalar constant as a NumPy value, or None for an array with different entries or of other things."""
-    value = np.asarray(value) if not hasattr(value, "dtype") or value.dtype.kind in "fiub" else None
-    return value.reshape(-1)[0] if value is not None and value.size == 1 else None
+    """Return an array of one number as a NumPy scalar, bfloat16 as float64; None for any other array."""
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    if jnp.issubdtype(dtype, jax.dtypes.extended) or np.size(value) != 1:
+        return None
+    value = np.asarray(value).reshape(-1)[0]
+    return value.astype(float) if jnp.issubdtype(dtype, jnp.floating) else value
 
 
 def literal(atom):
@@ -109,6 +114,7 @@ _FORMS = {
 CANDIDATES = [(name, curve) for name, curve in _named(GRID).items()] + [
     (name, curve) for name, curves in _FORMS.items() for curve in curves
 ]
+EXACT, ROUNDED = 1e-4, 2e-3  # misfits in float32, and where constants of the function are bfloat16
 STATISTICS = ("square", "abs", "power", "log")  # what norms compute on the way; they are no activations
 
 
@@ -128,31 +134,32 @@ def classify(curve) -> str:
     curve = curve.astype(float)
     if not np.isfinite(curve).all():
         return "log"  # logarithms and roots are not defined for all numbers
-    if _fits(curve, GRID, signed=True):
+    if _misfit(curve, GRID, signed=True) < EXACT:
         return "affine"
-    for name, values in CANDIDATES:
-        if _fits(curve, values):
-            return name
-    return _two_pieces(curve)
+    pieces = _two_pieces(curve)
+    misfit, best = min((_misfit(curve, values), name) for name, values in CANDIDATES)
+    if misfit > EXACT and pieces:
+        return pieces
+    if misfit < ROUNDED:
+        return best
+    return "power" if np.allclose(curve, curve[::-1]) else "other"
 
 
-def _fits(curve, values, signed=False):
-    """Whether curve = a values + b, with a > 0 unless `signed`."""
+def _misfit(curve, values, signed=False):
+    """Return max |curve - a values - b| / range of the curve, by least squares; infinite for a < 0 unless `signed`."""
     centered = values - values.mean()
     slope = (centered @ curve) / (centered @ centered)
     rest = curve - curve.mean() - slope * centered
-    return (signed or slope > 0) and np.abs(rest).max() <= 1e-4 * max(np.ptp(curve), 1e-30)
+    return np.abs(rest).max() / max(np.ptp(curve), 1e-30) if signed or slope > 0 else np.inf
 
 
 def _two_pieces(curve):
-    """Name functions that have one form on each side of 0."""
+    """Return the name of a function with slope 1 on the right of 0, up to a factor, and any scale on the left."""
     left, right = GRID < 0, GRID > 0
     up = curve[right] / GRID[right]
-    if np.ptp(up) <= 1e-4 * abs(up).max() and up[0] > 0:
-        down = curve[left] / GRID[left]
-        if np.ptp(down) <= 1e-4 * up[0]:
-            return "leaky_relu"
-        bend = curve[left] / np.expm1(GRID[left])
-        if np.ptp(bend) <= 1e-3 * up[0] and bend[0] > 0:
-            return "elu"
-    return "power" if np.allclose(curve, curve[::-1]) else "other"
+    if np.ptp(up) > EXACT * abs(up).max() or up[0] <= 0:
+        return ""
+    down, bend = curve[left] / GRID[left], curve[left] / np.expm1(GRID[left])
+    if np.ptp(down) <= EXACT * up[0] and abs(down[0]) > EXACT * up[0]:
+        return "leaky_relu"
+    return "elu" if np.ptp(bend) <= EXACT * up[0] and bend[0] > EXACT * up[0] else ""

@@ -1,5 +1,6 @@
 """Measure a model layer by layer on one batch: its activations, gradients, parameters and update."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -184,7 +185,7 @@ class Traced:
         norms, (scales, grams) = np.asarray(found["norms"], float), found["grams"]
         grams = np.asarray(grams, float) * np.square(np.asarray(scales, float))[:, None, None]
         parameters = tuple(
-            ParameterRow(path, tuple(leaf.shape), *map(float, row), *_ratios(row), *_agreement(gram))
+            _parameter_row(path, leaf, row, gram)
             for path, leaf, row, gram in zip(self.paths, leaves, norms.T, grams, strict=True)
         )
         gradient_rms = norms[1] / np.sqrt([max(leaf.size, 1) for leaf in leaves])
@@ -227,16 +228,17 @@ def _at(tag, k):
     return replace(tag, at=((), -2 - k), anchor=((), -2 - k))
 
 
-def _ratios(row) -> tuple[float, float]:
+def _parameter_row(path, leaf, row, gram) -> ParameterRow:
     norm, gradient, update = map(float, row)
-    return (gradient / norm, update / norm) if norm > 0 else (float("nan"),) * 2
+    ratios = (gradient / norm, update / norm) if norm > 0 else (math.nan, math.nan)
+    return ParameterRow(path, tuple(leaf.shape), norm, gradient, update, *ratios, *_agreement(gram))
 
 
 def _agreement(gram) -> tuple[float, float]:
     """Return (signal-to-noise ratio, mean cosine) of vectors from their products, [m, m]."""
     count = len(gram)
     if count < 2 or not np.isfinite(gram).all():
-        return float("nan"), float("nan")
+        return math.nan, math.nan
     mean = gram.sum() / count**2
     spread = max(np.trace(gram) - count * mean, 0.0) / (count - 1)
     lengths = np.sqrt(np.maximum(np.diag(gram), 0))

@@ -112,7 +112,7 @@ def layer_rows(follow: Follow, plan: Plan, notes, backward, paths, kinds, arrays
         name, step = _numbered(names[layer.place], layer, arrays, calls)
         activation, units = _activation(layer, order, activations)
         main = _main(layer.leaves, arrays)
-        weights = select(plan, kernel, notes[kernel] | {"sink": backward[kernel]}, steps)
+        weights = select(plan, kernel, notes[kernel] | {"sink": backward[kernel]}, steps) or {}
         shared = np.sqrt(np.mean(np.square(gradient_rms[main])))
         rows.append(
             Row(
@@ -122,7 +122,7 @@ def layer_rows(follow: Follow, plan: Plan, notes, backward, paths, kinds, arrays
                 activation=activation,
                 **_forward(forward),
                 **_units(units or forward),
-                **_backward(select(plan, z, {"sink": backward[z]}, steps)),
+                **_backward(select(plan, z, {"sink": backward[z]}, steps) or {}),
                 **_weights(weights, layer),
                 weight_gradient_rms=float(weights["sink"][0, 0] if layer.varies else shared),
                 fan_in=layer.product.fan_in,

@@ -133,15 +133,14 @@ def _results(plan, eqn, operands, sinks, here):
     if body is not None and name not in ("scan", "while", "cond") and (within or name not in CUSTOM):
         consts = [c for value in eqn.params.values() if hasattr(value, "consts") for c in value.consts]
         return run(plan, body, consts, operands, sinks, here)
-    if name in CUSTOM:
-        return _whole(eqn, operands), {}
+    if name in CUSTOM and body is not None:
+        return _whole(eqn, body, operands), {}
     results = eqn.primitive.bind(*operands, **eqn.params)
     return (results if eqn.primitive.multiple_results else [results]), {}
 
 
-def _whole(eqn, operands):
+def _whole(eqn, body, operands):
     """Compute a function that has a derivative of its own, with this derivative."""
-    body = called_jaxpr(eqn)
     alone = body.replace(constvars=[], outvars=eqn.outvars, eqns=[eqn.replace(invars=body.invars)])
     return jaxpr_as_fun(ClosedJaxpr(alone, []))(*operands)
 
