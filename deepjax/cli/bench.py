@@ -217,9 +217,7 @@ def _doctor(options):
     from deepjax.benchmarks import doctor
 
     only = _words(options.only)
-    record = doctor.run(
-        options.out, options.folder, only=only, seed=options.seed, budget=options.budget, log=_log
-    )
+    record = doctor.run(options.out, options.folder, only=only, seed=options.seed, budget=options.budget, log=_log)
     return doctor.about(record), doctor.tables(record), ("doctor.json", "doctor.md")
 
 

@@ -148,5 +148,3 @@ def _show(report, options):
     if options.out is not None and not options.json:
         print(f"see {options.out}")
     return 1 if report.serious else 0
-
-

@@ -60,9 +60,7 @@ def examine(
     """
     if not budget > 0:
         raise InputError(f"budget {budget} must be above 0 seconds")
-    made = subject(
-        model, batch, loss, variables=variables, optimizer=optimizer, batch_size=batch_size, epochs=epochs
-    )
+    made = subject(model, batch, loss, variables=variables, optimizer=optimizer, batch_size=batch_size, epochs=epochs)
     return examine_subject(made, key, budget)
 
 
@@ -205,4 +203,4 @@ def _verdict(start, findings, outcome):
     return text
 
 
-__all__ = ["examine", "examine_subject", "Remedy"]
+__all__ = ["Remedy", "examine", "examine_subject"]

@@ -11,7 +11,6 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 
 from deepjax.doctor import statistics, taps
-from deepjax.doctor.compiling import compile_quickly
 from deepjax.doctor.follow import NORM, Follow, Tag
 from deepjax.doctor.rows import Row, layer_names, layer_rows
 from deepjax.doctor.subject import Subject

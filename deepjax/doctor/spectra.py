@@ -28,7 +28,9 @@ def jacobian(evidence) -> tuple[float, ...]:
         out, _ = subject.apply(evidence.variables, inputs, False, evidence.key)
         return jax.tree.leaves(out)[0].astype(jnp.float32).ravel()
 
-    matrix = np.asarray(compile_quickly(jax.jacrev(one))(jnp.asarray(leaves[0][0]))).reshape(outs[0].size // outs[0].shape[0], -1)
+    matrix = np.asarray(compile_quickly(jax.jacrev(one))(jnp.asarray(leaves[0][0]))).reshape(
+        outs[0].size // outs[0].shape[0], -1
+    )
     if not np.isfinite(matrix).all():
         return ()
     return tuple(float(s) for s in np.linalg.svd(matrix, compute_uv=False))
@@ -50,7 +52,9 @@ def sharpness(evidence) -> float:
         gradient = jax.grad(lambda p: value(p, inputs, targets))
         leaves, tree = jax.tree.flatten(params)
         keys = [jax.random.fold_in(evidence.key, 100 + i) for i in range(len(leaves))]
-        start = jax.tree.unflatten(tree, [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)])
+        start = jax.tree.unflatten(
+            tree, [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
+        )
 
         def step(carry, _):
             vector, _ = carry

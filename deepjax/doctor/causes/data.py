@@ -105,7 +105,7 @@ def empty_inputs(evidence: Evidence):
     described = evidence.inputs or []
     leaves = jax.tree.leaves(evidence.subject.inputs)
     varied = [np.any(np.asarray(a) != np.asarray(a)[:1], axis=tuple(range(1, a.ndim))).mean() for a in leaves]
-    if max(varied) >= SAME or evidence.subject.examples < 2 or evidence.subject.examples <= 2 / SAME and max(varied):
+    if max(varied) >= SAME or evidence.subject.examples < 2 or (evidence.subject.examples <= 2 / SAME and max(varied)):
         return
     low = min((i.low for i in described), default=float(np.min(leaves[0])))
     high = max((i.high for i in described), default=float(np.max(leaves[0])))

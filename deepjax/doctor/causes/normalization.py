@@ -58,7 +58,8 @@ def small_batch(evidence: Evidence):
     text = f"The planned batch size is {size}; mean and variance of so few examples are mostly noise."
     advice = "Use batches of at least 16, or group or layer normalization."
     yield Suspicion(
-        Finding("batch_norm_small_batch", "serious", title, text, advice), Remedy("batches of 32", changes.batches_of(32))
+        Finding("batch_norm_small_batch", "serious", title, text, advice),
+        Remedy("batches of 32", changes.batches_of(32)),
     )
 
 

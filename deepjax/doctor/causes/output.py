@@ -48,7 +48,7 @@ def _units(evidence):
         yield (
             "wrong_output_units",
             f"{classes} classes are predicted as one number.",
-            f"The last layer has 1 output; classes have no order on a line.",
+            "The last layer has 1 output; classes have no order on a line.",
             f"Give the last layer {classes} units, with a softmax.",
         )
     if facts.kind == "numbers" and evidence.loss.form == "broadcast" and outputs > 1:
@@ -154,7 +154,9 @@ def _loss(evidence):
         yield "wrong_loss", "A loss of two classes is used for several.", text, f"Use {_fitting(facts)}."
     elif loss.expects in ("number", "rate") and facts.kind in CLASSES and not evidence.healthy:
         text = f"The loss is a {loss.kind}; the targets are {max(facts.classes, 2)} classes."
-        title = "A loss of numbers is used for classes; its gradient vanishes where predictions are wrong and confident."
+        title = (
+            "A loss of numbers is used for classes; its gradient vanishes where predictions are wrong and confident."
+        )
         yield "wrong_loss", title, text, f"Use {_fitting(facts)}."
 
 
@@ -163,7 +165,11 @@ def _target(evidence):
 
 
 def _fitting(facts):
-    names = {"classes": "the cross entropy of indices", "one-hot": "the cross entropy", "numbers": "the mean squared error"}
+    names = {
+        "classes": "the cross entropy of indices",
+        "one-hot": "the cross entropy",
+        "numbers": "the mean squared error",
+    }
     return names.get(facts.kind, "the binary cross entropy")
 
 

@@ -74,7 +74,9 @@ def linear_network(evidence: Evidence):
         return
     title = "There is no activation between the layers, so the network is one linear map."
     text = f"{len(rows)} layers; the output at the middle of two inputs is the mean of their outputs."
-    finding = Finding("missing_hidden_activation", "serious", title, text, "Add an activation, such as ReLU, between layers.")
+    finding = Finding(
+        "missing_hidden_activation", "serious", title, text, "Add an activation, such as ReLU, between layers."
+    )
     last = rows[-1].layer
     remedy = Remedy("a ReLU after every layer but the last", changes.with_relu(last)) if subject.module else None
     yield Suspicion(finding, remedy, certain=subject.module is None)

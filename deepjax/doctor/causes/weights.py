@@ -35,7 +35,12 @@ def symmetric_units(evidence: Evidence):
     text = f"All units of {', '.join(names[:3])} have the same incoming weights and the same gradients."
     title = "The units of a layer start equal and stay equal: the layer works as one unit."
     finding = Finding(
-        "symmetric_initialization", "serious", title, text, "Draw the weights at random, such as by `he_normal`.", names[0]
+        "symmetric_initialization",
+        "serious",
+        title,
+        text,
+        "Draw the weights at random, such as by `he_normal`.",
+        names[0],
     )
     yield Suspicion(finding, _remedy(evidence))
 
@@ -59,7 +64,9 @@ def dead_units(evidence: Evidence):
         text = f"In {rows[0].layer}, {100 * rows[0].dead:.0f} % of the units return the same for all {_count(evidence)} examples"
         text += f" (mean input {rows[0].mean:.3g}, standard deviation {rows[0].std:.3g})."
         title = "ReLUs are dead: their inputs are negative for every example, so they have no gradient."
-        advice = "Start with biases of 0 and weights by He et al. (2015), and lower the learning rate if they die later."
+        advice = (
+            "Start with biases of 0 and weights by He et al. (2015), and lower the learning rate if they die later."
+        )
         yield Suspicion(Finding("dead_relus", "serious", title, text, advice, rows[0].layer), _fresh(evidence))
 
 
@@ -132,7 +139,9 @@ def _gradients(evidence, rows):
     advice = "Use ReLU, initialization from data, normalization or residual connections."
     finding = Finding(code, "serious", title, text, advice, rows[0].layer)
     saturating = sum(row.activation in SATURATING for row in rows) * 2 > len(rows)
-    remedy = Remedy("ReLU in place of saturating activations", changes.relu_in_place) if saturating else _fresh(evidence)
+    remedy = (
+        Remedy("ReLU in place of saturating activations", changes.relu_in_place) if saturating else _fresh(evidence)
+    )
     yield Suspicion(finding, remedy)
 
 
