@@ -115,6 +115,18 @@ MUTATIONS = [
              "tests/training/test_averaging.py"),
     Mutation("checkpoints: damage overlooked", "runs/checkpoint.py",
              "if found.get(name) != digest:", "if found.get(name) is None:", "tests/training/test_loop.py -k damage"),
+    Mutation("hunt: what a where removes is linked", "doctor/origins.py",
+             "(chosen == i) & ~np.isfinite", "(chosen >= 0) & ~np.isfinite", "tests/doctor/test_non_finite.py"),
+    Mutation("hunt: order of a reversed scan", "doctor/origins.py",
+             "reversed(order) if params[\"reverse\"] else order", "order", "tests/doctor/test_non_finite.py"),
+    Mutation("hunt: passes in the order of computation", "doctor/origins.py",
+             "(PASSES.index(direction_of(search, event, ends)), event.number)", "event.number", "tests/doctor/test_non_finite.py"),
+    Mutation("hunt: factors of the backward pass are in the forward pass", "doctor/origins.py",
+             "event.place.transposed or not _is_forward(event, ends)", "event.place.transposed", "tests/doctor/test_non_finite.py"),
+    Mutation("coordinates: change from the initial activations", "doctor/coordinates.py",
+             "jnp.abs(new[name] - old[name]).mean()", "jnp.abs(new[name]).mean()", "tests/doctor/test_coordinates.py"),
+    Mutation("coordinates: the first unit of a scan", "doctor/outputs.py",
+             "value[(-1,) *", "value[(0,) *", "tests/doctor/test_coordinates.py"),
 ]  # fmt: skip
 
 

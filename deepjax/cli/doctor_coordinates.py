@@ -23,7 +23,7 @@ def show_coordinates(config, *, widths=(), depths=(), steps=4, seeds=3, plot="co
     Args:
       config: the parsed Config.
       widths, depths: values of these options of the network; an empty one is not checked.
-      steps, seeds: as of `training.coordinates`.
+      steps, seeds: as of `training.coordinate_check`.
       plot: file of the figure, .png or .svg.
 
     Returns:
@@ -31,7 +31,7 @@ def show_coordinates(config, *, widths=(), depths=(), steps=4, seeds=3, plot="co
     """
     from deepjax.cli.terminal import display, table
     from deepjax.runs import plots
-    from deepjax.training import coordinates
+    from deepjax.training import coordinate_check
 
     if not widths and not depths:
         raise InputError("a coordinate check needs --widths or --depths, such as --widths 32,64,128")
@@ -40,10 +40,11 @@ def show_coordinates(config, *, widths=(), depths=(), steps=4, seeds=3, plot="co
     found = []
     for axis, sizes in (("width", widths), ("depth", depths)):
         if sizes:
-            found.append(coordinates(config, axis, sizes, steps=steps, seeds=seeds, log=display()))
+            found.append(coordinate_check(config, axis, sizes, steps=steps, seeds=seeds, log=display()))
     for one in found:
         table(*one.table())
         print(one.verdict)
+    path.parent.mkdir(parents=True, exist_ok=True)
     plots.save(plots.coordinates(found, config.model), path)
     print(f"see {path}")
     return 0 if all(one.stable for one in found) else 1

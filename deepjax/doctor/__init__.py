@@ -1,6 +1,6 @@
 """Why a model does not train: measure it, name what is wrong, try the remedy; where NaN and infinity come from; scale."""
 
-from deepjax.doctor.coordinates import Coordinates, check_coordinates
+from deepjax.doctor.coordinates import Coordinates, coordinate_check
 from deepjax.doctor.examine import examine
 from deepjax.doctor.measure import measure
 from deepjax.doctor.non_finite import NonFinite, hunt
@@ -14,7 +14,7 @@ __all__ = [
     "Outcome",
     "Report",
     "Sweep",
-    "check_coordinates",
+    "coordinate_check",
     "examine",
     "hunt",
     "measure",

@@ -135,7 +135,7 @@ def _slopes(row):
     return [(what, slope) for what, slope in both if slope.word != "stable"]
 
 
-def check_coordinates(
+def coordinate_check(
     make: Callable,
     sizes: Sequence[int],
     batch,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 from jax.extend.core import jaxprs_in_params
 
-from deepjax.doctor.origins import SINGULAR, Event, Operand, Place, Search, is_bad, is_forward, origin_of, place_of
+from deepjax.doctor.origins import SINGULAR, Event, Operand, Place, Search, direction_of, is_bad, origin_of, place_of
 from deepjax.doctor.remedies import overflows, remedy_of
 from deepjax.trace.calls import around_methods
 
@@ -55,7 +55,8 @@ class NonFinite:
     def what(self) -> str:
         """The operation and its layer in a few words."""
         if self.kind != "equation":
-            return f"{self.primitive} holds {_shown(self.result)}{self._of_rows()}"
+            where = f" ({self.source})" if self.source else ""
+            return f"{self.primitive} holds {_shown(self.result)}{self._of_rows()}{where}"
         name = f"the derivative of {self.derivative_of}" if self.derivative_of else self.primitive
         where = f" in layer {self.layer}" if self.layer else "" if self.layer is None else " in the model"
         units = "".join(f", step {step} of its loop" for step in self.steps[-1:])
@@ -145,7 +146,7 @@ def _finding(jaxpr, search, results, origin):
     trap = False
     if origin.kind == "equation":
         ends = [event for value, events in results if is_bad(value) for event in events]
-        direction = _direction(search, origin, ends)
+        direction = direction_of(search, origin, ends)
         derivative = _derivative_of(jaxpr, search, origin) if direction == "backward" else ""
         trap = direction == "backward" and _is_trap(origin)
     found = NonFinite(
@@ -165,14 +166,6 @@ def _finding(jaxpr, search, results, origin):
         remedy="",
     )
     return replace(found, remedy=remedy_of(found))
-
-
-def _direction(search, origin, ends):
-    stack = origin.place.stack
-    if origin.place.transposed or not is_forward(origin, ends):
-        return "backward"
-    after = search.first_transposed is not None and origin.number > search.first_transposed
-    return "update" if after and "jvp(" not in stack else "forward"
 
 
 def _is_trap(origin: Event):

@@ -41,7 +41,8 @@ SINGULAR: dict[str, Callable] = {
     "atanh": lambda x, **_: abs(x) == 1,
 }
 # Frames of these folders are never where a user's function stands.
-LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/optax/", "/deepjax/trace/", "/deepjax/doctor/", "/contextlib.py")
+_DEEPJAX = tuple(f"/deepjax/{name}/" for name in ("trace", "doctor", "functional/convolution"))
+LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/optax/", "/contextlib.py", *_DEEPJAX)
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Event:
     consumers: list["Event"] = field(default_factory=list)
 
 
+PASSES = ("", "forward", "backward", "update")  # in the order of their causes; "" for arguments and constants
 Pair = tuple[Any, tuple[Event, ...]]  # an array, and the events from which its bad elements come
 
 
@@ -122,8 +124,8 @@ class Search:
         self.singular: list[tuple[int, str, Place]] = []  # (number, primitive, place) of derivatives that are infinite
         self.first_transposed: int | None = None  # number of the first equation of the backward pass
 
-    def given(self, kind, name, value) -> Pair:
-        """Return an argument or a constant as a pair."""
+    def given(self, kind, name, value, place=Place()) -> Pair:
+        """Return an argument or a constant as a pair; `place` is where a constant is read."""
         if not is_bad(value):
             return value, ()
         wrong = np.argwhere(~np.isfinite(np.asarray(value)))
@@ -131,7 +133,7 @@ class Search:
         rows = tuple(dict.fromkeys(int(w[0]) for w in wrong)) if len(index) else ()
         nan = bool(np.isnan(np.asarray(value)).any())
         value = np.asarray(value)
-        event = Event(kind, name, -1, _number(value[index]), index, str(value.dtype), rows=rows, creates=nan)
+        event = Event(kind, name, -1, _number(value[index]), index, str(value.dtype), place, rows=rows, creates=nan)
         self.events.append(event)
         return value, (event,)
 
@@ -141,11 +143,14 @@ class Search:
         last = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars if not isinstance(v, Literal)}
         keep = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
 
-        def of(atom):
-            return self.given("constant", "a constant", atom.val) if isinstance(atom, Literal) else found[atom]
+        def of(atom, eqn=None):
+            if not isinstance(atom, Literal):
+                return found[atom]
+            here = place if eqn is None or not is_bad(atom.val) else place_of(eqn, place)
+            return self.given("constant", "a constant", atom.val, here)
 
         for i, eqn in enumerate(jaxpr.eqns):
-            results = self._results(eqn, [of(v) for v in eqn.invars], place)
+            results = self._results(eqn, [of(v, eqn) for v in eqn.invars], place)
             found.update((v, r) for v, r in zip(eqn.outvars, results, strict=True) if v in keep or last.get(v, -1) > i)
             for v in eqn.invars:  # what nothing reads any more is freed
                 if not isinstance(v, Literal) and last[v] == i and v not in keep:
@@ -323,18 +328,32 @@ def _number(value):
 
 
 def origin_of(search: Search, results: Sequence[Pair]) -> Event | None:
-    """Return the event from which the bad elements of results come; None if all of them are finite."""
+    """Return the event from which the bad elements of results come; None if all of them are finite.
+
+    An event of the forward pass comes before one of the backward pass, whose factors are computed in the forward pass.
+    """
     reached, ahead = set(), [event for value, events in results if is_bad(value) for event in events]
     while ahead:
         event = ahead.pop()
         if event not in reached:
             reached.add(event)
             ahead += event.sources
-    order = sorted(reached, key=lambda event: event.number)
-    for chosen in ("creates", "makes_nan"):
-        if found := next((event for event in order if getattr(event, chosen)), None):
-            return _first_computed(search, found)
-    return order[0] if order else None
+    ends = [event for value, events in results if is_bad(value) for event in events]
+    for chosen in ("creates", "makes_nan", "kind"):  # every event has a kind
+        found = [_first_computed(search, event) for event in reached if getattr(event, chosen)]
+        if found:
+            return min(found, key=lambda event: (PASSES.index(direction_of(search, event, ends)), event.number))
+    return None
+
+
+def direction_of(search: Search, event: Event, ends: Sequence[Event]) -> str:
+    """Return the pass in which an event is, one of PASSES. ends: the events of the bad results."""
+    if event.kind != "equation":
+        return ""
+    if event.place.transposed or not _is_forward(event, ends):
+        return "backward"
+    after = search.first_transposed is not None and event.number > search.first_transposed
+    return "update" if after and "jvp(" not in event.place.stack else "forward"
 
 
 def _first_computed(search, event):
@@ -349,7 +368,7 @@ def _first_computed(search, event):
     return next((other for other in search.events if same(other)), event)
 
 
-def is_forward(event: Event, results: Sequence[Event]) -> bool:
+def _is_forward(event, ends):
     """Return whether an event's array is a part of the forward pass, and not only of derivatives.
 
     Differentiation adds equations to the forward pass whose results only the backward pass reads. So an array belongs
@@ -362,7 +381,7 @@ def is_forward(event: Event, results: Sequence[Event]) -> bool:
         if one in seen or one.place.transposed:
             continue
         seen.add(one)
-        if one in results or not one.consumers:
+        if one in ends or not one.consumers:
             return True
         ahead += one.consumers
     return False

@@ -9,6 +9,12 @@ TRAP = (
     "hides the bad elements from the result, but not from the backward pass. Put a second `where` inside: "
     "where(ok, f(where(ok, x, 1)), 0)"
 )
+_NAMES = (
+    "add add_any mul square integer_pow exp exp2 expm1 sinh cosh dot_general reduce_sum reduce_prod cumsum cumprod "
+    "cumlogsumexp convert_element_type reduce_window_sum conv_general_dilated conv_forward conv_input_gradient "
+    "conv_kernel_gradient scatter-add"
+)
+OVERFLOWING = frozenset(_NAMES.split())  # defined for all finite operands
 FORWARD = {
     "log": "log has no finite value there; take the logarithm of x + 1e-7 or of maximum(x, 1e-7), or compute it from "
     "logits by jax.nn.log_softmax or jax.nn.log_sigmoid",
@@ -24,6 +30,10 @@ FORWARD = {
     "asin": "arcsin needs a number in [-1, 1]; rounding leaves that range: clip it to [-1 + 1e-6, 1 - 1e-6]",
     "acosh": "arccosh needs a number of at least 1; clip it",
     "atanh": "arctanh needs a number between -1 and 1; clip it to [-1 + 1e-6, 1 - 1e-6]",
+    "cholesky": "the matrix is not positive definite; add a small multiple of the identity",
+    "custom_linear_solve": "the matrix is singular; add a small multiple of the identity, or solve by least squares",
+    "triangular_solve": "the matrix is singular: a number on its diagonal is 0",
+    "gather": "an index is outside of the array, where jnp.take gives NaN; look for labels or tokens too large",
     "erf_inv": "erf_inv needs a number between -1 and 1; clip it",
     "sub": "infinity minus infinity: such as a row of scores in which everything is masked by -inf; mask by a large "
     "finite number, such as -1e9, or leave such rows out",
@@ -53,7 +63,10 @@ def remedy_of(found) -> str:
             return "the parameters were not finite before this step: look at an earlier step, or load other weights"
         return "remove or replace these rows of the data; np.nan_to_num only hides them"
     if found.kind == "constant":
-        return "a constant of the function is not finite; look at what the function has from outside of its arguments"
+        return (
+            "the code itself holds this number; it may stand for an input that the code refuses, such as a label "
+            "outside of the classes"
+        )
     if found.trap:
         return TRAP
     if found.derivative_of in BACKWARD:
@@ -70,13 +83,16 @@ def overflows(found) -> bool:
         return len(values) == 2 and values[1] != 0 and all(map(math.isfinite, values))
     if found.primitive == "pow":
         return len(values) == 2 and values[0] > 0
-    return found.primitive not in FORWARD or (found.primitive == "sub" and all(map(math.isfinite, values)))
+    return found.primitive in OVERFLOWING or (found.primitive == "sub" and all(map(math.isfinite, values)))
 
 
 def _overflow(found):
     text = f"the result is beyond {float(jnp.finfo(found.dtype).max):.3g}, the largest {found.dtype}"
     if found.primitive in EXPONENTIAL and found.direction != "backward":
-        return f"{text}; subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand"
+        return (
+            f"{text}; subtract the maximum first, as jax.nn.softmax and jax.nn.logsumexp do, or clip the operand; "
+            f"log(1 + exp(x)) is jax.nn.softplus(x)"
+        )
     if found.dtype == "float16":
         return f"{text}; use bfloat16 or float32 here, scale the loss, or normalize what enters this operation"
     if found.direction == "backward":

@@ -5,7 +5,7 @@ A config reaches its first update on this path: `loop.train`, `setup.check`, `se
 """
 
 from deepjax.training.averaging import MomentEstimator, mean_parameters, moments_step
-from deepjax.training.coordinates import coordinates
+from deepjax.training.coordinates import coordinate_check
 from deepjax.training.evaluator import Evaluator
 from deepjax.training.find_lr import range_test
 from deepjax.training.grid import search
@@ -21,7 +21,7 @@ __all__ = [
     "MomentEstimator",
     "NotebookDisplay",
     "TrainState",
-    "coordinates",
+    "coordinate_check",
     "eval_step",
     "first_non_finite",
     "init_state",

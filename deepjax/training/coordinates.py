@@ -17,7 +17,7 @@ from deepjax.training.progress import Display
 from deepjax.training.step import apply_model
 
 
-def coordinates(
+def coordinate_check(
     config: Config,
     axis: str,
     sizes: Sequence[int],

@@ -18,7 +18,7 @@ SPIRALS = Config(
 
 
 def test_tables_verdicts_and_figure(tmp_path, capsys):
-    path = tmp_path / "scales.svg"
+    path = tmp_path / "new" / "scales.svg"
     code = show_coordinates(SPIRALS, widths=(16, 256), steps=2, seeds=1, plot=path)
     out = capsys.readouterr().out
     assert code == 1

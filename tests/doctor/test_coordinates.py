@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from deepjax.doctor import check_coordinates
+from deepjax.doctor import coordinate_check
 from deepjax.doctor.coordinates import OUTPUT, Slope, summarize
 from deepjax.doctor.outputs import module_outputs
 from deepjax.errors import InputError
@@ -48,7 +48,7 @@ def mup_adam(width):
 
 
 def test_the_standard_parametrization_is_not_stable_in_width():
-    found = check_coordinates(
+    found = coordinate_check(
         lambda width: MLP(width, False), (32, 64, 128), BATCH, cross_entropy, optimizer=optax.adam(1e-3), seeds=2
     )
     slopes = {row.layer: row.change_slope for row in found.rows}
@@ -66,7 +66,7 @@ def test_the_standard_parametrization_is_not_stable_in_width():
 
 
 def test_mup_is_stable_in_width():
-    found = check_coordinates(
+    found = coordinate_check(
         lambda width: MLP(width, True), (32, 64, 128), BATCH, cross_entropy, optimizer=mup_adam, seeds=3
     )
     assert found.stable, found.verdict
@@ -103,7 +103,7 @@ def test_residual_branches_need_a_factor_in_depth(scaled):
         return Residual(depth, depth**-0.5 if scaled else 1.0)
 
     depths = (16, 64, 256)
-    found = check_coordinates(
+    found = coordinate_check(
         make, depths, BATCH, cross_entropy, optimizer=optax.sgd(1e-4), axis="depth", steps=1, seeds=2
     )
     stream = next(row for row in found.rows if row.layer == "units/unit")
@@ -165,7 +165,7 @@ def test_outputs_are_those_that_flax_captures():
 
 def test_the_result_is_always_the_same():
     options = {"optimizer": optax.adam(0.01), "steps": 1, "seeds": 1}
-    one, two = (check_coordinates(lambda n: MLP(n, False), (2, 4), BATCH, cross_entropy, **options) for _ in range(2))
+    one, two = (coordinate_check(lambda n: MLP(n, False), (2, 4), BATCH, cross_entropy, **options) for _ in range(2))
     assert one.rows[0].change == two.rows[0].change
     assert one.rows[-1].change == two.rows[-1].change
 
@@ -194,4 +194,4 @@ def test_of_a_scan_it_is_the_last_unit():
 def test_arguments_that_cannot_work(changes, text):
     arguments = {"sizes": (4, 8), "batch": BATCH, "loss": cross_entropy, "optimizer": optax.sgd(0.1)} | changes
     with pytest.raises(InputError, match=text):
-        check_coordinates(lambda width: MLP(width, False), **arguments)
+        coordinate_check(lambda width: MLP(width, False), **arguments)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deepjax import layers
+from deepjax import functional, layers
 from deepjax.doctor import hunt
 from deepjax.units import stack
 
@@ -99,6 +99,30 @@ def test_what_does_not_reach_the_results_is_not_reported(function):
 def test_a_logarithm_of_zero_that_is_hidden_before_one_that_is_not():
     found = hunt(lambda x: jnp.where(x > 0, jnp.log(x), 0.0).sum() + jnp.log(x[0] - 4), X)
     assert (found.primitive, found.index) == ("log", ())
+    found = hunt(lambda x: jnp.where(x > 0, jnp.log(x), 1 / x), X)  # at one index both are infinite
+    assert (found.primitive, found.index) == ("div", (1,))
+
+
+def test_a_cause_in_the_forward_pass_comes_before_a_factor_of_the_backward_pass():
+    """The derivative of the norm is infinite too, and computed before the division."""
+
+    def cosine(u, v):
+        return u @ v / (jnp.linalg.norm(u) * jnp.linalg.norm(v))
+
+    found = hunt(jax.value_and_grad(cosine), np.zeros(2, np.float32), X)
+    assert (found.primitive, found.direction) == ("div", "forward")
+
+
+def test_what_the_code_itself_makes_nan():
+    loss = jax.value_and_grad(lambda logits, labels: functional.cross_entropy(logits, labels).mean())
+    found = hunt(loss, np.ones((2, 3), np.float32), np.array([0, 3]))
+    assert (found.kind, found.result != found.result) == ("constant", True)
+    assert "label outside of the classes" in found.remedy
+    assert "losses.py" in found.what
+    found = hunt(lambda x: jnp.take(x, jnp.array([5])), X)
+    assert (found.primitive, found.overflow) == ("gather", False)
+    found = hunt(jnp.linalg.cholesky, np.array([[1, 2], [2, 1]], np.float32))
+    assert "positive definite" in found.remedy
 
 
 def test_the_step_of_a_scan_at_which_it_begins():
@@ -111,6 +135,9 @@ def test_the_step_of_a_scan_at_which_it_begins():
     np.testing.assert_allclose(found.operands[0].value, -(5**0.25))
     found = hunt(jax.grad(jax.checkpoint(chain)), weights * weights * [1, 0, 1, 1], X + 1)
     assert (found.derivative_of, found.steps, found.direction) == ("sqrt", (1,), "backward")
+    for reverse, step in ((False, 2), (True, 3)):
+        roots = lambda w: jax.lax.scan(lambda y, w: (y, jnp.sqrt(w)), 0, w, reverse=reverse)  # noqa: B023, E731
+        assert hunt(roots, np.array([1, 1, -1, -1], np.float32)).steps == (step,)
     found = hunt(lambda x: jax.lax.while_loop(lambda y: y < 1e30, lambda y: y * y, x), np.float32(2))
     assert (found.primitive, found.steps, found.operands[0].value) == ("mul", (6,), 2.0**64)
 

@@ -6,7 +6,7 @@ import pytest
 
 from deepjax.config import Config, Data, Devices, Optimizer, Schedule
 from deepjax.errors import InputError
-from deepjax.training import coordinates
+from deepjax.training import coordinate_check
 
 SPIRALS = Config(
     data=Data(name="spirals"),
@@ -22,7 +22,7 @@ SPIRALS = Config(
 
 def test_the_standard_parametrization_is_not_stable_in_width():
     lines = []
-    found = coordinates(SPIRALS, "width", (16, 64, 256), steps=2, seeds=2, log=lines.append)
+    found = coordinate_check(SPIRALS, "width", (16, 64, 256), steps=2, seeds=2, log=lines.append)
     assert [row.layer for row in found.rows] == ["first", "hidden/unit/dense", "hidden/unit", "output"]
     assert found.rows[-1].change_slope.word == "grows"
     assert (found.sizes, found.steps, found.seeds, found.stable) == ((16, 64, 256), 2, 2, False)
@@ -31,7 +31,7 @@ def test_the_standard_parametrization_is_not_stable_in_width():
 
 def test_depths_of_scanned_units_on_devices_by_pmap():
     config = dataclasses.replace(SPIRALS, devices=Devices(count=2, strategy="pmap"))
-    found = coordinates(config, "depth", (3, 6), steps=2, seeds=1)
+    found = coordinate_check(config, "depth", (3, 6), steps=2, seeds=1)
     assert [row.layer for row in found.rows] == ["first", "hidden/unit/dense", "hidden/unit", "output"]
     assert found.rows[0].activation[0] == pytest.approx(
         found.rows[0].activation[1]
@@ -41,6 +41,6 @@ def test_depths_of_scanned_units_on_devices_by_pmap():
 
 def test_options_that_cannot_work():
     with pytest.raises(InputError, match="model lenet5 has no option width"):
-        coordinates(dataclasses.replace(SPIRALS, model="lenet5", model_options={}), "width", (1, 2))
+        coordinate_check(dataclasses.replace(SPIRALS, model="lenet5", model_options={}), "width", (1, 2))
     with pytest.raises(InputError, match="depth"):
-        coordinates(dataclasses.replace(SPIRALS, model="cifar_resnet", model_options={}), "depth", (20, 21))
+        coordinate_check(dataclasses.replace(SPIRALS, model="cifar_resnet", model_options={}), "depth", (20, 21))
