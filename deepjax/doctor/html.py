@@ -8,22 +8,24 @@ from typing import Any
 from deepjax.doctor import plots
 from deepjax.doctor.report import SEVERITIES, Outcome, Report
 from deepjax.doctor.rows import Row
-from deepjax.doctor.tables import COLUMNS, fold, number, outcome_text, quality, share, shorten
+from deepjax.doctor.tables import COLUMNS, fold, joint, number, outcome_text, quality, share, shorten, tried_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKS = {"serious": "✖", "warning": "▲", "note": "●"}  # so that a severity is told by more than its color
 MOST = 2000  # rows of a table in the file; runs of similar layers are folded in longer ones
+LOSSES = "training loss without and with the remedy"  # what a plot shows, for readers who cannot see it
 BRIEF = 6  # rows at each end of a table in a notebook
 PATH = 44  # letters of a path
 
 
 def to_html(report: Report) -> str:
     """Return a report as one HTML page. All texts are escaped, and it loads nothing."""
+    together = joint(report)
     findings = [
         {
             "finding": finding,
-            "plot": _tried(finding.outcome, f"training loss without and with the remedy of {finding.code}"),
-            "tried": _tried_text(finding.outcome),
+            "plot": None if finding.outcome == together else _tried(finding.outcome, f"{LOSSES} of {finding.code}"),
+            "tried": _arrows(tried_text(finding, together)),
         }
         for finding in report.findings
     ]
@@ -50,10 +52,10 @@ def to_fragment(report: Report) -> str:
         rows = [*rows[:BRIEF], left_out, *rows[-BRIEF:]]
     titles, columns = [column.title for column in COLUMNS], COLUMNS[1:]
     layers = _layers(report, rows, titles, lambda row: [column.text(row) for column in columns])
-    findings = [(finding, _tried_text(finding.outcome)) for finding in report.findings]
-    return _template("fragment.html").render(
-        report=report, marks=MARKS, findings=findings, cure=_tried_text(report.cure), layers=layers
-    )
+    together = joint(report)
+    findings = [(finding, _arrows(tried_text(finding, together))) for finding in report.findings]
+    cure = together and f"{together.description}: {_arrows(outcome_text(together))}"
+    return _template("fragment.html").render(report=report, marks=MARKS, findings=findings, cure=cure, layers=layers)
 
 
 def _template(name):
@@ -80,10 +82,14 @@ def _named(report):
 
 
 def _summary(report):
-    """Return how many findings there are of each severity: [(severity, text)]."""
+    """Return how many findings there are of each severity: [(class of the page's style, text)]."""
+    if not report.findings:
+        learns = report.planned is not None and report.planned.learns
+        return [("healthy", "✔ it learns, nothing found")] if learns else [("note", "nothing found")]
     counts = {severity: sum(f.severity == severity for f in report.findings) for severity in SEVERITIES}
     plural = {"serious": "serious", "warning": "warnings", "note": "notes"}
-    return [(name, f"{count} {name if count == 1 else plural[name]}") for name, count in counts.items() if count]
+    texts = {name: f"{MARKS[name]} {count} {name if count == 1 else plural[name]}" for name, count in counts.items()}
+    return [(name, texts[name]) for name, count in counts.items() if count]
 
 
 def _tried(outcome: Outcome | None, label):
@@ -93,18 +99,17 @@ def _tried(outcome: Outcome | None, label):
     return _safe(plots.outcome(outcome, label))
 
 
-def _tried_text(outcome: Outcome | None):
-    if outcome is None:
-        return None
-    return ": ".join(filter(None, (outcome.description, outcome_text(outcome).replace(" -> ", " → "))))
+def _arrows(text):
+    return text and text.replace(" -> ", " → ")
 
 
 def _training(report):
     """Return [(title, text, plot)] of all remedies together, or of training as planned."""
-    if report.cure is not None:
-        plot = _tried(report.cure, "training loss without and with all remedies")
-        return [("All remedies together", _tried_text(report.cure), plot)]
-    if report.planned is None:
+    together = joint(report)
+    if together is not None:
+        text = f"{together.description}: {_arrows(outcome_text(together))}"
+        return [("All remedies together", text, _tried(together, "training loss without and with all remedies"))]
+    if report.cure is not None or report.planned is None:
         return []
     run = report.planned
     ending = "the model learns" if run.learns else "the model does not learn"

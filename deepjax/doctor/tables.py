@@ -176,6 +176,26 @@ def outcome_text(outcome: Outcome) -> str:
     return f"{', '.join([*changed, f'after {outcome.steps:,} steps'])}: {ending}"
 
 
+def joint(report: Report) -> Outcome | None:
+    """Return the outcome of all remedies together, or None if it is shown as that of the only finding that has it."""
+    count = sum(finding.outcome == report.cure for finding in report.findings)
+    return None if count == 1 else report.cure
+
+
+def tried_text(finding: Finding, together: Outcome | None) -> str | None:
+    """Return what the remedy of a finding changed, in one line. None: it was not tried.
+
+    Args:
+      finding: of a report.
+      together: the `joint` outcome of that report.
+    """
+    if finding.outcome is None:
+        return None
+    if finding.outcome == together:
+        return "together with the other remedies, see below"
+    return ": ".join(filter(None, (finding.outcome.description, outcome_text(finding.outcome))))
+
+
 def quality(value: float) -> str:
     """Return a share of right predictions, or an R squared, with three digits."""
     return "nan" if math.isnan(value) else f"{value:.3f}"
@@ -184,9 +204,10 @@ def quality(value: float) -> str:
 def to_text(report: Report) -> str:
     """Return a report for a terminal: verdict, findings, facts, table of layers, notes."""
     parts = [_wrapped(report.verdict)]
-    parts += [_finding(i, finding) for i, finding in enumerate(report.findings, 1)]
-    if report.cure:
-        parts.append(_wrapped(f"all remedies together: {report.cure.description}; {outcome_text(report.cure)}"))
+    together = joint(report)
+    parts += [_finding(i, finding, together) for i, finding in enumerate(report.findings, 1)]
+    if together is not None:
+        parts.append(_wrapped(f"all remedies together: {together.description}: {outcome_text(together)}"))
     if report.facts:
         width = max(map(len, report.facts))
         parts.append("\n".join(_wrapped(text, f"{name.ljust(width)}  ") for name, text in report.facts.items()))
@@ -197,12 +218,12 @@ def to_text(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _finding(i, finding: Finding):
+def _finding(i, finding: Finding, together):
     head = f"{i}. {finding.severity.upper()} {finding.code}"
     lines = [head + (f" in {finding.layer}" if finding.layer else ""), _wrapped(finding.title, "   ")]
     lines += [_wrapped(finding.evidence, "   evidence: "), _wrapped(finding.remedy, "   remedy:   ")]
-    if finding.outcome:
-        tried = f"{finding.outcome.description}; {outcome_text(finding.outcome)}"
+    tried = tried_text(finding, together)
+    if tried is not None:
         lines.append(_wrapped(tried, "   tried:    "))
     return "\n".join(lines)
 

@@ -138,7 +138,29 @@ def test_reports_of_all_kinds_are_whole(make, render):
     assert page.open in ([], ["html"])
     assert make().verdict in page.flat
     assert len(text.encode()) < (1_000_000 if render is to_html else 30_000)
-    assert ("✔ nothing found" in page.flat) == (make is reports.healthy and render is to_html)
+    assert ("✔ it learns, nothing found" in page.flat) == (make is reports.healthy and render is to_html)
+
+
+def test_one_outcome_is_shown_once():
+    """The remedies of several findings were tried together; or the only finding's outcome is that of all remedies."""
+    plain = reports.report()
+    finding, tried = plain.findings[0], plain.findings[0].outcome
+    alone = dataclasses.replace(plain, findings=(finding,), cure=tried)
+    both = dataclasses.replace(
+        plain, findings=(finding, dataclasses.replace(plain.findings[1], outcome=tried)), cure=tried
+    )
+    line = "quality 0.100 → 0.973, after 600 steps: it learns"
+    for report, see_below in ((alone, 0), (both, 2)):
+        for text in (to_html(report), to_fragment(report), str(report)):
+            flat = re.sub(r"\s+", " ", text.replace("->", "→"))
+            assert flat.count(line) == 1
+            assert flat.count("together with the other remedies, see below") == see_below
+            assert ("ll remedies together" in flat) == (see_below > 0)
+
+
+def test_a_model_that_does_not_learn_without_a_finding_is_not_called_healthy():
+    report = dataclasses.replace(reports.healthy(), planned=reports.report().planned)
+    assert "✔" not in to_html(report)
 
 
 def test_numbers_that_are_none_are_said_to_be():
