@@ -1,9 +1,9 @@
 """The doctor on programs with known faults: how often it names them, and how often it blames their patched twins.
 
-A folder holds `programs.json` and `programs.py`. The latter defines `load(path)`, which returns programs with `id`, `spec`,
-`faults` (codes, as `deepjax.doctor` names them) and `build(patched, seed)`, a case with model, inputs, targets, loss,
-optimizer, batch_size and epochs. `spec["published"]` may hold what other tools said: {set: {tool: bool or {"cause": 0 or
-1}}}.
+A folder holds `programs.json` and `programs.py`. The latter defines `load(path)`, which returns programs with `id`,
+`spec`, `faults` (codes, as `deepjax.doctor` names them) and `build(patched, seed)`, a case with model, inputs, targets,
+loss, optimizer, batch_size and epochs. `spec["published"]` may hold what other tools said: {set: {tool: bool or
+{"cause": 0 or 1}}}.
 """
 
 import json
@@ -105,7 +105,7 @@ def _line(record):
 
 
 def summary(records) -> dict[str, Any]:
-    """Return the shares of the whole: first cause right, mean over codes, all found, false alarms, cured; and others'."""
+    """Return shares: first cause right, mean over codes, all found, false alarms, cured; and those of other tools."""
     by_code = defaultdict(list)
     for record in records:
         for code in record["faults"]:

@@ -1,4 +1,4 @@
-"""Why a model does not train: measure it, name what is wrong, try the remedy; where NaN and infinity come from; scale."""
+"""Find out why a model does not train: measure it, name what is wrong, and try the remedy."""
 
 from deepjax.doctor.coordinates import Coordinates, coordinate_check
 from deepjax.doctor.examine import examine

@@ -10,6 +10,7 @@ from jax.extend.core import Literal, Var
 from deepjax import init_from_data, layers
 from deepjax.doctor.head import Head, inlined, last_layer, run_flat
 from deepjax.doctor.subject import Subject
+from deepjax.errors import InputError
 from deepjax.trace import around_calls
 from deepjax.trace.layers import AFFINE
 

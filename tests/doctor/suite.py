@@ -239,7 +239,10 @@ def main(names):
         others = ", ".join(f"{f.code} ({f.severity})" for f in healthy.findings) or "nothing"
         named = ", ".join(f"{f.code} ({f.severity[0]})" for f in broken.findings)
         mark = "right" if first == code else "WRONG"
-        print(f"{name}: {mark}: {named}; {'learns' if cured else 'no cure'}; twin: {others}", flush=True)
+        print(
+            f"{name}: {mark}: {named}; {'learns' if cured else 'no cure'}; twin ({healthy.planned.quality_before:.2f}): {others}",
+            flush=True,
+        )
         jax.clear_caches()
     print(f"first cause right: {right} of {len(chosen)}; alarms on twins: {alarms}; learns with the remedies: {learns}")
 

@@ -1,8 +1,8 @@
 """The causes that the doctor knows, in the order in which they are looked for.
 
-A cause is a function of `Evidence` that returns suspicions: findings with the remedy that is to be tried. One file holds
-the causes of one kind. Those of `FIRST` are certain from the data, the loss and the output alone. Their remedies are
-applied before the others are looked for, because their consequences (no gradient, no learning) look like other causes.
+A cause is a function of `Evidence` that yields suspicions: findings with the remedy that is to be tried. One file holds
+the causes of one kind. Those of `FIRST` follow from the data, the loss and the output alone. Their remedies are applied
+before the others are looked for, because their consequences (no gradient, no learning) look like other causes.
 """
 
 from deepjax.doctor.causes import data, learnable, normalization, numerics, output, plan, structure, weights

@@ -108,7 +108,7 @@ def small_network(evidence: Evidence):
         return
     skill = fits(evidence, FEW)
     if skill < HEALTHY:
-        text = f"The narrowest layer has {min(widths)} units; trained on {min(FEW, evidence.subject.examples)} examples only, "
+        text = f"The narrowest layer has {min(widths)} units; trained on at most {FEW} examples only, "
         text += f"with Adam at the best of three rates, it reaches a skill of {skill:.2f}."
         title = "The network is too small: it cannot learn a few examples by heart."
         yield Suspicion(Finding("too_few_units", "serious", title, text, "Use more units in the narrowest layers."))

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from deepjax.doctor.causes.weights import DEPTH
 from deepjax.doctor.evidence import Evidence, Suspicion
 from deepjax.doctor.non_finite import hunt
 from deepjax.doctor.report import Finding
@@ -36,10 +37,16 @@ def _hunted(evidence, variables, inputs, targets, when):
         return evidence.subject.value({"params": params, **rest}, inputs, targets, evidence.key)[0]
 
     found = hunt(jax.value_and_grad(value), variables["params"], inputs, targets)
-    if found is not None:
+    if found is not None and not (found.overflow and _grows(evidence)):
         title = f"Values become NaN or infinite {when}: {found.what}."
         finding = Finding("non_finite", "serious", title, str(found), found.remedy, found.layer or "")
         yield Suspicion(finding)
+
+
+def _grows(evidence):
+    """Whether activations grow from layer to layer until they overflow, so that the weights are the cause."""
+    stds = [row.std for row in evidence.measured.rows if np.isfinite(row.std) and row.std > 0]
+    return len(stds) > 2 and max(stds) / stds[0] > DEPTH
 
 
 CAUSES = (non_finite,)

@@ -203,7 +203,7 @@ def summing_loss(evidence: Evidence):
             "loss_reduction",
             "serious",
             "The loss is a sum over the examples, so the gradient grows with the batch size.",
-            f"The loss of a batch twice as large is twice as large; with {size} examples the rate is {size} times as high.",
+            f"The loss of a batch twice as large is twice as large; the rate is {size} times as high.",
             "Take the mean over the examples, or divide the learning rate by the batch size.",
         ),
         Remedy("the mean over the examples", changes.mean_loss),

@@ -7,7 +7,7 @@ import numpy as np
 
 from deepjax.doctor import changes
 from deepjax.doctor.causes.structure import SATURATING
-from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 from deepjax.errors import InputError
 
@@ -33,6 +33,14 @@ def _usable(evidence, remedy):
     return remedy
 
 
+def _suspected(evidence, finding, remedy):
+    """Yield a suspicion that its remedy must prove; without a remedy, if the model does not learn at all."""
+    if remedy is not None:
+        yield Suspicion(finding, remedy, certain=False)
+    elif evidence.skill(evidence.planned) < LEARNS:
+        yield Suspicion(finding)
+
+
 def symmetric_units(evidence: Evidence):
     """Find layers whose units have equal weights and equal gradients, so that they stay equal."""
     paths = dict(_leaves(evidence.variables["params"]))
@@ -47,7 +55,7 @@ def symmetric_units(evidence: Evidence):
     finding = Finding(
         "symmetric_initialization", "serious", title, text, "Draw the weights at random (`he_normal`).", names[0]
     )
-    yield Suspicion(finding, _remedy(evidence))
+    yield from _suspected(evidence, finding, _remedy(evidence))
 
 
 def _leaves(tree):
@@ -72,7 +80,9 @@ def dead_units(evidence: Evidence):
         advice = (
             "Start with biases of 0 and weights by He et al. (2015), and lower the learning rate if they die later."
         )
-        yield Suspicion(Finding("dead_relus", "serious", title, text, advice, rows[0].layer), _fresh(evidence))
+        yield from _suspected(
+            evidence, Finding("dead_relus", "serious", title, text, advice, rows[0].layer), _fresh(evidence)
+        )
 
 
 def _fresh(evidence):
@@ -94,7 +104,9 @@ def saturated_units(evidence: Evidence):
         text += f" its inputs have standard deviation {row.std:.3g}."
         title = "Activations are saturated, so that almost no gradient passes."
         advice = "Scale the inputs and the weights so that the inputs of the activation have variance 1."
-        yield Suspicion(Finding("saturated_activations", "serious", title, text, advice, row.layer), _fresh(evidence))
+        yield from _suspected(
+            evidence, Finding("saturated_activations", "serious", title, text, advice, row.layer), _fresh(evidence)
+        )
 
 
 def scale_over_depth(evidence: Evidence):
@@ -104,10 +116,10 @@ def scale_over_depth(evidence: Evidence):
         return
     stds = np.array([row.std for row in rows])
     if stds[0] > 0 and stds.max() / stds[0] > DEPTH:
-        yield _depth_finding(evidence, "exploding_activations", rows, stds, "grow")
+        yield from _depth_finding(evidence, "exploding_activations", rows, stds, "grow")
     elif stds[0] > 0 and stds[-1] / stds[0] < 1 / DEPTH:
         code = "wrong_fan" if _is_wrong_fan(rows) else "vanishing_activations"
-        yield _depth_finding(evidence, code, rows, stds, "shrink")
+        yield from _depth_finding(evidence, code, rows, stds, "shrink")
     else:
         yield from _gradients(evidence, rows)
 
@@ -126,7 +138,7 @@ def _depth_finding(evidence, code, rows, stds, verb):
     advice = "Initialize with the variance 2 / fan_in under ReLU (He et al. 2015), or from data, or normalize."
     if code == "wrong_fan":
         title += " The weights have the scale for linear layers (Glorot, LeCun), not the one for ReLU."
-    return Suspicion(Finding(code, "serious", title, text, advice, rows[-1].layer), _fresh(evidence))
+    yield from _suspected(evidence, Finding(code, "serious", title, text, advice, rows[-1].layer), _fresh(evidence))
 
 
 def _gradients(evidence, rows):
@@ -143,7 +155,7 @@ def _gradients(evidence, rows):
     finding = Finding(code, "serious", title, text, advice, rows[0].layer)
     saturating = sum(row.activation in SATURATING for row in rows) * 2 > len(rows)
     relu = Remedy("ReLU in place of saturating activations", changes.relu_in_place)
-    yield Suspicion(finding, relu if saturating else _fresh(evidence))
+    yield from _suspected(evidence, finding, relu if saturating else _fresh(evidence))
 
 
 def scale_of_layers(evidence: Evidence):
@@ -156,7 +168,9 @@ def scale_of_layers(evidence: Evidence):
         text += f"with fan_in = {row.fan_in}."
         title = f"Initial weights are far too {'large' if row.gain > 1 else 'small'}."
         advice = "Use the standard deviation sqrt(2 / fan_in) under ReLU, 1 / sqrt(fan_in) otherwise."
-        yield Suspicion(Finding("bad_initialization", "serious", title, text, advice, row.layer), _fresh(evidence))
+        yield from _suspected(
+            evidence, Finding("bad_initialization", "serious", title, text, advice, row.layer), _fresh(evidence)
+        )
 
 
 def collapsed_features(evidence: Evidence):
@@ -165,12 +179,14 @@ def collapsed_features(evidence: Evidence):
     if not rows or evidence.healthy or _count(evidence) < 2:
         return
     row, apart = rows[-1], 1 - _cosine(evidence.batch[0])
-    if 1 - row.cosine < COLLAPSED and 1 - row.cosine < apart / 10 and row.dead < DEAD:
+    if apart > 10 * COLLAPSED and 1 - row.cosine < COLLAPSED and row.dead < DEAD:
         text = f"The mean cosine between the features of two examples is {row.cosine:.6f} at {row.layer}, "
         text += f"and {1 - apart:.3f} between the inputs; the effective rank is {row.rank:.1f} of {row.features}."
         title = "Features collapse: different examples look the same to the last layers."
         advice = "Normalize, add residual connections, or initialize from data."
-        yield Suspicion(Finding("collapsed_features", "serious", title, text, advice, row.layer), _fresh(evidence))
+        yield from _suspected(
+            evidence, Finding("collapsed_features", "serious", title, text, advice, row.layer), _fresh(evidence)
+        )
 
 
 def _cosine(inputs):
