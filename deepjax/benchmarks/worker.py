@@ -24,6 +24,7 @@ PROGRAMS = {  # kind of a job: the module whose `load(job)` returns its program,
     "matmul": "deepjax.benchmarks.matmul",
     "layer": "deepjax.benchmarks.layer_maps",
     "input": "deepjax.benchmarks.input_programs",
+    "loop": "deepjax.benchmarks.loop_programs",
 }
 
 

@@ -104,8 +104,28 @@ class Input:
     """Folder of the report. An existing report is replaced."""
 
 
+@dataclass(frozen=True)
+class Loop:
+    """Measure what `deepjax train` costs beyond its compiled training step: the share of reading batches, and the whole
+    loop without validation and checkpoints. Writes loop.json, loop.md."""
+
+    sources: str = ""
+    """digits: ResNet-32 on 8x8 images. small: an MLP on the same. memory: ResNet-20, batch 128, on arrays of 32x32.
+    jpeg: ResNet-18, batch 16, on a folder of JPEG files that the command makes itself. Empty: all."""
+    steps_per_call: str = "1"
+    """Values of the option of `deepjax train`, separated by commas."""
+    workers: int = 0
+    """Processes that decode files. 0: threads."""
+    images: int = 256
+    """Number of JPEG files; 72 % of them are for training."""
+    rounds: int = 10
+    """Rounds of turns. A turn is one epoch, or as many as fit in 0.3 s."""
+    out: Path = Path("runs/bench_loop")
+    """Folder of the report. An existing report is replaced."""
+
+
 def bench(arguments):
-    """Measure speed: `deepjax bench depth`, `frameworks`, `layers MODEL`, `input`."""
+    """Measure speed: `deepjax bench depth`, `frameworks`, `layers MODEL`, `input`, `loop`."""
     command, rest = arguments[:1], arguments[1:]
     if command in (["-h"], ["--help"]):
         print(f"usage: deepjax bench {'|'.join(COMMANDS)} [OPTIONS]; `deepjax bench depth --help` lists them")
@@ -196,11 +216,27 @@ def _input(options):
     return inputs.about(record), inputs.tables(record), ("input.json", "input.md")
 
 
+def _loop(options):
+    from deepjax.benchmarks import loop
+
+    record = loop.run(
+        options.out,
+        sources=_words(options.sources),
+        steps_per_call=_numbers("steps-per-call", options.steps_per_call),
+        workers=options.workers,
+        images=options.images,
+        count=options.rounds,
+        log=_log,
+    )
+    return loop.about(record), loop.tables(record), ("loop.json", "loop.md")
+
+
 COMMANDS = {
     "depth": (Depth, _depth),
     "frameworks": (Frameworks, _frameworks),
     "layers": (Layers, _layers),
     "input": (Input, _input),
+    "loop": (Loop, _loop),
 }
 
 
