@@ -23,7 +23,7 @@ HEADER = (
 )
 
 
-def run(out, *, sources=(), steps_per_call=(1,), workers=0, images=256, count=10, log=lambda text: None):
+def run(out, *, sources=(), steps_per_call=(1,), workers=0, images=256, count=10, cpu=False, log=lambda text: None):
     """Measure, and write loop.json and loop.md. The programs of one source take turns; a turn is at least one epoch.
 
     Args:
@@ -33,6 +33,7 @@ def run(out, *, sources=(), steps_per_call=(1,), workers=0, images=256, count=10
       workers: number of processes that decode JPEG files. 0: threads.
       images: number of JPEG files; 72 % of them are for training.
       count: rounds.
+      cpu: measure the processor time of the process, which other work on the machine changes less. No round is dropped.
       log: function called with each line of progress.
 
     Returns:
@@ -58,7 +59,7 @@ def run(out, *, sources=(), steps_per_call=(1,), workers=0, images=256, count=10
     folder = writable(out)
     sources = list(dict.fromkeys(sources)) or list(SOURCES)
     options = {"sources": sources, "steps-per-call": sorted(set(steps_per_call)), "workers": workers}
-    options |= {"images": images, "rounds": count}
+    options |= {"images": images, "rounds": count, "cpu": cpu}
     record = {"command": command("loop", options), "machine": machine(), "options": options, "cells": []}
     for line in busy(record["machine"]):
         log(line)
@@ -66,19 +67,19 @@ def run(out, *, sources=(), steps_per_call=(1,), workers=0, images=256, count=10
         if "jpeg" in sources:
             input_programs.write_images(Path(runs, "images"), images)
         for source in sources:
-            record["cells"] += _measure(source, runs, options["steps-per-call"], workers, count, log)
+            record["cells"] += _measure(source, runs, options["steps-per-call"], workers, count, cpu, log)
             files.write_json(folder / "loop.json", record)
             files.write_text(folder / "loop.md", markdown(record))
     return record
 
 
-def _measure(source, folder, sizes, workers, count, log):
+def _measure(source, folder, sizes, workers, count, cpu, log):
     """Return the records of a source, one for each number of steps per call."""
     log(source)
-    jobs = {name: loop_programs.job(source, folder, name, 1, workers) for name in ("step", "input")}
-    jobs |= {f"train {size}": loop_programs.job(source, folder, "train", size, workers) for size in sizes}
+    jobs = {name: loop_programs.job(source, folder, name, 1, workers, cpu) for name in ("step", "input")}
+    jobs |= {f"train {size}": loop_programs.job(source, folder, "train", size, workers, cpu) for size in sizes}
     facts, taken = rounds.take(jobs, count, log, cap=3600.0)
-    used, dropped, disturbed = rounds.keep(taken)
+    used, dropped, disturbed = (taken, 0, False) if cpu else rounds.keep(taken)
     steps = facts["step"].get("steps")
 
     def a_step(name):

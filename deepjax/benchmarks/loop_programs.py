@@ -33,13 +33,20 @@ colors, as CIFAR's; a folder of JPEG files."""
 MEMORY_IMAGES = 2560
 
 
-def job(source, folder, program, steps_per_call, workers):
+def job(source, folder, program, steps_per_call, workers, cpu=False):
     """Return the worker's job.
 
     `folder`: for the runs; its folder "images" has those of source "jpeg". `program`: "step", "input" or "train".
+    `cpu`: whether to measure processor time.
     """
     found = {"kind": "loop", "source": source, "folder": str(folder), "program": program, "workers": workers}
-    return {**found, "steps_per_call": steps_per_call, "phases": (PHASES[0], PHASES[-1]), "watch": not workers}
+    return {
+        **found,
+        "steps_per_call": steps_per_call,
+        "phases": (PHASES[0], PHASES[-1]),
+        "watch": not workers,
+        "cpu": cpu,
+    }
 
 
 def load(job):

@@ -120,6 +120,9 @@ class Loop:
     """Number of JPEG files; 72 % of them are for training."""
     rounds: int = 10
     """Rounds of turns. A turn is one epoch, or as many as fit in 0.3 s."""
+    cpu: bool = False
+    """Measure the processor time of the process in place of the clock's. Other work on the machine changes it less, so
+    no round is dropped."""
     out: Path = Path("runs/bench_loop")
     """Folder of the report. An existing report is replaced."""
 
@@ -226,6 +229,7 @@ def _loop(options):
         workers=options.workers,
         images=options.images,
         count=options.rounds,
+        cpu=options.cpu,
         log=_log,
     )
     return loop.about(record), loop.tables(record), ("loop.json", "loop.md")

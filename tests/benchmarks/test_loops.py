@@ -79,7 +79,7 @@ def test_the_share_of_input_and_the_ratio_of_the_loop(monkeypatch):
     taken = [{name: {"seconds": each[k], "steps": 1, "foreign": 0.0} for name, each in turns.items()} for k in (0, 1)]
     facts = {name: {"stopped": None, "steps": 10, "model": "mlp", "batch": 16, "platform": "cpu"} for name in turns}
     monkeypatch.setattr(loop.rounds, "take", lambda jobs, *_, **__: (facts, taken) if set(jobs) == set(turns) else None)
-    one, five = loop._measure("small", "", [1, 5], 0, 2, lambda text: None)
+    one, five = loop._measure("small", "", [1, 5], 0, 2, False, lambda text: None)
     assert one["step"]["median"] == pytest.approx(0.25)
     assert one["input"]["median"] == pytest.approx((0.2 + 0.25) / 2)
     assert one["train"]["median"] == pytest.approx(0.375)
