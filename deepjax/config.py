@@ -307,6 +307,9 @@ class Config:
     their number: schedule constant, exponential, step, plateau or warm_restarts."""
     batch_size: int = option(128, at_least=1)
     """Images in a batch, over all devices."""
+    steps_per_call: int = option(1, at_least=1, free=True)
+    """Training steps that one call of the compiled program computes, at most those of an epoch. Above 1, small networks
+    train faster. Records and checkpoints stay the same; a signal is noticed between two calls."""
     eval_batch_size: int = option(0, at_least=0, free=True)
     """Images in an evaluation batch. 0: batch_size."""
     label_smoothing: float = option(0.0, at_least=0, at_most=1)

@@ -1,4 +1,4 @@
-"""Time the three maps of deepjax_native, of deepjax's own implementation and of PyTorch, side by side.
+"""Time the maps of deepjax_native, of deepjax's own implementation and of PyTorch, side by side.
 
 Run `taskset -c 0,1 python native/benchmark.py`. Prints the best of alternating repeats, in milliseconds. On a machine
 with other work, `taskset -c 1 python native/benchmark.py --cpu` gives times that this work changes less.
@@ -15,6 +15,7 @@ import torch
 
 from deepjax.functional.convolution.form import Axis, form_of
 from deepjax.functional.convolution.maps import TABLE
+from deepjax.functional.window_choice import drop_of_views
 
 LAYERS = {  # batch, size, window, stride, features in, out, groups
     "3x3 64-64 at 28x28, batch 16": (16, 28, 3, 1, 64, 64, 1),
@@ -25,6 +26,11 @@ LAYERS = {  # batch, size, window, stride, features in, out, groups
     "3x3 depthwise 96 at 28x28, batch 16": (16, 28, 3, 1, 96, 96, 96),
     "3x3 128-128 in 32 groups at 28x28, batch 16": (16, 28, 3, 1, 128, 128, 32),
     "3x3 64-64 at 56x56, batch 1": (1, 56, 3, 1, 64, 64, 1),
+}
+POOLS = {  # batch, size, window, stride, padding, features
+    "max pool 3x3 / 2, 64 at 112x112, batch 16": (16, 112, 3, 2, 1, 64),
+    "max pool 3x3 / 2, 32 at 32x32, batch 128": (128, 32, 3, 2, 0, 32),
+    "max pool 2x2 / 2, 64 at 32x32, batch 128": (128, 32, 2, 2, 0, 64),
 }
 MAPS = ("forward", "input_gradient", "kernel_gradient")
 
@@ -65,6 +71,32 @@ def calls_of(name, layer):
     }, batch * axis.out**2 * window**2 * features // groups * out
 
 
+def calls_of_pool(pool):
+    """Return the calls that compute the gradient of a max pooling, by name."""
+    batch, size, window, stride, padding, features = pool
+    out = (size + 2 * padding - window) // stride + 1
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((batch, n, n, features)).astype(np.float32) for n in (size, out))
+    sides = {"window": (window,) * 2, "stride": (stride,) * 2, "low": (padding,) * 2}
+    native = jax.jit(partial(deepjax_native.max_pool_gradient, **sides))
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    sides = {"window": (1, window, window, 1), "stride": (1, stride, stride, 1), "pads": pads}
+    ours, arrays = jax.jit(partial(drop_of_views, **sides)), [jax.device_put(a) for a in (x, dy)]
+
+    def torch_call(memory_format):
+        tx, tdy = (torch.tensor(np.moveaxis(a, -1, 1)).contiguous(memory_format=memory_format) for a in (x, dy))
+        options = ([window] * 2, [stride] * 2, [padding] * 2, [1, 1], False)
+        _, places = torch.ops.aten.max_pool2d_with_indices(tx, *options)
+        return lambda: torch.ops.aten.max_pool2d_with_indices_backward(tdy, tx, *options, places)
+
+    return {
+        "native": lambda: native(*arrays).block_until_ready(),
+        "deepjax": lambda: ours(*arrays).block_until_ready(),
+        "torch": torch_call(torch.contiguous_format),
+        "torch nhwc": torch_call(torch.channels_last),
+    }
+
+
 def measure(calls, seconds, clock):
     """Return the shortest time of each call in milliseconds, from rounds that call each twice."""
     best = dict.fromkeys(calls, np.inf)
@@ -94,6 +126,9 @@ def main():
             best = measure(calls, options.seconds, clock)
             numbers = " ".join(f"{t:9.2f}" for t in best.values())
             print(f"{label:44} {name:16} {numbers}  {2e-6 * operations / best['native']:.0f}", flush=True)
+    for label, pool in POOLS.items():
+        best = measure(calls_of_pool(pool), options.seconds, clock)
+        print(f"{label:44} {'gradient':16} {' '.join(f'{t:9.2f}' for t in best.values())}", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,8 @@ def run(
     options["workloads"] = list(dict.fromkeys(options["workloads"]))
     options |= {"batch": batch, "rounds": count, "inference": inference}
     record = {"command": command("frameworks", options), "machine": machine(), "options": options, "cells": []}
-    record["left_out"] = [
-        f"{work.name} of {name}: {why}"
-        for work in works
-        for name in compared
-        if (why := systems.lacks(name, work, inference))
-    ]
+    lacking = ((work.name, name, systems.lacks(name, work, inference)) for work in works for name in compared)
+    record["left_out"] = list(dict.fromkeys(f"{work} of {name}: {why}" for work, name, why in lacking if why))
     for line in (*record["left_out"], *busy(record["machine"])):
         log(line)
     for dtype in dtypes:

@@ -2,7 +2,8 @@
 
 A job has "kind" (a key of `PROGRAMS`), "phases" (the names of the lines that are printed first), and what the program
 of its kind needs. With "threads", the process uses that many processor cores and no others. With "watch" False, the
-work of other processes is not measured, as for programs that start processes.
+work of other processes is not measured, as for programs that start processes. With "cpu" True, the times of steps are
+processor time of this process.
 
 The process prints one line at the end of each phase, such as build, trace, lower, compile. Then it reads lines from
 standard input. Each line is a number of seconds: the process takes steps for that time, at least one, and prints their
@@ -24,6 +25,7 @@ PROGRAMS = {  # kind of a job: the module whose `load(job)` returns its program,
     "matmul": "deepjax.benchmarks.matmul",
     "layer": "deepjax.benchmarks.layer_maps",
     "input": "deepjax.benchmarks.input_programs",
+    "loop": "deepjax.benchmarks.loop_programs",
 }
 
 
@@ -44,7 +46,7 @@ def main():
     for phase in program.prepare():
         answer(phase)
     for line in sys.stdin:
-        answer(turn(program, float(line), watched))
+        answer(turn(program, float(line), watched, time.process_time if job.get("cpu") else time.perf_counter))
 
 
 def load(job):
@@ -63,17 +65,17 @@ def restrict(threads):
         os.sched_setaffinity(0, allowed()[:threads])
 
 
-def turn(program, least, watched=()):
-    """Take steps for at least `least` seconds, and at least one step.
+def turn(program, least, watched=(), clock=time.perf_counter):
+    """Take steps for at least `least` seconds, and at least one step. Their times are those of `clock`.
 
     Return {"seconds": [time of each step], "loss": loss before the first step, "peak": bytes of memory, "foreign": how
     many of the cores `watched` other processes used meanwhile, None if the system does not report it}.
     """
     seconds, losses, work, start = [], [], other_work(watched), time.perf_counter()
     while not seconds or time.perf_counter() - start < least:
-        before = time.perf_counter()
+        before = clock()
         losses.append(program.step())
-        seconds.append(time.perf_counter() - before)
+        seconds.append(clock() - before)
     elapsed, after = time.perf_counter() - start, other_work(watched)
     foreign = None if work is None or after is None else max(after - work, 0.0) / elapsed
     return {"seconds": seconds, "loss": losses[0], "peak": peak_memory(), "foreign": foreign}

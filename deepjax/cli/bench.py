@@ -121,8 +121,31 @@ class Doctor:
     """Folder of the report. An existing report is replaced."""
 
 
+@dataclass(frozen=True)
+class Loop:
+    """Measure what `deepjax train` costs beyond its compiled training step: the share of reading batches, and the whole
+    loop without validation and checkpoints. Writes loop.json, loop.md."""
+
+    sources: str = ""
+    """digits: ResNet-32 on 8x8 images. small: an MLP on the same. memory: ResNet-20, batch 128, on arrays of 32x32.
+    jpeg: ResNet-18, batch 16, on a folder of JPEG files that the command makes itself. Empty: all."""
+    steps_per_call: str = "1"
+    """Values of the option of `deepjax train`, separated by commas."""
+    workers: int = 0
+    """Processes that decode files. 0: threads."""
+    images: int = 256
+    """Number of JPEG files; 72 % of them are for training."""
+    rounds: int = 10
+    """Rounds of turns. A turn is one epoch, or as many as fit in 0.3 s."""
+    cpu: bool = False
+    """Measure the processor time of the process in place of the clock's. Other work on the machine changes it less, so
+    no round is dropped."""
+    out: Path = Path("runs/bench_loop")
+    """Folder of the report. An existing report is replaced."""
+
+
 def bench(arguments):
-    """Measure speed: `deepjax bench depth`, `frameworks`, `layers MODEL`, `input`, `doctor FOLDER`."""
+    """Measure: `deepjax bench depth`, `frameworks`, `layers MODEL`, `input`, `loop`, `doctor FOLDER`."""
     command, rest = arguments[:1], arguments[1:]
     if command in (["-h"], ["--help"]):
         print(f"usage: deepjax bench {'|'.join(COMMANDS)} [OPTIONS]; `deepjax bench depth --help` lists them")
@@ -221,12 +244,29 @@ def _doctor(options):
     return doctor.about(record), doctor.tables(record), ("doctor.json", "doctor.md")
 
 
+def _loop(options):
+    from deepjax.benchmarks import loop
+
+    record = loop.run(
+        options.out,
+        sources=_words(options.sources),
+        steps_per_call=_numbers("steps-per-call", options.steps_per_call),
+        workers=options.workers,
+        images=options.images,
+        count=options.rounds,
+        cpu=options.cpu,
+        log=_log,
+    )
+    return loop.about(record), loop.tables(record), ("loop.json", "loop.md")
+
+
 COMMANDS = {
     "depth": (Depth, _depth),
     "frameworks": (Frameworks, _frameworks),
     "layers": (Layers, _layers),
     "input": (Input, _input),
     "doctor": (Doctor, _doctor),
+    "loop": (Loop, _loop),
 }
 
 

@@ -1,4 +1,4 @@
-"""The optional package deepjax_native: convolutions by oneDNN on CPU, from `native/` of the repository.
+"""The optional package deepjax_native: convolutions by oneDNN and max pooling's gradient on CPU, from `native/`.
 
 It is used where it is installed. The environment variable DEEPJAX_NATIVE=0 switches it off.
 """

@@ -39,31 +39,34 @@ class Mesh:
         """Place each device's share of the first axis there, for `evaluation` and `moments`."""
         return jax.device_put(rows, self.split)
 
-    def to_devices(self, rows):
-        """Place the rows of a training step.
+    def to_devices(self, rows, axis=0):
+        """Place the rows of a training step, whose batch is this axis.
 
         With jit, the shapes stay. With pmap, [batch, ...] becomes [devices, batch / devices, ...].
         """
         if self.strategy == "pmap":
-            rows = jax.tree.map(lambda x: x.reshape(len(self), -1, *x.shape[1:]), rows)
-        return self.split_rows(rows)
+            rows = jax.tree.map(lambda x: x.reshape(*x.shape[:axis], len(self), -1, *x.shape[axis + 1 :]), rows)
+        return jax.device_put(rows, self._split(axis))
 
-    def step(self, step):
+    def _split(self, axis):
+        return NamedSharding(self.split.mesh, PartitionSpec(*[None] * axis, AXIS))
+
+    def step(self, step, axis=0):
         """Compile `step(state, data, rows, key)` for the devices by the mesh's strategy; the state is donated.
 
-        With pmap, the step receives `axis_name="data"` and reduces over that axis itself.
+        With pmap, the step receives `axis_name="data"` and reduces over that axis itself. `axis`: as in `to_devices`.
         """
         if self.strategy == "pmap":
             # in_axes and out_axes None: one logical state, replicated, as with jit.
             return jax.pmap(
                 partial(step, axis_name=AXIS),
                 axis_name=AXIS,
-                in_axes=(None, None, 0, None),
+                in_axes=(None, None, axis, None),
                 out_axes=None,
                 devices=self.devices,
                 donate_argnums=0,
             )
-        whole, split = self.replicated, self.split
+        whole, split = self.replicated, self._split(axis)
         return jax.jit(step, in_shardings=(whole, whole, split, whole), out_shardings=whole, donate_argnums=0)
 
     def evaluation(self, step):

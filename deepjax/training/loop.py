@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -17,11 +17,12 @@ from deepjax.errors import InputError, Stopped, TrainingFailed
 from deepjax.fields import from_dict
 from deepjax.functional import native
 from deepjax.runs import workdir
-from deepjax.training import averaging, profile, setup
+from deepjax.training import averaging, setup
+from deepjax.training.calls import Calls, each_step
 from deepjax.training.model import with_given
 from deepjax.training.progress import Display, duration
 from deepjax.training.signals import Signals
-from deepjax.training.state import parameter_count
+from deepjax.training.state import Progress, parameter_count
 
 
 def train(
@@ -79,21 +80,6 @@ def train(
             return trainer.run()
 
 
-@dataclass
-class Progress:
-    """What resuming needs besides the state; stored in each checkpoint as JSON."""
-
-    epochs: int = 0  # finished, validation included
-    sums: dict = field(default_factory=dict)  # of the task's metrics, over the examples of the current epoch
-    count: float = 0.0  # of these examples
-    train: dict = field(default_factory=dict)  # means of the last finished epoch
-    best: dict | None = None  # {"step", "epoch", "rank", metrics...} of the best validation
-    stale: int = 0  # epochs since the last one that was better than all before
-    seconds: float = 0.0  # of training and validation, without compilation
-    compile_seconds: float = 0.0
-    examples: int = 0
-
-
 class Trainer:
     """One process's share of a run. `run` continues from the newest checkpoint to the summary.
 
@@ -123,7 +109,8 @@ class Trainer:
         self.total = experiment.loader.steps * self.config.epochs
         validation = experiment.dataset.validation
         self.validate = experiment.evaluator(validation) if len(validation) else None
-        self.step = profile.step(experiment.step, self.config.profile, self.done, folder, display)
+        self.calls = Calls(experiment, self.done, folder, display)
+        self.step = self.calls.program
         self.clock, self.compiling = time.monotonic(), 0.0
 
     def __enter__(self):
@@ -184,37 +171,42 @@ class Trainer:
         if first == 0:
             p.sums, p.count = {}, 0.0
         pending = None
-        for rows in map(self.exp.mesh.to_devices, loader.epoch(p.epochs, first)):
+        for whole, rows, count in self.calls.epoch(p.epochs, first):
             if self.step.seconds == 0:
                 with signals.released():
-                    self._compile(rows)
-            self.state, metrics = self.step(self.state, self.exp.data, rows, self.key)
-            if pending is not None:  # fetched one step late, so that the device does not wait for the host
-                self._account(self.done, pending)
-            self.done += 1
-            pending = metrics
-            if self.done % loader.steps and (signals.received or self._checkpoint_is_due()):
-                self._account(self.done, pending)
+                    self._compile(whole, rows)
+            self.state, metrics = self.step(self.state, whole, rows, self.key)
+            if pending is not None:  # fetched one call late, so that the device does not wait for the host
+                self._account(*pending)
+            self.done += count
+            pending = self.done, count, metrics
+            if self.done % loader.steps and (signals.received or self.calls.checkpoint_is_due(self.done)):
+                self._account(*pending)
                 pending = None
                 self._save()
                 if signals.received:
                     self._stop(signals.received)
         if pending is not None:
-            self._account(self.done, pending)
+            self._account(*pending)
 
-    def _compile(self, rows):
+    def _compile(self, whole, rows):
         def announce(seconds):
             self.display(f"compiling the training step: about {max(seconds, 1):.0f} s, less if it was compiled before")
 
-        seconds = self.step.compile(self.state, self.exp.data, rows, self.key, announce=announce)
+        seconds = self.step.compile(self.state, whole, rows, self.key, announce=announce)
         self.display(f"compiled in {seconds:.1f} s")
 
-    def _checkpoint_is_due(self):
-        return self.config.checkpoint_every and self.done % self.config.checkpoint_every == 0
+    def _account(self, step, count, metrics):
+        """Process the metrics of a call, whose last step is `step`: check, sum, record and display them."""
+        self._tick()
+        for number, values in enumerate(each_step(metrics, count), step - count + 1):
+            self._add(number, values)
+        p = self.progress
+        numbers = f"{self.task.text(self._means())}, {p.examples / max(p.seconds, 1e-9):,.0f} examples/s"
+        self.display.step(step, self.total, p.epochs + 1, self.config.epochs, numbers)
 
-    def _account(self, step, metrics):
-        """Process one step's metrics: fail if they are not finite, add them to the epoch's means, record, display."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    def _add(self, step, values):
+        """Fail if a step's metrics are not finite, add them to the epoch's means, and record them."""
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self._fail(f"the loss is {values['loss']}, its gradient's norm {values['grad_norm']}", step)
         p, count = self.progress, values.pop("count")
@@ -222,11 +214,8 @@ class Trainer:
             p.sums[name] = p.sums.get(name, 0.0) + values[name] * count
         p.count += count
         p.examples += int(count)
-        self._tick()
         if step % self.config.log_every == 0:
             self._record("train", step, step / self.exp.loader.steps, values)
-        numbers = f"{self.task.text(self._means())}, {p.examples / max(p.seconds, 1e-9):,.0f} examples/s"
-        self.display.step(step, self.total, p.epochs + 1, self.config.epochs, numbers)
 
     def _means(self):
         return {name: total / self.progress.count for name, total in self.progress.sums.items()}

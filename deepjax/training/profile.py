@@ -35,9 +35,9 @@ def check_steps(text: str, total: int):
         raise InputError(f"profile {text}: the run has {total} steps; name steps from 1 to {total}")
 
 
-def step(function, text: str, done: int, folder, display) -> Compiled:
+def step(function, text: str, done: int, folder, display, count=lambda *arguments: 1) -> Compiled:
     """Return the compiled form of a jitted training step, traced if `text` names steps. For the rest see `Profiled`."""
-    return Profiled(function, steps_of(text), done, folder, display) if text else Compiled(function)
+    return Profiled(function, steps_of(text), done, folder, display, count) if text else Compiled(function)
 
 
 class Profiled(Compiled):
@@ -49,10 +49,12 @@ class Profiled(Compiled):
       done: steps of the run before the next call.
       folder: folder of the run; the trace is written to its folder `profile`.
       display: receives the table, line by line.
+      count: arguments of a call -> number of steps that it computes. The steps to trace are whole calls.
     """
 
-    def __init__(self, function, steps, done, folder, display):
+    def __init__(self, function, steps, done, folder, display, count):
         super().__init__(function)
+        self.count = count
         (self.first, self.last), self.done = steps, done
         self.folder, self.display, self.tracing = Path(folder) / "profile", display, False
         if done >= self.first:
@@ -66,7 +68,7 @@ class Profiled(Compiled):
             jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
             self.tracing = True
         results = super().__call__(*arguments)
-        self.done += 1
+        self.done += self.count(*arguments)
         if self.tracing and self.done == self.last:
             jax.block_until_ready(results)
             self.close()

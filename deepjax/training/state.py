@@ -1,5 +1,6 @@
-"""Everything that training carries from step to step, as one tree of arrays."""
+"""What training carries from step to step: one tree of arrays, and the progress of the loop."""
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,21 @@ import jax.numpy as jnp
 from deepjax.errors import InputError
 from deepjax.optimizers import slow_params
 from deepjax.trace import call_arguments, input_errors
+
+
+@dataclass
+class Progress:
+    """What resuming needs besides the state; stored in each checkpoint as JSON."""
+
+    epochs: int = 0  # finished, validation included
+    sums: dict = field(default_factory=dict)  # of the task's metrics, over the examples of the current epoch
+    count: float = 0.0  # of these examples
+    train: dict = field(default_factory=dict)  # means of the last finished epoch
+    best: dict | None = None  # {"step", "epoch", "rank", metrics...} of the best validation
+    stale: int = 0  # epochs since the last one that was better than all before
+    seconds: float = 0.0  # of training and validation, without compilation
+    compile_seconds: float = 0.0
+    examples: int = 0
 
 
 @flax.struct.dataclass

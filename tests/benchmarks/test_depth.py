@@ -289,6 +289,7 @@ def test_a_turn_is_one_step_or_as_many_as_fit():
     assert 2 <= len(answer["seconds"]) <= 10
     assert min(answer["seconds"]) >= 0.01
     assert answer["loss"] == 3.0
+    assert worker.turn(Sleeper(), 0.0, clock=time.process_time)["seconds"][0] < 0.01  # it sleeps, and computes nothing
 
 
 def test_kernels_start_alike_in_stacks_and_alone():

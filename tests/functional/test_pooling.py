@@ -230,6 +230,8 @@ def test_every_mode_of_differentiation(pool, window):
         return (
             jax.jvp(pool, (x,), (dx,)),
             jax.jvp(jax.grad(loss), (x,), (dx,)),
+            jax.vmap(lambda dx: jax.jvp(pool, (x,), (dx,))[1])(jnp.stack([dx, x])),
+            jax.vmap(lambda scale: jax.grad(lambda x: loss(x) * scale)(x))(jnp.arange(3.0)),
             jax.grad(lambda x: (jax.grad(loss)(x) * dx).sum())(x),
             jax.vmap(jax.grad(loss))(x[:, None]),
             jax.lax.scan(lambda c, x: (c + jax.grad(loss)(x[None]).sum(), None), 0.0, x)[0],

@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN as FFI targets of XLA on CPU.
+"""Convolutions by oneDNN, and the gradient of max pooling, as FFI targets of XLA on CPU.
 
 `forward`, `input_gradient` and `kernel_gradient` take float32 arrays with features last and a static description of the
 convolution: `form.axes`, one object per spatial axis with size, window, stride, low, high and dilation in pixels, and
@@ -31,7 +31,7 @@ def _load():
     # The loader does not look for a library that is there already, so no search path is needed.
     ctypes.CDLL(str(paths[0].resolve()))
     library = ctypes.CDLL(str(Path(__file__).with_name("deepjax_native.so")))
-    for name in ("Forward", "InputGradient", "KernelGradient"):
+    for name in ("Forward", "InputGradient", "KernelGradient", "MaxPoolGradient"):
         jax.ffi.register_ffi_target(f"deepjax_native.{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
 
@@ -53,6 +53,11 @@ def supports(form, dtype):
     return enabled() and np.dtype(dtype) == np.float32 and 1 <= len(form.axes) <= 3 and padded
 
 
+def supports_max_pool(axes, dtype):
+    """Return whether the gradient of max pooling over `axes` spatial axes is computed here. False unless `enabled`."""
+    return enabled() and np.dtype(dtype) == np.float32 and 1 <= axes <= 3
+
+
 def forward(x, kernel, form):
     """Compute y [batch, *out, out] from x [batch, *size, in] and the kernel [*window, in // groups, out]."""
     shape = (x.shape[0], *(a.out for a in form.axes), kernel.shape[-1])
@@ -69,6 +74,17 @@ def kernel_gradient(x, dy, form):
     """Compute the gradient of the loss in the kernel from x and that in y."""
     shape = (*(a.window for a in form.axes), x.shape[-1] // form.groups, dy.shape[-1])
     return _call("KernelGradient", x, dy, shape, form)
+
+
+def max_pool_gradient(x, dy, window, stride, low):
+    """Compute the gradient of the loss in x of a max pooling: dy goes to the first of the largest pixels of its window.
+
+    Args:
+      x: [batch, *size, features], float32.
+      dy: [batch, *out, features], the gradient in the result.
+      window, stride, low: one number per spatial axis; `low` counts the pixels of padding before x.
+    """
+    return _ffi("MaxPoolGradient", (x, dy), x.shape, **_numbers(window=window, stride=stride, low=low))
 
 
 def _call(name, a, b, shape, form):
