@@ -1,5 +1,7 @@
 """What is tried against a cause: functions of a subject that return a changed subject."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,6 +189,38 @@ def scaled_weights(subject: Subject, key, zero_biases: bool = False) -> Subject:
         return {**variables, "params": {**variables["params"], "model": params} if inner else params}
 
     return subject.with_(init=init)
+
+
+def drawn_weights(subject: Subject, key, rows) -> Subject:
+    """Draw all kernels again, with the variance 2 / fan_in under ReLU (He et al. 2015) and 1 / fan_in otherwise.
+
+    Biases become 0. This works for every model.
+
+    Args:
+      subject: the subject.
+      key: PRNG key.
+      rows: of its measurement.
+    """
+    gains = {path: _gain(row) for row in rows if row.kind != "embedding" for path in row.parameters}
+
+    def draw(path, leaf):
+        name = "/".join(str(part.key) for part in path)
+        if name.rpartition("/")[2] == "bias":
+            return jnp.zeros_like(leaf)
+        if name not in gains:
+            return leaf
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return gains[name] * jax.random.normal(own, leaf.shape, leaf.dtype)
+
+    def init(key):
+        variables = subject.init(key)
+        return {**variables, "params": jax.tree_util.tree_map_with_path(draw, variables["params"])}
+
+    return subject.with_(init=init)
+
+
+def _gain(row):
+    return ((2 if "relu" in row.activation else 1) / max(row.fan_in, 1)) ** 0.5
 
 
 def _zeroed(params):

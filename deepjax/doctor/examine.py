@@ -123,10 +123,10 @@ def _cure(start: Evidence, evidence: Evidence) -> Outcome | None:
     if evidence.skill(evidence.planned) >= HEALTHY:
         return start.outcome(text, evidence)
     best = evidence.sweep.best
-    if evidence.skill(evidence.sweep, best) > evidence.skill(evidence.planned):
-        text += f"; {FACTORS[best]:g} times the learning rate"
-        return start.outcome(text, evidence, evidence.sweep, best)
-    return start.outcome(text, evidence)
+    if evidence.skill(evidence.sweep, best) <= evidence.skill(evidence.planned):
+        return start.outcome(text, evidence)
+    text += f"; {FACTORS[best]:g} times the learning rate"
+    return start.outcome(text, evidence, evidence.sweep, best)
 
 
 def _with_outcome(suspicion: Suspicion, outcome: Outcome | None) -> Finding:

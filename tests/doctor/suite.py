@@ -136,6 +136,7 @@ def frozen(everything):
 
 
 SGD, ADAM = optax.sgd(0.1), optax.adam(3e-3)
+DEEP = {"optimizer": optax.sgd(0.005, 0.9), "epochs": 60}
 X, Y = data()
 
 
@@ -149,10 +150,18 @@ def _shuffled():
     return X, np.random.default_rng(1).permutation(Y)
 
 
+def _products():
+    return (X[:, 0] * X[:, 1] > 0).astype(np.int32)
+
+
+def _binary(p, t):
+    return optax.sigmoid_binary_cross_entropy(p[:, 0], t).mean()
+
+
 CASES = {
-    "exploding_activations": _case({"model": MLP(20, kernel=INIT.normal(1.0))}, {"model": MLP(20)}, optimizer=SGD),
-    "vanishing_activations": _case({"model": MLP(12, kernel=INIT.normal(0.02))}, {"model": MLP(12)}, optimizer=SGD),
-    "wrong_fan": _case({"model": MLP(30, kernel=INIT.glorot_normal())}, {"model": MLP(30)}, optimizer=SGD),
+    "exploding_activations": _case({"model": MLP(20, kernel=INIT.normal(1.0))}, {"model": MLP(20)}, **DEEP),
+    "vanishing_activations": _case({"model": MLP(12, kernel=INIT.normal(0.02))}, {"model": MLP(12)}, **DEEP),
+    "wrong_fan": _case({"model": MLP(30, kernel=INIT.glorot_normal())}, {"model": MLP(30)}, **DEEP),
     "vanishing_gradients": _case({"model": MLP(12, act=nn.sigmoid, kernel=INIT.glorot_normal())}, {"model": MLP(12)}),
     "dead_relus": _case({"model": MLP(bias=INIT.constant(-20.0))}),
     "saturated_activations": _case(
@@ -169,7 +178,7 @@ CASES = {
     "batch_norm_mode (always)": _case(
         {"model": MLP(norm="always", use_bias=False)}, {"model": MLP(norm="batch", use_bias=False)}
     ),
-    "stale_moments": _case({"variables": stale(20.0)}, {"model": MLP(norm="batch", use_bias=False)}, model=MLP(norm="batch")),
+    "stale_moments": _case({"variables": stale(20.0)}, {"variables": stale(0.0)}, model=MLP(norm="batch")),
     "bias_before_norm": _case({"model": MLP(norm="batch")}, {"model": MLP(norm="batch", use_bias=False)}),
     "dropout_before_norm": _case(
         {"model": MLP(norm="batch", use_bias=False, dropout=0.3)}, {"model": MLP(norm="batch", use_bias=False)}
@@ -204,7 +213,7 @@ CASES = {
         {"optimizer": optax.MultiSteps(optax.sgd(0.5), 4)},
         epochs=100,
     ),
-    "missing_hidden_activation": _case({"model": MLP(act=lambda x: x)}, batch=(X, (X[:, 0] * X[:, 1] > 0).astype(np.int32)), epochs=60),
+    "missing_hidden_activation": _case({"model": MLP(act=lambda x: x)}, batch=(X, _products()), epochs=60),
     "wrong_loss": _case(
         {"loss": lambda p, t: jnp.mean((p - t) ** 2)},
         {"loss": lambda p, t: jnp.mean((p[:, 0] - t) ** 2)},
@@ -212,9 +221,7 @@ CASES = {
         batch=(X, X[:, 0] * 2 + X[:, 1]),
         epochs=40,
     ),
-    "wrong_output_units": _case(
-        {"model": MLP(outputs=1, final=nn.sigmoid), "loss": lambda p, t: optax.sigmoid_binary_cross_entropy(p[:, 0], t).mean()}
-    ),
+    "wrong_output_units": _case({"model": MLP(outputs=1, final=nn.sigmoid), "loss": _binary}),
 }  # fmt: skip
 
 

@@ -9,5 +9,12 @@ from deepjax.doctor.causes import data, learnable, normalization, numerics, outp
 
 FIRST = (*data.CAUSES, *output.CAUSES)
 SCALES = data.SCALES
-SECOND = (*numerics.CAUSES, *structure.CAUSES, *normalization.CAUSES, *weights.CAUSES, *learnable.CAUSES)
+SECOND = (
+    *numerics.CAUSES,
+    *structure.CAUSES,
+    *normalization.CAUSES,
+    *weights.CAUSES,
+    *structure.LATE,
+    *learnable.CAUSES,
+)
 THIRD = (*plan.CAUSES, *learnable.LAST)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.doctor import changes
+from deepjax.doctor import changes, trials
 from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
 GAIN = 0.1  # of skill, that a change must bring
+FEW = 100  # updates; with fewer, their number is named before the learning rate
 
 
 def clearly_better(before: float, after: float) -> bool:
@@ -26,6 +27,11 @@ def severity(evidence: Evidence, before: float, after: float) -> str:
     """
     cut = evidence.falls and not (evidence.planned.complete and evidence.subject.epochs is not None)
     return "serious" if before < 0.5 * after and not cut else "warning"
+
+
+def _preference(evidence):
+    """Return by how much a higher rate is preferred to more steps: both make up for each other."""
+    return GAIN if trials.planned_steps(evidence.subject) >= FEW else -GAIN
 
 
 def _known(evidence):
@@ -67,7 +73,7 @@ def rate_and_steps(evidence: Evidence):
     if clearly_better(before, low[0]) and low[0] >= high[0]:
         found.append((low[0], _rate("high", evidence, before, low[0], low[2])))
     elif clearly_better(before, high[0]) and (_known(evidence) or before < LEARNS):
-        found.append((high[0] - GAIN, _rate("low", evidence, before, high[0], high[2])))
+        found.append((high[0] + _preference(evidence), _rate("low", evidence, before, high[0], high[2])))
     if clearly_better(before, long):
         found.append((long, _steps(evidence, before, long)))
     yield from (suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0]))

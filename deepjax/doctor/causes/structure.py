@@ -145,11 +145,5 @@ def frozen_parameters(evidence: Evidence):
     )
 
 
-CAUSES = (
-    dropout_after_output,
-    parameters_without_gradient,
-    frozen_parameters,
-    linear_network,
-    saturating_activations,
-    strong_dropout,
-)
+CAUSES = (dropout_after_output, parameters_without_gradient, frozen_parameters)
+LATE = (linear_network, saturating_activations, strong_dropout)

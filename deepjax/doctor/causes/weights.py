@@ -25,20 +25,21 @@ def _remedy(evidence):
 
 
 def _usable(evidence, remedy):
-    """Return a remedy that initializes from data, or None where the model cannot be initialized so."""
+    """Return a remedy that initializes from data, or one that draws all weights again where that is not possible."""
     try:
         remedy.change(evidence.subject)
     except InputError:
-        return None
+        change = partial(changes.drawn_weights, key=evidence.key, rows=evidence.measured.rows)
+        return Remedy("weights by He et al. (2015), biases of 0", change)
     return remedy
 
 
 def _suspected(evidence, finding, remedy):
-    """Yield a suspicion that its remedy must prove; without a remedy, if the model does not learn at all."""
-    if remedy is not None:
+    """Yield a finding if the model does not learn at all; else a suspicion that its remedy must prove."""
+    if evidence.skill(evidence.planned) < LEARNS:
+        yield Suspicion(finding, remedy)
+    elif remedy is not None:
         yield Suspicion(finding, remedy, certain=False)
-    elif evidence.skill(evidence.planned) < LEARNS:
-        yield Suspicion(finding)
 
 
 def symmetric_units(evidence: Evidence):
