@@ -102,7 +102,8 @@ def batch_norm_modes(subject: Subject) -> Subject:
     changed = {}
 
     def rule(module, run, args, kwargs):
-        if not isinstance(module, nn.BatchNorm) or module.is_initializing():
+        given = isinstance(module, nn.BatchNorm) and module.use_running_average is not None
+        if not given or module.is_initializing():  # the twin below has no mode of its own
             return run(*args, **kwargs)
         twin, train = module.clone(parent=None, name=None, use_running_average=None), changed["train"]
         if not train:
