@@ -174,6 +174,48 @@ def _saturates(eqn, jaxpr):
     )
 
 
+def guarded(subject: Subject) -> Subject:
+    """Keep the operands of logarithms, roots, quotients and exponentials where these are finite."""
+
+    def apply(variables, inputs, train, key):
+        flat, tree = jax.tree.flatten((variables, inputs, key))
+        structure = []
+
+        def call(*leaves):
+            variables, inputs, key = jax.tree.unflatten(tree, leaves)
+            out = subject.apply(variables, inputs, train, key)
+            structure.append(jax.tree.structure(out))
+            return jax.tree.leaves(out)
+
+        results = run_flat(inlined(call, flat), flat, lambda eqn: GUARDED.get(eqn.primitive.name))
+        return jax.tree.unflatten(structure[0], results)
+
+    return subject.with_(apply=apply)
+
+
+def _away_from_zero(x):
+    return jnp.where(jnp.abs(x) < EPSILON, EPSILON, x)
+
+
+EPSILON = 1e-6
+GUARDED = {
+    "log": lambda x: jnp.log(jnp.maximum(x, EPSILON)),
+    "sqrt": lambda x: jnp.sqrt(jnp.maximum(x, EPSILON)),
+    "rsqrt": lambda x: jax.lax.rsqrt(jnp.maximum(x, EPSILON)),
+    "div": lambda x, y: x / (_away_from_zero(y) if jnp.issubdtype(y.dtype, jnp.floating) else y),
+    "exp": lambda x: jnp.exp(jnp.minimum(x, 80.0)),
+}
+
+
+def with_state(subject: Subject, name: str, state) -> Subject:
+    """Set a collection of the initial variables, such as the moments of batch normalization."""
+
+    def init(key):
+        return {**subject.init(key), name: state}
+
+    return subject.with_(init=init)
+
+
 def scaled_weights(subject: Subject, key, zero_biases: bool = False) -> Subject:
     """Initialize a Linen model from data, so that every layer's output has variance 1 (LSUV)."""
     if subject.module is None:

@@ -81,6 +81,7 @@ def diagnose(made: Subject, key: Any, budget: float) -> tuple[Evidence, Evidence
         evidence = evidence.with_remedies(new)
     outcome = _cure(start, evidence)
     findings = [_with_outcome(each, outcome) for each in found]
+    findings = list({(finding.code, finding.layer): finding for finding in reversed(findings)}.values())[::-1]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return start, evidence, tuple(findings), outcome
 

@@ -153,9 +153,10 @@ def _linen(model, variables, inputs):
 
     def apply(variables, inputs, train, key):
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
-        mutable = [name for name in variables if name != "params"] if train else []
+        # Some models change their state in evaluation too, though they should not.
+        mutable = [name for name in variables if name != "params"]
         out, state = model.apply(variables, inputs, **arguments(train), rngs=keys, mutable=mutable)
-        return out, dict(state)
+        return out, dict(state) if train else {}
 
     return init, apply, model, call
 

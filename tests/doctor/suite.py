@@ -199,9 +199,7 @@ CASES = {
     ),
     "missing_output_activation": _case({"loss": likelihood}, {"loss": likelihood, "model": MLP(final=nn.softmax)}),
     "dropout_misplaced": _case({"model": Conv(late_dropout=0.5)}, {"model": Conv()}, batch=images(), epochs=10),
-    "loss_reduction": _case(
-        {"loss": lambda p, t: 32 * cross_entropy(p, t) * (len(p) / 32)}, optimizer=optax.sgd(0.3, 0.9)
-    ),
+    "loss_reduction": _case({"loss": lambda p, t: 64 * cross_entropy(p, t) * (len(p) / 64)}, optimizer=SGD),
     "weight_decay_on_norm": _case(
         {"optimizer": optax.adamw(3e-3, weight_decay=1e-3)}, model=MLP(norm="batch", use_bias=False)
     ),

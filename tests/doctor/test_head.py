@@ -94,7 +94,7 @@ def test_training_gives_the_state_of_batch_norm():
 
 def test_a_model_without_layers_has_no_head():
     def scale(params, x):
-        return x * params
+        return x * params[None]
 
     found = subject(
         scale, (np.ones((4, 2)), np.ones((4, 2))), lambda p, t: optax.l2_loss(p, t).mean(), variables=jnp.ones(2)

@@ -12,6 +12,7 @@ SCALES = data.SCALES
 SECOND = (
     *numerics.CAUSES,
     *structure.CAUSES,
+    plan.accumulation_that_sums,
     *normalization.CAUSES,
     *weights.CAUSES,
     *structure.LATE,

@@ -72,7 +72,8 @@ def constant_labels(evidence: Evidence):
 def labels_out_of_range(evidence: Evidence):
     """Find labels that are no index of an output."""
     facts, loss = evidence.targets, evidence.loss
-    if facts.kind != "classes" or loss.form != "index" or facts.classes <= evidence.outputs:
+    of_index = loss.form == "index" or loss.kind == "other"  # the loss of such labels may be NaN
+    if facts.kind != "classes" or not of_index or not 1 < evidence.outputs < facts.classes:
         return
     one_based = facts.low >= 1 and facts.high == evidence.outputs
     evidence_text = f"Labels go from {facts.low:g} to {facts.high:g}, and there are {evidence.outputs} outputs."

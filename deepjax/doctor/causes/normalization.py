@@ -1,5 +1,7 @@
 """Causes around batch normalization: its mode, its batch, its moments, and what stands before it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,7 +127,8 @@ def stale_moments(evidence: Evidence):
         title = "The running moments of batch normalization are not those of the data."
         text = f"At {place}, running means are {worst:.3g} standard deviations of the batch away from its means."
         advice = "Update `batch_stats` in training (mutable), lower the momentum, or estimate the moments again."
-        yield Suspicion(Finding("stale_moments", "serious", title, text, advice, place))
+        remedy = Remedy("the moments of a batch", partial(changes.with_state, name="batch_stats", state=moments))
+        yield Suspicion(Finding("stale_moments", "serious", title, text, advice, place), remedy)
 
 
 CAUSES = (wrong_mode, small_batch, stale_moments, dropout_before_norm, decay_of_norms, bias_before_norm)

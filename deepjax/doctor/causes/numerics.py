@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 
+from deepjax.doctor import changes
 from deepjax.doctor.causes.weights import DEPTH
-from deepjax.doctor.evidence import Evidence, Suspicion
+from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.non_finite import hunt
 from deepjax.doctor.report import Finding
 from deepjax.doctor.trials import Trainer
@@ -40,7 +41,7 @@ def _hunted(evidence, variables, inputs, targets, when):
     if found is not None and not (found.overflow and _grows(evidence)):
         title = f"Values become NaN or infinite {when}: {found.what}."
         finding = Finding("non_finite", "serious", title, str(found), found.remedy, found.layer or "")
-        yield Suspicion(finding)
+        yield Suspicion(finding, Remedy("operands of logarithms, roots and quotients kept positive", changes.guarded))
 
 
 def _grows(evidence):

@@ -11,6 +11,7 @@ from deepjax.doctor import changes, trials
 from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
+LONGEST = 64  # steps over which accumulation is recognized
 GAIN = 0.1  # of skill, that a change must bring
 FEW = 100  # updates; with fewer, their number is named before the learning rate
 
@@ -45,19 +46,31 @@ def accumulation_that_sums(evidence: Evidence):
         return
     params = evidence.variables["params"]
     ones = jax.tree.map(jnp.ones_like, params)
-    state = evidence.subject.optimizer.init(params)
-    for _ in range(2):
-        updates, state = evidence.subject.optimizer.update(ones, state, params)
+    optimizer, state = evidence.subject.optimizer, evidence.subject.optimizer.init(params)
+    sums = False
+    for step in range(1, LONGEST + 1):
+        updates, state = optimizer.update(ones, state, params)
         if any(np.any(np.asarray(u)) for u in jax.tree.leaves(updates)):
-            return  # it does not accumulate
+            break
+        sums |= step == 2 and _holds_twice(state, params)
+    if not sums:
+        return
+    title = "Gradient accumulation adds up the gradients, so the rate grows with the number of steps."
+    text = f"After two equal gradients the optimizer's state holds their sum; it updates after {step}."
+    advice = "Take the mean: `optax.MultiSteps(..., use_grad_mean=True)`."
+    remedy = Remedy(f"updates divided by {step}", changes.scaled_rate(1 / step))
+    yield Suspicion(Finding("accumulation_sums", "serious", title, text, advice), remedy)
+
+
+def _holds_twice(state, params):
+    """Whether an optimizer's state has a tree like the parameters that is 2 everywhere."""
     like = jax.tree.structure(params)
-    trees = [t for t in jax.tree.leaves(state, is_leaf=lambda t: jax.tree.structure(t) == like)
-             if jax.tree.structure(t) == like]  # fmt: skip
-    if any(all(np.all(np.asarray(leaf) == 2) for leaf in jax.tree.leaves(t)) for t in trees):
-        title = "Gradient accumulation adds up the gradients, so the rate grows with the number of steps."
-        text = "After two equal gradients the optimizer's state holds their sum, and it has not updated yet."
-        advice = "Take the mean: `optax.MultiSteps(..., use_grad_mean=True)`."
-        yield Suspicion(Finding("accumulation_sums", "serious", title, text, advice))
+
+    def fits(tree):
+        return jax.tree.structure(tree) == like
+
+    trees = [tree for tree in jax.tree.leaves(state, is_leaf=fits) if fits(tree)]
+    return any(all(np.all(np.asarray(leaf) == 2) for leaf in jax.tree.leaves(tree)) for tree in trees)
 
 
 def rate_and_steps(evidence: Evidence):
@@ -132,4 +145,4 @@ def optimizer(evidence: Evidence):
     yield Suspicion(finding, Remedy("Adam with a rate of 0.001", changes.with_adam(1e-3)), certain=False)
 
 
-CAUSES = (accumulation_that_sums, rate_and_steps, batch_size, optimizer)
+CAUSES = (rate_and_steps, batch_size, optimizer)
