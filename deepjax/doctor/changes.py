@@ -297,7 +297,8 @@ def new_output(subject: Subject, head: Head, facts, keep: bool) -> Subject:
     def apply_new(variables, inputs, train, key):
         params = variables["params"]
         x, _, state = split({**variables, "params": params["model"]}, inputs, train, key)
-        return x.reshape(len(x), -1) @ params[HEAD]["kernel"] + params[HEAD]["bias"], state if train else {}
+        y = x.reshape(len(x), -1) @ params[HEAD]["kernel"]
+        return y + params[HEAD]["bias"][None], state if train else {}
 
     def apply_kept(variables, inputs, train, key):
         _, z, state = split(variables, inputs, train, key)
@@ -314,11 +315,11 @@ def fitting_loss(facts, targets):
     """Return (number of outputs, loss of these and the targets, what it expects) for targets of this kind."""
     shape = jax.tree.leaves(targets)[0].shape
     outputs = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-    if facts.kind == "classes" and facts.classes > 2:
-        return facts.classes, _cross_entropy_of_index, "logit"
+    if facts.kind == "classes":
+        return max(facts.classes, 2), _cross_entropy_of_index, "logit"
     if facts.kind == "one-hot":
         return facts.classes, lambda z, t: optax.softmax_cross_entropy(z, t.astype(z.dtype)).mean(), "logit"
-    if facts.kind in ("binary", "labels", "classes"):
+    if facts.kind in ("binary", "labels"):
         return outputs, _binary_cross_entropy, "logit"
     return outputs, lambda p, t: jnp.mean((p - t.reshape(p.shape)) ** 2), "number"
 

@@ -18,7 +18,7 @@ from deepjax.doctor.subject import Subject
 
 # Shares of the budget: of nominal seconds (see `trials`), so that the numbers of steps do not depend on the clock.
 PLANNED, SWEEP, LONGER = 0.1, 0.3, 0.2
-FACTORS = (1e-3, 1e-2, 1e-1, 1e1, 1e2, 1e3)  # of the learning rate, in the sweep
+FACTORS = (1e-3, 1e-2, 1e-1, 1e1, 1e2, 1e3, 1e4, 1e6)  # of the learning rate, in the sweep
 LONG = 4  # times the planned steps, of the longer run
 POINTS = 200  # of a curve in the report, at most
 MEASURED = 64  # examples on which layers are measured, at most

@@ -1,5 +1,6 @@
 """A config in the form that the doctor examines: its network, its training set, its loss and its optimizer."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -26,7 +27,8 @@ def examined(config: Config, log: Any) -> Subject:
     Raises:
       InputError: something in the config cannot work.
     """
-    config = setup.with_absolute_paths(config)
+    one = dataclasses.replace(config.devices, count=1)
+    config = setup.with_absolute_paths(dataclasses.replace(config, devices=one))
     exp = setup.setup(config, setup.check(config), None)
     inputs, targets = _examples(exp)
     first = exp.initial_state(log)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepjax.doctor import changes, trials
-from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, Evidence, Remedy, Suspicion
+from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, SWEEP, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
 LONGEST = 64  # steps over which accumulation is recognized
@@ -85,11 +85,27 @@ def rate_and_steps(evidence: Evidence):
     found = []
     if clearly_better(before, low[0]) and low[0] >= high[0]:
         found.append((low[0], _rate("high", evidence, before, low[0], low[2])))
-    elif clearly_better(before, high[0]) and (_known(evidence) or before < LEARNS):
+    elif clearly_better(before, high[0]) and (_known(evidence) or before < LEARNS or not evidence.falls):
         found.append((high[0] + _preference(evidence), _rate("low", evidence, before, high[0], high[2])))
     if clearly_better(before, long):
         found.append((long, _steps(evidence, before, long)))
     yield from (suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0]))
+    if not found and _known(evidence) and before < LEARNS:
+        yield from _rate_with_steps(evidence, before)
+
+
+def _rate_with_steps(evidence, before):
+    """Try higher rates and more steps together, where neither alone helps."""
+    factors = tuple(f for f in FACTORS if f > 1)
+    steps = LONG * evidence.planned.losses.shape[1]
+    if evidence.steps(evidence.subject.with_(epochs=10**9), SWEEP, len(factors)) < steps:
+        return
+    trainer = trials.Trainer(evidence.subject, evidence.targets, evidence.loss.expects, evidence.key, factors)
+    run = trainer.advance(steps).result()
+    after = evidence.skill(run, run.best)
+    if clearly_better(before, after):
+        yield _steps(evidence, before, after)
+        yield _rate("low", evidence, before, after, factors[run.best])
 
 
 def _rate(which, evidence, before, after, factor):

@@ -1,6 +1,6 @@
 """Broken networks with the cause that each has, and their healthy twins, in plain Flax.
 
-    python tests/doctor/suite.py [NAME ...]
+    python tests/doctor_suite.py [NAME ...]
 
 examines all of them, and prints which cause was named first: the confusion table of docs/doctor.md.
 """
@@ -244,10 +244,8 @@ def main(names):
         others = ", ".join(f"{f.code} ({f.severity})" for f in healthy.findings) or "nothing"
         named = ", ".join(f"{f.code} ({f.severity[0]})" for f in broken.findings)
         mark = "right" if first == code else "WRONG"
-        print(
-            f"{name}: {mark}: {named}; {'learns' if cured else 'no cure'}; twin ({healthy.planned.quality_before:.2f}): {others}",
-            flush=True,
-        )
+        twin = f"twin ({healthy.planned.quality_before:.2f}): {others}"
+        print(f"{name}: {mark}: {named}; {'learns' if cured else 'no cure'}; {twin}", flush=True)
         jax.clear_caches()
     print(f"first cause right: {right} of {len(chosen)}; alarms on twins: {alarms}; learns with the remedies: {learns}")
 
