@@ -7,7 +7,7 @@ An experiment is one module with
 - USES: which of `full`, `data_dir`, `model`, `weights` and `image` it reads; `deepjax figure` refuses the others.
 - numbers(settings) -> a frozen dataclass of plain numbers, texts, tuples and dicts, which is written as JSON. It is a
   pure function of `experiment.Settings`, except for measured times. The usual size takes less than a minute on two
-  CPU cores.
+  CPU cores, or the docstring says how long.
 - table(numbers) -> (header, rows): what is printed.
 - claim(numbers) -> a `experiment.Claim`: what the numbers are to show, with its tolerance, and whether they do.
 - draw(numbers) -> a matplotlib Figure.
@@ -64,6 +64,7 @@ FIGURES = (
     "rbf-l1-l2",
     "rbf-network",
     "receptive-field",
+    "relu-vs-tanh",
     "saliency",
     "sawtooth",
     "second-order",

@@ -90,10 +90,11 @@ def _probabilities(network, train, test, keys, epochs):
     optimizer = optax.sgd(optax.cosine_onecycle_schedule(steps, 0.02), momentum=0.9, nesterov=True)
 
     def one(key):
-        variables = network.init({"params": jax.random.fold_in(key, 1)}, train.inputs[:1], train=False)
+        first, order = jax.random.split(key)
+        variables = network.init({"params": first}, train.inputs[:1], train=False)
         few = jax.tree.map(lambda each: each[:1], test)  # errors follow from the probabilities
         curves = small_runs.train(
-            network, variables, train, few, key, optimizer=optimizer, steps=steps, batch_size=batch_size, every=steps
+            network, variables, train, few, order, optimizer=optimizer, steps=steps, batch_size=batch_size, every=steps
         )
         forward = partial(network.apply, curves.variables, train=False)
         return jax.lax.map(lambda x: nn.softmax(forward(x[None])[0]), test.inputs, batch_size=small_runs.CHUNK)

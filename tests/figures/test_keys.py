@@ -8,8 +8,10 @@ import jax.extend
 import jax.numpy as jnp
 import pytest
 
+from deepjax import zoo
 from deepjax.figures import (
     Settings,
+    dropconnect,
     dropout_width,
     filters,
     group_norm_batch_size,
@@ -78,6 +80,13 @@ def one_update(network, variables, examples, test, key, *, optimizer, batch_size
     )
 
 
+def tiny_dropconnect(patch):
+    few = small_runs.Examples(jnp.ones((32, 16, 16, 1)), jnp.arange(32) % 10)
+    augment = dropconnect.augmentations(28)[dropconnect.BLOCKS[2]]
+    network = dropconnect.Augmented(zoo.create("mnist_cnn", width=1, drop="dropconnect"), augment)
+    dropconnect._probabilities(network, few, few, jax.random.split(jax.random.key(0), 2), 1)
+
+
 def tiny_dropout_width(patch):
     data = small_runs.load("digits", size=50)
     dropout_width._errors(2, 4, *data, jax.random.split(jax.random.key(0), 2), 1)
@@ -124,6 +133,7 @@ def tiny_weight_scale_disc(patch):
 
 TRAINED = (dropout_width, group_norm_batch_size, he_xavier, weight_scale_disc)
 TINY = (
+    tiny_dropconnect,
     tiny_dropout_width,
     tiny_filters,
     tiny_group_norm,
