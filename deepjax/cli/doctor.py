@@ -86,8 +86,8 @@ def doctor(arguments):
 def _coordinates(config, options):
     from deepjax.cli.doctor_coordinates import read_sizes, show_coordinates
 
-    sizes = {name: read_sizes(f"--{name}", getattr(options, name)) for name in ("widths", "depths")}
-    return show_coordinates(config, **sizes, plot=options.plot)
+    widths, depths = read_sizes("--widths", options.widths), read_sizes("--depths", options.depths)
+    return show_coordinates(config, widths=widths, depths=depths, plot=str(options.plot))
 
 
 def _module(arguments):

@@ -136,8 +136,8 @@ def _with_outcome(suspicion: Suspicion, outcome: Outcome | None) -> Finding:
 
 
 def _report(start, evidence, findings, outcome):
-    after = evidence.trainer
-    after = measure(evidence.subject, after.variables(0), *evidence.batch, evidence.key)
+    inputs, targets = evidence.batch
+    after = measure(evidence.subject, evidence.trainer.variables(0), inputs, targets, evidence.key)
     planned = start.outcome("as planned", start)
     return Report(
         verdict=_verdict(start, findings, outcome),

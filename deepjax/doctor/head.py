@@ -64,12 +64,13 @@ def find_head(subject, variables, inputs, key) -> Head | None:
     place, features, output = found
     tail = _tail(closed, place, output, flat)
     n = len(jax.tree.leaves(inputs)[0])
-    if output.aval.shape[:1] != (n,) or features.aval.shape[:1] != (n,) or tail is None:
+    shape, entering = tuple(output.aval.shape), tuple(features.aval.shape)
+    if shape[:1] != (n,) or entering[:1] != (n,) or tail is None:
         return None
-    activation, rectified = _activation(tail, output.aval.shape, key)
+    activation, rectified = _activation(tail, shape, key)
     return Head(
-        output.aval.shape[1:],
-        features.aval.shape[1:],
+        shape[1:],
+        entering[1:],
         activation,
         rectified,
         _split(subject),
@@ -83,7 +84,7 @@ def inlined(function, arguments):
     return jax.make_jaxpr(lambda *a: evaluate(closed.jaxpr, closed.consts, list(a), lambda eqn: None))(*arguments)
 
 
-def last_layer(jaxpr, inputs):
+def last_layer(jaxpr, inputs) -> tuple[int, Any, Any] | None:
     """Return (number of the equation, the layer's input, its output), or None."""
     moving = set(inputs)  # variables that depend on the inputs
     found = None
@@ -207,7 +208,9 @@ def _split(subject):
 
         closed = inlined(call, flat)
         counts = [len(jax.tree.leaves(part)) for part in (variables, inputs)]
-        _, x, z = last_layer(closed.jaxpr, set(closed.jaxpr.invars[counts[0] :]))
+        found = last_layer(closed.jaxpr, set(closed.jaxpr.invars[counts[0] :]))
+        assert found is not None, "find_head has found it for another batch"
+        _, x, z = found
         wanted = closed.jaxpr.replace(outvars=[x, z, *closed.jaxpr.outvars[1:]])
         x, z, *state = evaluate(wanted, closed.consts, flat, lambda eqn: None)
         return x, z, jax.tree.unflatten(structure[0], state)

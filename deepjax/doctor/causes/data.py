@@ -22,13 +22,13 @@ def non_finite_data(evidence: Evidence):
         for leaf in jax.tree.leaves(tree):
             good = np.isfinite(np.asarray(leaf, np.float32)).reshape(len(leaf), -1).all(1)
             if not good.all():
-                rows = np.flatnonzero(~good)
+                rows = np.flatnonzero(np.logical_not(good))
                 yield Suspicion(
                     Finding(
                         "non_finite",
                         "serious",
                         f"The {name} have values that are NaN or infinite.",
-                        f"{len(rows)} of {len(good)} examples have them, the first is example {rows[0]}.",
+                        f"{len(rows)} of {len(leaf)} examples have them, the first is example {rows[0]}.",
                         "Remove or replace these values before training; with them every loss and gradient is NaN.",
                     ),
                     Remedy(f"leave out the examples with non-finite {name}", lambda s, g=good: _kept(s, g)),

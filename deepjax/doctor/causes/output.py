@@ -16,7 +16,7 @@ RIGHT = {"classes": "a softmax", "one-hot": "a softmax", "binary": "a sigmoid", 
 
 def suspicions(evidence: Evidence):
     """Find everything that does not fit at the output. One remedy is for all: a new output with a loss that fits."""
-    found = [*_units(evidence), *_activation(evidence), *_loss(evidence), *_shapes(evidence)]
+    found = [*_units(evidence), *_activation(evidence), *_cut_logits(evidence), *_loss(evidence), *_shapes(evidence)]
     if not found:
         return
     remedy = _remedy(evidence, [code for code, *_ in found])
@@ -100,6 +100,10 @@ def _activation(evidence):
         text = f"The loss is a {loss.kind}; the last activation is {act}, with values in {_range(act)}."
         title = f"The loss expects probabilities, and {act} does not return any."
         yield "wrong_output_activation", title, text, advice
+    elif loss.expects == "log probability" and act in ("none", "softmax", "sigmoid", "relu"):
+        text = f"The loss is a {loss.kind}; the last activation is {act}."
+        code = "missing_output_activation" if act == "none" else "wrong_output_activation"
+        yield code, "The loss expects logarithms of probabilities.", text, "Use a log-softmax at the output."
     elif loss.kind.startswith("cross entropy") and act == "sigmoid" and outputs > 1:
         title = "Several classes exclude each other, and a sigmoid for each does not say so."
         text = f"The loss is a {loss.kind} over {outputs} outputs, each with its own sigmoid."
@@ -116,7 +120,13 @@ def _activation(evidence):
         title = "The model returns raw numbers for classes."
         text = f"The targets are one of {facts.classes} classes; the last layer has no activation."
         yield "missing_output_activation", title, text, advice
-    if head.rectified and act == "softmax" and outputs > 1 and not evidence.healthy:
+
+
+def _cut_logits(evidence):
+    """A ReLU between the last layer and a softmax."""
+    head = evidence.head
+    cut = head is not None and head.rectified and head.activation == "softmax"
+    if cut and evidence.outputs > 1 and not evidence.healthy:
         title = "A ReLU cuts the negative logits before the softmax."
         text = "Changes of the last layer's negative outputs do not change the predictions."
         yield "wrong_hidden_activation", title, text, "Remove the activation before the softmax."
@@ -173,7 +183,7 @@ def _fitting(facts):
 
 def _shapes(evidence):
     if evidence.loss.outer:
-        shapes = [list(_shape(evidence)), list(_target(evidence).shape)]
+        shapes = [list(_shape(evidence) or ()), list(_target(evidence).shape)]
         title = "The loss compares every prediction with the target of every example, because of their shapes."
         text = f"Predictions {shapes[0]} and targets {shapes[1]} are broadcast to a matrix of all pairs."
         yield "wrong_loss", title, text, "Give both the same shape before the loss."
