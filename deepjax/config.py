@@ -340,6 +340,10 @@ class Config:
     profile: str = option("", free=True)
     """Steps to trace, such as 10:20, counted from 1. Their most expensive operations are shown, and WORKDIR/profile
     gets a trace for Perfetto and TensorBoard. Empty: none."""
+    watch: int = option(0, at_least=0, free=True)
+    """Steps between two measurements of the layers in training. WORKDIR/watch.jsonl gets their numbers, the log what is
+    wrong, such as dead units or vanishing gradients; a run that cannot learn stops, with a report, WORKDIR/doctor.html.
+    The result does not change. 0: none."""
     checkpoint_every: int = option(0, at_least=0, free=True)
     """Steps between two checkpoints, besides the one at the end of each epoch. 0: only at the end of each epoch."""
     keep: int = option(2, at_least=1, free=True)

@@ -110,7 +110,7 @@ def test_free_fields():
     free = {path for path in flatten(dataclasses.asdict(Config())) if is_free(Config, path)}
     assert free == {
         "workdir", "data_dir", "keep", "checkpoint_every", "log_every", "eval_batch_size", "data.workers",
-        "data.placement", "wandb", "profile", "steps_per_call",
+        "data.placement", "wandb", "profile", "steps_per_call", "watch",
     }  # fmt: skip
     assert not is_free(Config, "model_options.depth")
     assert not is_free(Config, "optimizer.groups.head/*.learning_rate")

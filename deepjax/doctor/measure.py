@@ -89,15 +89,16 @@ def measure(subject: Subject, variables, inputs, targets, key, *, optimizer_stat
     return measurer(subject, variables, inputs, key)(variables, inputs, targets, key, optimizer_state)
 
 
-def measurer(subject: Subject, variables, inputs, key) -> Callable[..., Measurement]:
+def measurer(subject: Subject, variables, inputs, key, *, jit: Callable = jit_once) -> Callable[..., Measurement]:
     """Return the function (variables, inputs, targets, key, optimizer_state) -> Measurement, compiled once.
 
     Args:
       subject: the model with its loss and optimizer.
       variables, inputs, key: arrays of the shapes that the function will get.
+      jit: `jax.jit` for a function that will run often: it takes longer to compile, and less time to run.
     """
     model = Traced(subject, variables, inputs, key)
-    compiled = jit_once(model.compute)
+    compiled = jit(model.compute)
 
     def run(variables, inputs, targets, key, optimizer_state=None):
         found = compiled(variables, inputs, targets, key, optimizer_state)
@@ -150,6 +151,7 @@ class Traced:
         optimizer = optax.with_extra_args_support(self.subject.optimizer)
         state = optimizer.init(params) if optimizer_state is None else optimizer_state
         extra = {"value": loss, "grad": gradients, "value_fn": objective}
+        extra["grad_fn"] = lambda params, _: jax.grad(objective)(params)  # for SAM
         updates, _ = optimizer.update(gradients, state, params, **extra)
         norms = [[statistics.norm(leaf) for leaf in jax.tree.leaves(tree)] for tree in (params, gradients, updates)]
         return {

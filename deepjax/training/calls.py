@@ -11,9 +11,9 @@ class Calls:
     """The training steps of a run, as calls of one compiled program.
 
     With config.steps_per_call 1, a call is the step of the experiment. Above, it is a loop over up to so many steps, at
-    most those of an epoch. A call ends early where the host has something to do: at a checkpoint, at the first and the
-    last step of a profile, and at the end of an epoch. The number of steps is an argument of the program, so a shorter
-    call needs no other program.
+    most those of an epoch. A call ends early where the host has something to do: at a checkpoint, before a watch, at
+    the first and the last step of a profile, and at the end of an epoch. The number of steps is an argument of the
+    program, so a shorter call needs no other program.
     """
 
     def __init__(self, experiment, done, folder, display):
@@ -46,7 +46,8 @@ class Calls:
         """Return whether a call ends after this step of the run, its `count`-th one."""
         first, last = self.traced
         whole = count == self.size or step % self.exp.loader.steps == 0
-        return whole or self.checkpoint_is_due(step) or step in (first - 1, last)
+        watched = self.config.watch and step % self.config.watch == 0
+        return whole or self.checkpoint_is_due(step) or watched or step in (first - 1, last)
 
     def _call(self, rows):
         """Return what `epoch` yields, for the rows of the steps of a call."""

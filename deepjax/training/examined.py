@@ -34,6 +34,12 @@ def examined(config: Config, log: Any) -> Subject:
     first = exp.initial_state(log)
     variables = jax.device_get({"params": first.params, "batch_stats": first.batch_stats})
     variables = {name: tree for name, tree in variables.items() if name == "params" or tree}
+    return subject_of(exp, variables, inputs, targets)
+
+
+def subject_of(exp: setup.Experiment, variables: dict, inputs: Any, targets: Any) -> Subject:
+    """Return the subject of an experiment with these variables and examples."""
+    config = exp.config
 
     def apply(variables, inputs, train, key):
         rngs = {"dropout": key}

@@ -23,6 +23,7 @@ from deepjax.training.model import with_given
 from deepjax.training.progress import Display, duration
 from deepjax.training.signals import Signals
 from deepjax.training.state import Progress, parameter_count
+from deepjax.training.watch import Watch
 
 
 def train(
@@ -111,13 +112,14 @@ class Trainer:
         self.validate = experiment.evaluator(validation) if len(validation) else None
         self.calls = Calls(experiment, self.done, folder, display)
         self.step = self.calls.program
+        self.watch = Watch(experiment, self.done, folder, display)
         self.clock, self.compiling = time.monotonic(), 0.0
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for opened in (self.step, self.metrics, self.checkpoints, self.final):
+        for opened in (self.step, self.watch, self.metrics, self.checkpoints, self.final):
             if opened is not None:
                 opened.close()
 
@@ -159,7 +161,7 @@ class Trainer:
 
     def _tick(self):
         """Add the time since the last tick to the run's, without the time that compiling took."""
-        compiling = self.step.seconds + (self.validate.seconds if self.validate else 0.0)
+        compiling = self.step.seconds + self.watch.seconds + (self.validate.seconds if self.validate else 0.0)
         now = time.monotonic()
         self.progress.seconds += now - self.clock - (compiling - self.compiling)
         self.progress.compile_seconds += compiling - self.compiling
@@ -175,6 +177,7 @@ class Trainer:
             if self.step.seconds == 0:
                 with signals.released():
                     self._compile(whole, rows)
+            self.watch(self.state, rows, self.done)
             self.state, metrics = self.step(self.state, whole, rows, self.key)
             if pending is not None:  # fetched one call late, so that the device does not wait for the host
                 self._account(*pending)
@@ -195,6 +198,7 @@ class Trainer:
 
         seconds = self.step.compile(self.state, whole, rows, self.key, announce=announce)
         self.display(f"compiled in {seconds:.1f} s")
+        self.watch.compile(self.state, rows)
 
     def _account(self, step, count, metrics):
         """Process the metrics of a call, whose last step is `step`: check, sum, record and display them."""
@@ -231,7 +235,7 @@ class Trainer:
         raise TrainingFailed(
             f"at step {step} {problem} (learning rate {rate:.4g}); {good}; lower --optimizer.learning-rate, lengthen "
             f"--schedule.warmup or set --optimizer.clip-norm, in another --workdir; `deepjax doctor --nan` with the "
-            f"same config and options names the operation and the layer"
+            f"same config and options names the operation and the layer{self.watch.failed()}"
         )
 
     def _end_epoch(self):

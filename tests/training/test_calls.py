@@ -112,6 +112,7 @@ def plan_calls(**fields):
         ({"steps_per_call": 99}, [9]),
         ({"steps_per_call": 4, "checkpoint_every": 5}, [4, 4, 1]),  # after steps 15 and 20 of the run
         ({"steps_per_call": 4, "checkpoint_every": 3}, [1, 3, 3, 2]),  # after 12, 15, 18
+        ({"steps_per_call": 4, "watch": 7}, [3, 4, 2]),  # after step 14
         ({"steps_per_call": 4, "profile": "13:14"}, [1, 2, 4, 2]),  # begins after step 12, ends after 14
     ],
 )

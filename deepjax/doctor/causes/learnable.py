@@ -12,6 +12,7 @@ from deepjax.doctor.trials import Trainer
 EXAMPLES = 64  # fewer examples do not show whether a relation exists
 SIGMAS = 2.0  # of the best of three predictors, which a relation must exceed on examples that were held out
 NEIGHBORS = 5
+FITS = 0.3  # skill on the examples of training from which a model counts as having learned them
 FEW = 16  # examples that every network should be able to learn by heart
 
 
@@ -31,7 +32,10 @@ def unrelated_targets(evidence: Evidence):
     scores = [_score(predict(x, y), y, targets) for predict in (_by_neighbors, _by_ridge)]
     if max(scores) > SIGMAS:
         return
-    scores.append(_score_of_model(evidence, order, y))
+    of_model = _score_of_model(evidence, order, y)
+    if of_model is None:
+        return
+    scores.append(of_model)
     if max(scores) <= SIGMAS:
         text = (
             f"On examples that were held out, {NEIGHBORS} nearest neighbors, ridge regression and the model itself are "
@@ -83,20 +87,23 @@ def _score(predictions, y, targets):
 
 
 def _score_of_model(evidence, order, y):
-    """Train the model as planned on three quarters of the examples, and score it on the others."""
-    subject = evidence.subject
-    train, test = order[: 3 * len(order) // 4], order[3 * len(order) // 4 :]
-    inputs, targets = subject.rows(train)
-    part = subject.with_(inputs=inputs, targets=targets, batch_size=min(subject.batch_size, len(train)))
-    trainer = Trainer(part, evidence.targets, evidence.loss.expects, evidence.key)
-    trainer.advance(evidence.steps(part, 0.1))
-    predictions = jax.tree.leaves(evidence.predict(trainer.variables(0), subject.rows(test)[0]))[0]
-    if evidence.targets.kind == "numbers":
-        flat = np.asarray(predictions, np.float64).reshape(len(test), -1)
-        return _score(flat, y[3 * len(order) // 4 :], evidence.targets) if flat.shape[1] == y.shape[1] else 0.0
-    right = facts.quality(predictions, subject.rows(test)[1], evidence.targets, evidence.loss.expects)
-    base = evidence.targets.majority
-    return (right - base) / np.sqrt(base * (1 - base) / len(test) + 1e-12)
+    """Train the model as planned on three quarters of the examples, and score it on the others.
+
+    Return None if it does not learn the examples that it is trained on.
+    """
+    subject, targets, expects = evidence.subject, evidence.targets, evidence.loss.expects
+    cut = 3 * len(order) // 4
+    (inputs, goals), held = subject.rows(order[:cut]), subject.rows(order[cut:])
+    part = subject.with_(inputs=inputs, targets=goals, batch_size=min(subject.batch_size, cut))
+    trainer = Trainer(part, targets, expects, evidence.key).advance(evidence.steps(part, 0.1))
+    if evidence.skill(trainer.result()) < FITS:
+        return None
+    predictions = jax.tree.leaves(evidence.predict(trainer.variables(0), held[0]))[0]
+    if targets.kind == "numbers":
+        flat = np.asarray(predictions, np.float64).reshape(len(y) - cut, -1)
+        return _score(flat, y[cut:], targets) if flat.shape[1] == y.shape[1] else None
+    right, base = facts.quality(predictions, held[1], targets, expects), targets.majority
+    return (right - base) / np.sqrt(base * (1 - base) / (len(y) - cut) + 1e-12)
 
 
 def small_network(evidence: Evidence):
