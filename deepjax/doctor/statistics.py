@@ -30,7 +30,8 @@ def norm(x) -> jax.Array:
 
 def non_finite(x) -> jax.Array:
     """Return the share of entries that are infinite or no number."""
-    return 1 - jnp.mean(jnp.isfinite(x.astype(jnp.float32)).astype(jnp.float32))
+    # Counted directly, because 1 - mean is not exactly 0 where the division by the number of entries is rounded.
+    return jnp.mean((~jnp.isfinite(x.astype(jnp.float32))).astype(jnp.float32))
 
 
 def _scale(x, axis=None, keepdims=False):

@@ -64,7 +64,7 @@ def _finding(code, title, evidence, row: Row, severity="warning"):
 
 def _non_finite(measured):
     for row in measured.rows:
-        if row.non_finite or row.gradient_non_finite:
+        if row.non_finite > 0 or row.gradient_non_finite > 0:  # not NaN, where there is no number
             text = f"{100 * row.non_finite:.0f} % of its outputs and {100 * row.gradient_non_finite:.0f} % of their "
             yield _finding("non_finite", "Values are infinite or no number.", text + "gradients", row, "serious")
             return  # the others follow from the first

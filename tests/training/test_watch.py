@@ -203,6 +203,7 @@ def codes(*rows):
         ([row(gradient_rms=0.1**i) for i in range(8)], ["exploding_gradients"]),
         ([row(gradient_rms=10.0**i) for i in range(8)], ["vanishing_gradients"]),
         ([row(gradient_rms=0.0)] * 7 + [row()], ["vanishing_gradients"]),
+        ([row(non_finite=jnp.nan, gradient_non_finite=jnp.nan)], []),  # numbers that do not exist
         ([row(), row(non_finite=0.5, std=jnp.nan)], ["non_finite"]),
     ],
 )
