@@ -52,9 +52,10 @@ def test_every_epoch_shows_each_example_once():
 
 
 def test_quality():
-    classes = describe_targets(np.array([0, 1, 2, 2]))
+    labels = np.array([0, 1, 2, 2, 0, 1, 2, 2])
+    classes = describe_targets(labels)
     assert (classes.kind, classes.classes, classes.majority) == ("classes", 3, 0.5)
-    assert quality(np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 2, 2]), classes, "logit") == 0.75
+    assert quality(np.eye(3)[[0, 1, 2, 0, 0, 1, 2, 0]], labels, classes, "logit") == 0.75
     numbers = describe_targets(np.array([[0.1], [0.9], [2.5], [4.0]]))
     assert numbers.kind == "numbers"
     t = np.array([[0.1], [0.9], [2.5], [4.0]])
@@ -74,4 +75,4 @@ def test_the_nominal_time_counts_the_steps_of_loops():
 
     x, y = linear()
     short, long = (step_seconds(subject(Long(n), (x, y), loss)) for n in (10, 1000))
-    assert 30 < long / short < 100
+    assert 990e-6 < long - short < 5 * 990e-6  # at least 1e-6 for the one equation of a step
