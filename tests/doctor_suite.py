@@ -89,6 +89,32 @@ class Conv(nn.Module):
         return self.final(x)
 
 
+class Deep(nn.Module):
+    """A scan over layers with batch normalization, with a skip around each where `branch` is above 0."""
+
+    depth: int
+    branch: float
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(64)(x)
+        split = {"params": True}
+        layer = nn.scan(_Layer, variable_axes={"params": 0, "batch_stats": 0}, split_rngs=split, length=self.depth)
+        x, _ = layer(self.branch, train)(x, None)
+        return nn.Dense(CLASSES)(x)
+
+
+class _Layer(nn.Module):
+    branch: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x, _):
+        y = nn.Dense(64, use_bias=False, kernel_init=INIT.he_normal())(x)
+        y = nn.relu(nn.BatchNorm(use_running_average=not self.train, momentum=0.9)(y))
+        return (x + self.branch * y if self.branch else y), None
+
+
 class Disconnected(nn.Module):
     """A network with a branch that gets no gradient where `blocked`."""
 
@@ -163,6 +189,12 @@ CASES = {
     "vanishing_activations": _case({"model": MLP(12, kernel=INIT.normal(0.02))}, {"model": MLP(12)}, **DEEP),
     "wrong_fan": _case({"model": MLP(30, kernel=INIT.glorot_normal())}, {"model": MLP(30)}, **DEEP),
     "vanishing_gradients": _case({"model": MLP(12, act=nn.sigmoid, kernel=INIT.glorot_normal())}, {"model": MLP(12)}),
+    "residual_dominates": _case(
+        {"model": MLP(16, residual=3.0)}, {"model": MLP(16, residual=0.25)}, optimizer=optax.sgd(0.05)
+    ),
+    "shattered_gradients": _case(
+        {"model": Deep(50, 0.0)}, {"model": Deep(50, 0.15)}, optimizer=optax.sgd(0.05)
+    ),
     "dead_relus": _case({"model": MLP(bias=INIT.constant(-20.0))}),
     "saturated_activations": _case(
         {"model": MLP(8, act=nn.tanh, kernel=INIT.normal(2.0))},

@@ -9,7 +9,7 @@ import numpy as np
 
 from deepjax.doctor import causes, spectra
 from deepjax.doctor.causes.plan import clearly_better, severity
-from deepjax.doctor.evidence import FACTORS, HEALTHY, Evidence, Suspicion, curve
+from deepjax.doctor.evidence import FACTORS, HEALTHY, LEARNS, Evidence, Suspicion, curve
 from deepjax.doctor.measure import measure
 from deepjax.doctor.report import SEVERITIES, Finding, Outcome, Report, Sweep
 from deepjax.doctor.subject import Subject, parameter_count, subject
@@ -197,7 +197,9 @@ def _verdict(start, findings, outcome):
     if not findings:
         if reached >= HEALTHY:
             return "Nothing is wrong: the model learns as planned."
-        return "No cause was found among those that are known here."
+        if reached >= LEARNS:
+            return f"No fault was found. The model learns: its skill is {reached:.2f} (0 is a constant, 1 is perfect)."
+        return "The model does not learn, and no cause was found among those that are known here."
     serious = [finding for finding in findings if finding.severity == "serious"]
     text = (serious or findings)[0].title
     if not serious:

@@ -3,13 +3,16 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deepjax.doctor import changes
+from deepjax.doctor.causes.shattering import shattered_gradients
 from deepjax.doctor.causes.structure import SATURATING
 from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 from deepjax.errors import InputError
+from deepjax.init_from_data.branch_ends import branch_ends
 
 DEPTH = 1e3  # change of activations from the first to the last hidden layer that counts as exploding or vanishing
 GRADIENT = 1e4  # the same for gradients
@@ -117,12 +120,23 @@ def scale_over_depth(evidence: Evidence):
         return
     stds = np.array([row.std for row in rows])
     if stds[0] > 0 and stds.max() / stds[0] > DEPTH:
-        yield from _depth_finding(evidence, "exploding_activations", rows, stds, "grow")
+        code = "residual_dominates" if _branches(evidence) else "exploding_activations"
+        yield from _depth_finding(evidence, code, rows, stds, "grow")
     elif stds[0] > 0 and stds[-1] / stds[0] < 1 / DEPTH:
         code = "wrong_fan" if _is_wrong_fan(rows) else "vanishing_activations"
         yield from _depth_finding(evidence, code, rows, stds, "shrink")
     else:
+        yield from shattered_gradients(evidence)  # they often grow too, and no scale of the weights mends them
         yield from _gradients(evidence, rows)
+
+
+def _branches(evidence):
+    """Return the paths of the last modules of residual branches, where the model is a Linen one that has some."""
+    subject, inputs = evidence.subject, jax.tree.leaves(evidence.batch[0])
+    if subject.module is None or len(inputs) != 1 or changes.HEAD in evidence.variables["params"]:
+        return {}
+    call = {name: not value for name, value in subject.call}
+    return branch_ends(subject.module, evidence.variables, evidence.key, jnp.asarray(inputs[0]), call)
 
 
 def _is_wrong_fan(rows):
@@ -137,6 +151,9 @@ def _depth_finding(evidence, code, rows, stds, verb):
     text += f"{rows[-1].layer}; weights have the standard deviation {gain:.3g} / sqrt(fan_in)."
     title = f"Activations {verb} from layer to layer."
     advice = "Initialize with the variance 2 / fan_in under ReLU (He et al. 2015), or from data, or normalize."
+    if code == "residual_dominates":
+        title = "The residual branches are larger than what they are added to, so activations grow from unit to unit."
+        advice = "Let branches start small: a last layer of zeros, or a factor of 1 / sqrt(units), or normalize them."
     if code == "wrong_fan":
         title += " The weights have the scale for linear layers (Glorot, LeCun), not the one for ReLU."
     yield from _suspected(evidence, Finding(code, "serious", title, text, advice, rows[-1].layer), _fresh(evidence))
