@@ -15,7 +15,9 @@ from deepjax.doctor.subject import subject
 from deepjax.errors import InputError
 
 FAST = ("wrong_output_activation", "no_gradient")
-INCURABLE = ("constant_labels", "shuffled_labels", "no_gradient", "weight_decay_on_norm", "bias_before_norm")
+INCURABLE = (
+    "constant_labels", "shuffled_labels", "no_gradient", "weight_decay_on_norm", "bias_before_norm", "shattered_gradients",
+)  # fmt: skip
 BUDGET = 8.0
 
 
