@@ -177,7 +177,7 @@ def test_of_a_scan_it_is_the_last_unit():
     for i in range(3):
         unit = jax.tree.map(lambda leaf: leaf[i], variables["params"]["units"]["unit"])  # noqa: B023
         x = Normalized(0.5).apply({"params": unit}, x, train=True)
-    np.testing.assert_allclose(found["units", "unit"], x, rtol=1e-5)
+    np.testing.assert_allclose(found["units", "unit"], x, rtol=1e-5, atol=1e-6)
     assert ("units", "unit", "dense") in found
     assert jnp.shape(found["units", "unit", "norm"]) == x.shape
 

@@ -153,8 +153,8 @@ def test_agreement_of_micro_batches(by_hand):
 
     flat = {name: np.array([g[name].ravel() for g in each], np.float64) for name in each[0]}
     for row in found.parameters:
-        np.testing.assert_allclose((row.snr, row.cosine), agreement(flat[row.path]), rtol=1e-4, err_msg=row.path)
-    np.testing.assert_allclose((found.snr, found.cosine), agreement(np.hstack(list(flat.values()))), rtol=1e-4)
+        np.testing.assert_allclose((row.snr, row.cosine), agreement(flat[row.path]), 1e-4, 1e-6, err_msg=row.path)
+    np.testing.assert_allclose((found.snr, found.cosine), agreement(np.hstack(list(flat.values()))), 1e-4, 1e-6)
 
 
 def test_numbers_whose_squares_are_not_in_float32():
