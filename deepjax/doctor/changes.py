@@ -59,12 +59,6 @@ def batches_of(size: int):
     return lambda subject: subject.with_(batch_size=min(size, subject.examples))
 
 
-def clipped(norm: float):
-    """Clip the gradient to this global norm."""
-    clip = optax.clip_by_global_norm(norm)
-    return lambda subject: subject.with_(optimizer=optax.chain(clip, subject.optimizer))
-
-
 def mean_loss(subject: Subject) -> Subject:
     """Divide a loss that sums over the examples by their number."""
     loss = subject.loss
@@ -103,7 +97,7 @@ def batch_norm_modes(subject: Subject) -> Subject:
 
     def rule(module, run, args, kwargs):
         given = isinstance(module, nn.BatchNorm) and module.use_running_average is not None
-        if not given or module.is_initializing():  # the twin below has no mode of its own
+        if not given or module.is_initializing():  # the twin below takes its mode as an argument
             return run(*args, **kwargs)
         twin, train = module.clone(parent=None, name=None, use_running_average=None), changed["train"]
         if not train:
@@ -139,25 +133,36 @@ def _under(subject, rule):
 def relu_in_place(subject: Subject) -> Subject:
     """Replace sigmoids and hyperbolic tangents between layers by ReLUs, not those in loops or of the output."""
 
+    def choose(jaxpr, moving):
+        found = last_layer(jaxpr, moving)
+        saturating = [eqn for eqn in jaxpr.eqns[: found[0] if found else 0] if _saturates(eqn, jaxpr)]
+        return lambda eqn: jax.nn.relu if any(eqn is each for each in saturating) else None
+
+    return _rewritten(subject, choose)
+
+
+def _rewritten(subject, choose):
+    """Return the subject with some equations of its calls replaced.
+
+    Args:
+      subject: the subject.
+      choose: function (jaxpr without calls, its variables that are inputs of the model) -> what `run_flat` takes.
+    """
+
     def apply(variables, inputs, train, key):
         flat, tree = jax.tree.flatten((variables, inputs, key))
         structure = []
 
         def call(*leaves):
-            out = subject.apply(*jax.tree.unflatten(tree, leaves)[:2], train, jax.tree.unflatten(tree, leaves)[2])
+            variables, inputs, key = jax.tree.unflatten(tree, leaves)
+            out = subject.apply(variables, inputs, train, key)
             structure.append(jax.tree.structure(out))
             return jax.tree.leaves(out)
 
         closed = inlined(call, flat)
         first = len(jax.tree.leaves(variables))
         moving = set(closed.jaxpr.invars[first : first + len(jax.tree.leaves(inputs))])
-        found = last_layer(closed.jaxpr, moving)
-        saturating = [eqn for eqn in closed.jaxpr.eqns[: found[0] if found else 0] if _saturates(eqn, closed.jaxpr)]
-
-        def replace(eqn):
-            return jax.nn.relu if any(eqn is each for each in saturating) else None
-
-        return jax.tree.unflatten(structure[0], run_flat(closed, flat, replace))
+        return jax.tree.unflatten(structure[0], run_flat(closed, flat, choose(closed.jaxpr, moving)))
 
     return subject.with_(apply=apply)
 
@@ -176,21 +181,7 @@ def _saturates(eqn, jaxpr):
 
 def guarded(subject: Subject) -> Subject:
     """Keep the operands of logarithms, roots, quotients and exponentials where these are finite."""
-
-    def apply(variables, inputs, train, key):
-        flat, tree = jax.tree.flatten((variables, inputs, key))
-        structure = []
-
-        def call(*leaves):
-            variables, inputs, key = jax.tree.unflatten(tree, leaves)
-            out = subject.apply(variables, inputs, train, key)
-            structure.append(jax.tree.structure(out))
-            return jax.tree.leaves(out)
-
-        results = run_flat(inlined(call, flat), flat, lambda eqn: GUARDED.get(eqn.primitive.name))
-        return jax.tree.unflatten(structure[0], results)
-
-    return subject.with_(apply=apply)
+    return _rewritten(subject, lambda jaxpr, moving: lambda eqn: GUARDED.get(eqn.primitive.name))
 
 
 def _away_from_zero(x):

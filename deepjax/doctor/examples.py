@@ -1,4 +1,4 @@
-"""Random examples of classes, on which a model without data of its own is examined."""
+"""Draw random examples of classes, for models that are examined without a data set."""
 
 import numpy as np
 

@@ -113,7 +113,7 @@ class Follow:
         return tags
 
     def settle(self, tag: Tag) -> Tag:
-        """End an elementwise function: name it, and return the tag of its result as an array of its own."""
+        """End an elementwise function: name it, and return the tag of its result as a separate array."""
         if tag.curve is None:
             return tag
         name = classify(tag.curve)
@@ -306,7 +306,7 @@ def _disjoint(operands):
 
 
 def _enter(tag, here, k):
-    """Return the tag of an array inside of a body: an array of its own."""
+    """Return the tag of an array inside of a body, where it counts as a separate array."""
     return replace(tag, at=(here, -1 - k), anchor=(here, -1 - k), raw=None)
 
 

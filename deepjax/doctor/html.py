@@ -11,7 +11,7 @@ from deepjax.doctor.rows import Row
 from deepjax.doctor.tables import COLUMNS, fold, joint, number, outcome_text, quality, share, shorten, tried_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-MARKS = {"serious": "✖", "warning": "▲", "note": "●"}  # so that a severity is told by more than its color
+MARKS = {"serious": "✖", "warning": "▲", "note": "●"}  # a severity must be visible without colors too
 MOST = 2000  # rows of a table in the file; runs of similar layers are folded in longer ones
 LOSSES = "training loss without and with the remedy"  # what a plot shows, for readers who cannot see it
 BRIEF = 6  # rows at each end of a table in a notebook

@@ -88,7 +88,6 @@ class Report:
     """Singular values of the Jacobian of the outputs of one example in its inputs, the largest first."""
     sharpness: float
     """Largest eigenvalue of the Hessian of the loss on one batch, before training; NaN if it was not computed."""
-    seed_note: str = ""
     notes: tuple[str, ...] = field(default=())
     """What was left out, and why."""
 

@@ -42,7 +42,7 @@ class Subject:
     module: nn.Module | None = None
     """The Linen model, where it is one."""
     call: tuple[tuple[str, Any], ...] = ()
-    """Name and value in training of the argument by which the model is told that it trains, where it takes one."""
+    """Name of the argument that sets the mode, such as "train", and its value in training; () if there is none."""
     given: bool = False
     """Whether variables were given: `init` returns these for every key."""
 

@@ -212,7 +212,7 @@ def to_text(report: Report) -> str:
         width = max(map(len, report.facts))
         parts.append("\n".join(_wrapped(text, f"{name.ljust(width)}  ") for name, text in report.facts.items()))
     parts.append(layer_table(report.rows, folded=True, keep={finding.layer for finding in report.findings}))
-    notes = [*report.notes, *([report.seed_note] if report.seed_note else [])]
+    notes = report.notes
     if notes:
         parts.append("\n".join(_wrapped(note, "- ") for note in notes))
     return "\n\n".join(parts)

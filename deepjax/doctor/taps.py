@@ -140,7 +140,7 @@ def _results(plan, eqn, operands, sinks, here):
 
 
 def _whole(eqn, body, operands):
-    """Compute a function that has a derivative of its own, with this derivative."""
+    """Compute a function with a custom derivative, and keep that derivative."""
     alone = body.replace(constvars=[], outvars=eqn.outvars, eqns=[eqn.replace(invars=body.invars)])
     return jaxpr_as_fun(ClosedJaxpr(alone, []))(*operands)
 

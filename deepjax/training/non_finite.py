@@ -89,7 +89,7 @@ def first_non_finite(
     """Train a config in memory until something is not finite, and find the operation that made it so.
 
     If the workdir holds an unfinished run of this config, such as one that failed, training continues from its newest
-    state. Otherwise it starts anew. The same steps are made as by `train`, one at a time. Nothing is written.
+    state. Otherwise it starts from initial weights. The steps are those of `train`, one at a time. Nothing is written.
 
     Args:
       config: the experiment.

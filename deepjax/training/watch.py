@@ -159,9 +159,7 @@ class Watch:
         try:
             if is_main():
                 report.save(self.report_path)
-        except (
-            Exception
-        ) as error:  # fonts, memory, a full disk: the run ends in any case, and its cause is more important
+        except Exception as error:  # fonts, memory, a full disk: the reason for which the run ends matters more
             self.display.warn(f"{self.report_path} cannot be written ({type(error).__name__}: {first_line(error)})")
             return ""
         return f"; the report is {self.report_path}"

@@ -116,7 +116,6 @@ def report(names=None, **changes):
         ),
         "spectrum": tuple(float(v) for v in np.geomspace(3, 1e-6, 10)),
         "sharpness": 41.7,
-        "seed_note": "Another key gives other initial weights.",
         "notes": ("The gradient of shattering was not measured: no time.",),
     }
     return Report(**(values | changes))
@@ -153,5 +152,4 @@ def of_nothing():
         sharpness=NAN,
         facts={},
         notes=(),
-        seed_note="",
     )

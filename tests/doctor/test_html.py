@@ -80,7 +80,7 @@ def test_a_page_has_all_parts_and_loads_nothing():
     text = rendered(reports.report)
     page = Page(text)
     assert page.open in ([], ["html"])
-    parts = [report.verdict, *report.facts.values(), *report.notes, report.seed_note, "41.7", "2 / sharpness = 0.048"]
+    parts = [report.verdict, *report.facts.values(), *report.notes, "41.7", "2 / sharpness = 0.048"]
     for finding in report.findings:
         parts += [finding.code, finding.title, finding.evidence, finding.remedy]
     parts += ["Dense_17", "Dense_17/kernel", "loss 2.3 → 0.0264, quality 0.100 → 0.973, after 600 steps: it learns"]
@@ -121,7 +121,6 @@ def test_texts_are_escaped(render):
         parameters=(reports.parameter(EVIL),),
         cure=reports.outcome(EVIL),
         notes=(EVIL,),
-        seed_note=EVIL,
     )
     page = Page(render(report))
     assert "b" not in page.tags

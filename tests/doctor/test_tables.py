@@ -92,7 +92,7 @@ def test_the_text_says_everything_in_order():
     expected = [report.verdict]
     for finding in report.findings:
         expected += [f"{finding.severity.upper()} {finding.code}", finding.title, finding.evidence, finding.remedy]
-    expected += ["all remedies together", report.facts["plan"], "Dense_0", "Dense_29 ", *report.notes, report.seed_note]
+    expected += ["all remedies together", report.facts["plan"], "Dense_0", "Dense_29 ", *report.notes]
     place = 0
     for part in expected:
         place = flat.index(part, place)
@@ -108,5 +108,5 @@ def test_the_text_of_a_report_without_findings_or_numbers():
     assert "remed" not in text
     text = str(reports.of_nothing())
     assert re.search(r"^a +relu +nan +100%", text, re.MULTILINE)
-    empty = reports.report(rows=(), after=(), parameters=(), findings=(), facts={}, cure=None, notes=(), seed_note="")
+    empty = reports.report(rows=(), after=(), parameters=(), findings=(), facts={}, cure=None, notes=())
     assert str(empty) == f"{empty.verdict}\n\nno layers"
