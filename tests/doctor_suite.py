@@ -59,6 +59,7 @@ class MLP(nn.Module):
     dropout: float = 0.0
     use_bias: bool = True
     residual: float = 0.0
+    momentum: float = 0.9
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -68,7 +69,7 @@ class MLP(nn.Module):
                 y = nn.Dropout(self.dropout, deterministic=not train)(y)
             if self.norm:
                 average = {"batch": not train, "frozen": True, "always": False}[self.norm]
-                y = nn.BatchNorm(use_running_average=average, momentum=0.9)(y)
+                y = nn.BatchNorm(use_running_average=average, momentum=self.momentum)(y)
             y = self.act(y)
             x = x + self.residual * y if self.residual and i else y
         return self.final(nn.Dense(self.outputs, kernel_init=self.kernel)(x))
@@ -136,6 +137,29 @@ class Logarithm(nn.Module):
     def __call__(self, x):
         x = jnp.log(jnp.maximum(x, 0) + 1.0) if self.safe else jnp.log(x)
         return nn.Dense(CLASSES)(nn.relu(nn.Dense(32)(x)))
+
+
+class Recurrent(nn.Module):
+    """A GRU over words, where 0 is padding; the mean of its outputs over all steps, or over the real ones."""
+
+    masked: bool
+
+    @nn.compact
+    def __call__(self, words):
+        real = (words > 0)[..., None]
+        lengths = real.sum((1, 2)) if self.masked else None
+        y = nn.RNN(nn.GRUCell(16))(nn.Embed(20, 8)(words), seq_lengths=lengths)
+        y = (y * real).sum(1) / real.sum(1) if self.masked else y.mean(1)
+        return nn.Dense(2)(y)
+
+
+def sentences(n=256, steps=24, seed=0):
+    """Return sequences of 3 to `steps` words with padding of 0; the class is whether most words are above 10."""
+    rng = np.random.default_rng(seed)
+    lengths, y = rng.integers(3, steps + 1, size=n), rng.integers(2, size=n)
+    words = rng.integers(1, 11, size=(n, steps)) + 9 * y[:, None] * (rng.random((n, steps)) < 0.7)
+    words[np.arange(steps) >= lengths[:, None]] = 0
+    return words.astype(np.int32), y.astype(np.int32)
 
 
 def stale(momentum_moments):
@@ -211,6 +235,11 @@ CASES = {
         {"model": MLP(norm="always", use_bias=False)}, {"model": MLP(norm="batch", use_bias=False)}
     ),
     "stale_moments": _case({"variables": stale(20.0)}, {"variables": stale(0.0)}, model=MLP(norm="batch")),
+    "batch_norm_momentum": _case(
+        {"model": MLP(norm="batch", use_bias=False, momentum=0.9999)},
+        {"model": MLP(norm="batch", use_bias=False)},
+        batch=data(scale=5.0, offset=10.0),
+    ),
     "bias_before_norm": _case({"model": MLP(norm="batch")}, {"model": MLP(norm="batch", use_bias=False)}),
     "dropout_before_norm": _case(
         {"model": MLP(norm="batch", use_bias=False, dropout=0.3)}, {"model": MLP(norm="batch", use_bias=False)}
@@ -235,6 +264,8 @@ CASES = {
     "weight_decay_on_norm": _case(
         {"optimizer": optax.adamw(3e-3, weight_decay=1e-3)}, model=MLP(norm="batch", use_bias=False)
     ),
+    "regularization_too_strong": _case({"optimizer": optax.adamw(3e-3, weight_decay=10.0)}),
+    "padding_leakage": _case({"model": Recurrent(False)}, {"model": Recurrent(True)}, batch=sentences()),
     "no_gradient": _case({"model": Disconnected(True)}, {"model": Disconnected(False)}),
     "non_finite": _case({"model": Logarithm(False)}, {"model": Logarithm(True)}),
     "frozen_layers": _case({"optimizer": frozen(False)}, {"optimizer": frozen(True)}, epochs=40),

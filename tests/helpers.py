@@ -332,3 +332,19 @@ def claim_holds(figure, folder):
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-m", "deepjax", "figure", figure, "--seed", "1", "--out", str(folder)]
     return subprocess.run(command, env=environment, timeout=600).returncode == 0
+
+
+def lax_conv(x, kernel, *, stride=1, padding="SAME", dilation=1, groups=1):
+    """Return JAX's convolution, whose gradients JAX derives."""
+    from jax import lax
+
+    axes = kernel.ndim - 2
+    stride, dilation = ((v,) * axes if isinstance(v, int) else v for v in (stride, dilation))
+    padding = (padding,) * axes if isinstance(padding, int) else padding
+    if not isinstance(padding, str):
+        padding = [(p, p) if isinstance(p, int) else p for p in padding]
+    spatial = "DHW"[-axes:]
+    layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    return lax.conv_general_dilated(
+        x, kernel, stride, padding, rhs_dilation=dilation, dimension_numbers=layout, feature_group_count=groups
+    )

@@ -1,4 +1,4 @@
-"""What is tried against a cause: functions of a subject that return a changed subject."""
+"""What is tried in a model against a cause: functions of a subject that return a changed subject."""
 
 import zlib
 
@@ -13,62 +13,11 @@ from deepjax import init_from_data, layers
 from deepjax.doctor.head import Head, inlined, last_layer, run_flat
 from deepjax.doctor.subject import Subject
 from deepjax.errors import InputError
-from deepjax.trace import around_calls
+from deepjax.trace import around_calls, normalizes_by_batch
 from deepjax.trace.layers import AFFINE
 
 HEAD = "new_output"  # name of the parameters of a new last layer
 DROPOUTS = (nn.Dropout, layers.Dropout, layers.SpatialDropout, layers.AlphaDropout)
-
-
-def standardized_inputs(subject: Subject) -> Subject:
-    """Give every input feature (of images: every channel) mean 0 and standard deviation 1 over the examples."""
-    return subject.with_(inputs=jax.tree.map(_standardized, subject.inputs))
-
-
-def standardized_targets(subject: Subject) -> Subject:
-    """Give every target mean 0 and standard deviation 1 over the examples."""
-    return subject.with_(targets=jax.tree.map(_standardized, subject.targets))
-
-
-def _standardized(array):
-    if array.dtype.kind in "iub" and array.dtype != np.uint8:  # indices, such as words
-        return array
-    x = array.astype(np.float32)
-    axes = tuple(range(x.ndim - 1)) if x.ndim > 1 else (0,)
-    deviation = x.std(axes)
-    return (x - x.mean(axes)) / np.where(deviation > 0, deviation, 1)
-
-
-def scaled_rate(factor: float):
-    """Multiply every update of the planned optimizer."""
-    return lambda subject: subject.with_(optimizer=optax.chain(subject.optimizer, optax.scale(factor)))
-
-
-def with_adam(rate: float):
-    """Replace the optimizer by Adam."""
-    return lambda subject: subject.with_(optimizer=optax.adam(rate))
-
-
-def more_epochs(times: int):
-    """Train for so many times the planned epochs."""
-    return lambda subject: subject.with_(epochs=times * (subject.epochs or 1))
-
-
-def batches_of(size: int):
-    """Set the batch size."""
-    return lambda subject: subject.with_(batch_size=min(size, subject.examples))
-
-
-def mean_loss(subject: Subject) -> Subject:
-    """Divide a loss that sums over the examples by their number."""
-    loss = subject.loss
-    return subject.with_(loss=lambda p, t: loss(p, t) / len(jax.tree.leaves(p)[0]))
-
-
-def shaped_targets(subject: Subject) -> Subject:
-    """Give the targets the shape of the predictions before the loss."""
-    loss = subject.loss
-    return subject.with_(loss=lambda p, t: loss(p, t.reshape(p.shape)))
 
 
 def without_dropout(subject: Subject) -> Subject:
@@ -80,15 +29,44 @@ def without_dropout(subject: Subject) -> Subject:
     return _under(subject, rule)
 
 
-def with_relu(last: str):
-    """Add a ReLU after every layer of a Linen model but the last one, whose path is given."""
+def _behind_layers(last, change):
+    """Change the output of every layer of a Linen model but the last one, whose path is given.
+
+    `change` is a function (output, input of the layer) -> new output.
+    """
 
     def rule(module, run, args, kwargs):
         y = run(*args, **kwargs)
         inner = isinstance(module, AFFINE) and "/".join(module.path) != last
-        return nn.relu(y) if inner and isinstance(y, jax.Array) else y
+        return change(y, args[0]) if inner and isinstance(y, jax.Array) else y
 
     return lambda subject: _under(subject, rule)
+
+
+def with_relu(last: str):
+    """Add a ReLU behind every layer but the last one."""
+    return _behind_layers(last, lambda y, x: nn.relu(y))
+
+
+def with_layer_norm(last: str):
+    """Give the outputs of every layer but the last one mean 0 and variance 1 over the features of each example."""
+    return _behind_layers(last, lambda y, x: jax.nn.standardize(y, epsilon=1e-5))
+
+
+def with_skips(last: str, layers: int):
+    """Add the input to the output of every layer that keeps its shape, divided by the square root of `layers`."""
+    return _behind_layers(last, lambda y, x: x + y / np.sqrt(layers) if y.shape == x.shape else y)
+
+
+def without_layers(last: str):
+    """Leave out every layer that keeps the shape of its input."""
+    return _behind_layers(last, lambda y, x: x if y.shape == x.shape else y)
+
+
+def connected(subject: Subject) -> Subject:
+    """Let gradients pass where `stop_gradient` blocks them, and where numbers are rounded."""
+    passing = ("stop_gradient", "round", "floor", "ceil")
+    return _rewritten(subject, lambda jaxpr, moving: lambda eqn: jnp.asarray if eqn.primitive.name in passing else None)
 
 
 def batch_norm_modes(subject: Subject) -> Subject:
@@ -97,15 +75,9 @@ def batch_norm_modes(subject: Subject) -> Subject:
 
     def rule(module, run, args, kwargs):
         given = isinstance(module, nn.BatchNorm) and module.use_running_average is not None
-        if not given or module.is_initializing():  # the twin below takes its mode as an argument
+        if not given or module.is_initializing():  # the twin takes its mode as an argument
             return run(*args, **kwargs)
-        twin, train = module.clone(parent=None, name=None, use_running_average=None), changed["train"]
-        if not train:
-            return twin.apply(module.variables, args[0], use_running_average=True)
-        y, new = twin.apply(module.variables, args[0], use_running_average=False, mutable=["batch_stats"])
-        for name, value in new["batch_stats"].items():
-            module.put_variable("batch_stats", name, value)
-        return y
+        return _normalized(module, args[0], changed["train"])
 
     def apply(variables, inputs, train, key):
         changed["train"] = train
@@ -113,6 +85,29 @@ def batch_norm_modes(subject: Subject) -> Subject:
             return subject.apply(variables, inputs, train, key)
 
     return subject.with_(apply=apply)
+
+
+def batch_norm_momentum(momentum: float):
+    """Give every `nn.BatchNorm` another momentum."""
+
+    def rule(module, run, args, kwargs):
+        other = isinstance(module, nn.BatchNorm) and module.momentum != momentum
+        if not other or module.is_initializing():  # the twin has the new momentum
+            return run(*args, **kwargs)
+        return _normalized(module, args[0], normalizes_by_batch(module, args, kwargs), momentum=momentum)
+
+    return lambda subject: _under(subject, rule)
+
+
+def _normalized(module, x, train, **changed):
+    """Call a batch normalization in the mode `train`, with some of its fields changed."""
+    twin = module.clone(parent=None, name=None, use_running_average=None, **changed)
+    if not train:
+        return twin.apply(module.variables, x, use_running_average=True)
+    y, new = twin.apply(module.variables, x, use_running_average=False, mutable=["batch_stats"])
+    for name, value in new["batch_stats"].items():
+        module.put_variable("batch_stats", name, value)
+    return y
 
 
 def _under(subject, rule):

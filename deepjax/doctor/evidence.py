@@ -51,6 +51,7 @@ class Evidence:
     def __init__(self, subject: Subject, key, budget: float, remedies: tuple[str, ...] = ()):
         self.subject, self.key, self.budget = subject, key, budget
         self.remedies = remedies  # that have been applied to the subject, as texts
+        self._changed = {}  # evidence of this subject with further remedies
 
     @cached_property
     def targets(self) -> facts.Targets:
@@ -219,7 +220,9 @@ class Evidence:
             if remedy is not None and remedy.description not in used:
                 changed = remedy.change(changed)
                 used.append(remedy.description)
-        return Evidence(changed, self.key, self.budget, (*self.remedies, *used)) if used else self
+        if used and tuple(used) not in self._changed:
+            self._changed[tuple(used)] = Evidence(changed, self.key, self.budget, (*self.remedies, *used))
+        return self._changed[tuple(used)] if used else self
 
     def outcome(self, description: str, changed: "Evidence", run: trials.Run | None = None, i: int = 0) -> Outcome:
         """Compare training with a change with training as planned.

@@ -104,8 +104,10 @@ def _proved(start: Evidence, evidence: Evidence, group: Iterable) -> list[Suspic
 
 
 def _tried(start, evidence, suspicion, found):
-    changed = evidence.with_remedies([*found, suspicion])
     base = evidence.with_remedies(found)
+    if base.healthy:
+        return []
+    changed = evidence.with_remedies([*found, suspicion])
     before, after = base.skill(base.planned), changed.skill(changed.planned)
     if not clearly_better(before, after):
         return []

@@ -13,7 +13,7 @@ from deepjax.runs.plots import new_figure
 TITLE = "The delta rule: Adaline, logistic and softmax regression by SGD against their optimum"
 SOURCE = "Deep learning: Adaline, linear regression, logistic and softmax regression"
 USES = ()
-EXAMPLES, FEATURES, CLASSES, EPOCHS = 200, 4, 3, 100
+EXAMPLES, FEATURES, CLASSES, EPOCHS = 200, 4, 3, 200
 RATES = {"Adaline": 0.01, "logistic regression": 0.2, "softmax regression": 0.2}
 RIDGES = (0.0, 0.01, 1.0, 100.0)
 

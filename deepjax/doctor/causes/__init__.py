@@ -5,17 +5,18 @@ the causes of one kind. Those of `FIRST` follow from the data, the loss and the 
 before the others are looked for, because their consequences (no gradient, no learning) look like other causes.
 """
 
-from deepjax.doctor.causes import data, learnable, normalization, numerics, output, plan, structure, weights
+from deepjax.doctor.causes import data, learnable, normalization, numerics, output, padding, plan, structure, weights
 
 FIRST = (*data.CAUSES, *output.CAUSES)
 SCALES = data.SCALES
 SECOND = (
     *numerics.CAUSES,
     *structure.CAUSES,
+    *padding.CAUSES,
     plan.accumulation_that_sums,
     *normalization.CAUSES,
     *weights.CAUSES,
     *structure.LATE,
     *learnable.CAUSES,
 )
-THIRD = (*plan.CAUSES, *learnable.LAST)
+THIRD = (*plan.CAUSES, *structure.LAST, *learnable.LAST)

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from deepjax.doctor import changes
+from deepjax.doctor import changes, plan_changes
 from deepjax.doctor.evidence import HEALTHY, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
@@ -141,7 +141,7 @@ def unscaled_inputs(evidence: Evidence):
                     "; ".join(texts) + ".",
                     "Standardize every feature (of images: every channel): subtract its mean, divide by its deviation.",
                 ),
-                Remedy("standardized inputs", changes.standardized_inputs),
+                Remedy("standardized inputs", plan_changes.standardized_inputs),
                 certain=False,
             )
             return
@@ -178,7 +178,7 @@ def unscaled_targets(evidence: Evidence):
                 f"Root mean square {rms:.3g}, mean {t.mean():.3g}, standard deviation {t.std():.3g}.",
                 "Standardize the targets, and convert the predictions back.",
             ),
-            Remedy("standardized targets", changes.standardized_targets),
+            Remedy("standardized targets", plan_changes.standardized_targets),
             certain=False,
         )
 

@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.doctor import changes
+from deepjax.doctor import changes, plan_changes
+from deepjax.doctor.causes.plan import clearly_better, severity
 from deepjax.doctor.causes.structure import _listed
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.facts import quality
 from deepjax.doctor.report import Finding
+from deepjax.doctor.trials import EVALUATED
 from deepjax.trace import around_calls, is_batch_norm, normalizes_by_batch, observed_batch_moments
 
+MOMENTUM = 0.9  # that is tried where running moments are too slow
 STALE = 1.0  # mean distance of running means from the batch's, in the batch's standard deviations
 
 
@@ -61,7 +65,7 @@ def small_batch(evidence: Evidence):
     advice = "Use batches of at least 16, or group or layer normalization."
     yield Suspicion(
         Finding("batch_norm_small_batch", "serious", title, text, advice),
-        Remedy("batches of 32", changes.batches_of(32)),
+        Remedy("batches of 32", plan_changes.batches_of(32)),
     )
 
 
@@ -98,7 +102,8 @@ def decay_of_norms(evidence: Evidence):
         title = "Weight decay acts on the scales of normalizations."
         text = f"Without a gradient, the optimizer still changes {_listed(scales)}."
         advice = "Mask them: decay kernels only (`mask` of optax.adamw or optax.add_decayed_weights)."
-        yield Suspicion(Finding("weight_decay_on_norm", "note", title, text, advice, scales[0]))
+        finding = Finding("weight_decay_on_norm", "note", title, text, advice, scales[0])
+        yield Suspicion(finding, Remedy("no weight decay on scales", plan_changes.without_decay("scale")))
 
 
 def stale_moments(evidence: Evidence):
@@ -106,11 +111,7 @@ def stale_moments(evidence: Evidence):
     subject = evidence.subject
     if not subject.given or subject.module is None or "batch_stats" not in evidence.variables:
         return
-    inputs = jax.tree.leaves(evidence.batch[0])[0]
-    call = {**dict(subject.call), "rngs": {"dropout": evidence.key}}
-    moments, called = jax.jit(
-        lambda v, x: observed_batch_moments(subject.module, v, x, **call)  # pyright: ignore[reportArgumentType]
-    )(evidence.variables, jnp.asarray(inputs))
+    moments, called = _moments(evidence, evidence.variables, evidence.batch[0])
     worst, place = 0.0, ""
     for path, running in jax.tree_util.tree_leaves_with_path(evidence.variables["batch_stats"]):
         *parents, last = [k.key for k in path]
@@ -131,4 +132,37 @@ def stale_moments(evidence: Evidence):
         yield Suspicion(Finding("stale_moments", "serious", title, text, advice, place), remedy)
 
 
-CAUSES = (wrong_mode, small_batch, stale_moments, dropout_before_norm, decay_of_norms, bias_before_norm)
+def _moments(evidence, variables, inputs):
+    """Return the moments of these inputs at all batch normalizations, and which of them were called."""
+    subject = evidence.subject
+    call = {**dict(subject.call), "rngs": {"dropout": evidence.key}}
+    return jax.jit(lambda v, x: observed_batch_moments(subject.module, v, x, **call))(
+        variables, jnp.asarray(jax.tree.leaves(inputs)[0])
+    )
+
+
+def slow_moments(evidence: Evidence):
+    """Find running moments that training as planned leaves behind, so that evaluation fails."""
+    subject = evidence.subject
+    if "batch_stats" not in evidence.variables or changes.HEAD in evidence.variables["params"] or evidence.healthy:
+        return
+    if subject.module is None or not any(_modes(evidence, True)) or len(jax.tree.leaves(subject.inputs)) > 1:
+        return
+    trained, (inputs, targets) = evidence.trainer.variables(0), subject.rows(slice(0, EVALUATED))
+    moments, _ = _moments(evidence, trained, inputs)
+    predictions = evidence.predict({**trained, "batch_stats": moments}, inputs)
+    share = quality(predictions, targets, evidence.targets, evidence.loss.expects)
+    base = evidence.targets.majority
+    before, after = evidence.skill(evidence.planned), (share - base) / (1 - base + 1e-9)
+    if not clearly_better(before, after):
+        return
+    title = "The running moments of batch normalization change too slowly for this number of steps."
+    text = f"After training as planned, evaluation reaches a skill of {before:.2f} with the running moments, "
+    text += f"and of {after:.2f} with the moments of the examples."
+    advice = f"Lower the momentum to {MOMENTUM}, train for more steps, or estimate the moments again at the end."
+    finding = Finding("batch_norm_momentum", severity(evidence, before, after), title, text, advice)
+    remedy = Remedy(f"a momentum of {MOMENTUM} in batch normalization", changes.batch_norm_momentum(MOMENTUM))
+    yield Suspicion(finding, remedy)
+
+
+CAUSES = (wrong_mode, small_batch, stale_moments, slow_moments, dropout_before_norm, decay_of_norms, bias_before_norm)

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from deepjax.doctor import changes
+from deepjax.doctor import changes, plan_changes
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
@@ -192,7 +192,7 @@ def _shapes(evidence):
 def _remedy(evidence, codes):
     head, facts = evidence.head, evidence.targets
     if set(codes) == {"wrong_loss"} and evidence.loss.outer:
-        return Remedy("targets in the shape of the predictions", changes.shaped_targets)
+        return Remedy("targets in the shape of the predictions", plan_changes.shaped_targets)
     if head is None or facts.kind == "other" or facts.constant:
         return None
     units, _, expects = changes.fitting_loss(facts, evidence.subject.targets)
@@ -216,7 +216,7 @@ def summing_loss(evidence: Evidence):
             f"The loss of a batch twice as large is twice as large; the rate is {size} times as high.",
             "Take the mean over the examples, or divide the learning rate by the batch size.",
         ),
-        Remedy("the mean over the examples", changes.mean_loss),
+        Remedy("the mean over the examples", plan_changes.mean_loss),
     )
 
 

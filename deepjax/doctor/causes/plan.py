@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.doctor import changes, trials
+from deepjax.doctor import plan_changes, trials
 from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, SWEEP, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
@@ -58,7 +58,7 @@ def accumulation_that_sums(evidence: Evidence):
     title = "Gradient accumulation adds up the gradients, so the rate grows with the number of steps."
     text = f"After two equal gradients the optimizer's state holds their sum; it updates after {step}."
     advice = "Take the mean: `optax.MultiSteps(..., use_grad_mean=True)`."
-    remedy = Remedy(f"updates divided by {step}", changes.scaled_rate(1 / step))
+    remedy = Remedy(f"updates divided by {step}", plan_changes.scaled_rate(1 / step))
     yield Suspicion(Finding("accumulation_sums", "serious", title, text, advice), remedy)
 
 
@@ -120,7 +120,7 @@ def _rate(which, evidence, before, after, factor):
     finding = Finding(
         code, severity(evidence, before, after), title, text, f"Multiply the learning rate by {factor:g}."
     )
-    return Suspicion(finding, Remedy(f"{factor:g} times the learning rate", changes.scaled_rate(factor)))
+    return Suspicion(finding, Remedy(f"{factor:g} times the learning rate", plan_changes.scaled_rate(factor)))
 
 
 def _percent(evidence, skill):
@@ -137,7 +137,18 @@ def _steps(evidence, before, after):
     title = "Training ends too early: the loss still falls."
     advice = f"Train for at least {LONG} times as many epochs."
     finding = Finding("too_few_steps", severity(evidence, before, after), title, text, advice)
-    return Suspicion(finding, Remedy(f"{LONG} times the epochs", changes.more_epochs(LONG)))
+    return Suspicion(finding, Remedy(f"{LONG} times the epochs", plan_changes.more_epochs(LONG)))
+
+
+def gradients_in_training(evidence: Evidence):
+    """Suspect gradients that explode while training, where the loss is not finite or grows."""
+    losses = evidence.planned.losses[0]
+    if evidence.healthy or (np.isfinite(losses[-1]) and losses[-1] <= losses[0]):
+        return
+    title = "Gradients explode while training."
+    text = f"The loss goes from {losses[0]:.3g} to {losses[-1]:.3g}."
+    finding = Finding("exploding_gradients", "serious", title, text, "Clip them: `optax.clip_by_global_norm(1.0)`.")
+    yield Suspicion(finding, Remedy("gradients clipped to a norm of 1", plan_changes.clipped), certain=False)
 
 
 def batch_size(evidence: Evidence):
@@ -148,7 +159,7 @@ def batch_size(evidence: Evidence):
     text = f"The batch size is {size} for {examples} examples: {max(1, examples // size)} steps in an epoch."
     title = f"The batch is too {'small' if size <= 2 else 'large'} for this set."
     finding = Finding("batch_size", "serious", title, text, "Use a batch size of about 32.")
-    yield Suspicion(finding, Remedy("batches of 32", changes.batches_of(32)), certain=False)
+    yield Suspicion(finding, Remedy("batches of 32", plan_changes.batches_of(32)), certain=False)
 
 
 def optimizer(evidence: Evidence):
@@ -158,7 +169,7 @@ def optimizer(evidence: Evidence):
     title = "Another optimizer trains this network where the planned one does not."
     text = "Adam with a rate of 0.001 was tried for the same number of steps."
     finding = Finding("wrong_optimizer", "serious", title, text, "Use `optax.adam(1e-3)`.")
-    yield Suspicion(finding, Remedy("Adam with a rate of 0.001", changes.with_adam(1e-3)), certain=False)
+    yield Suspicion(finding, Remedy("Adam with a rate of 0.001", plan_changes.with_adam(1e-3)), certain=False)
 
 
-CAUSES = (rate_and_steps, batch_size, optimizer)
+CAUSES = (rate_and_steps, gradients_in_training, batch_size, optimizer)

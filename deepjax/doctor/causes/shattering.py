@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepjax.doctor import changes
 from deepjax.doctor.compiling import compile_quickly
-from deepjax.doctor.evidence import LEARNS, Evidence, Suspicion
+from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
 LAYERS = 20  # fewer layers are not looked at
@@ -32,7 +33,10 @@ def shattered_gradients(evidence: Evidence):
     title = "Gradients are shattered: at neighboring inputs they have nothing in common."
     advice = "Add residual connections (with branches that start small), or use CReLU with looks-linear initialization."
     severity = "serious" if evidence.skill(evidence.planned) < LEARNS else "warning"
-    yield Suspicion(Finding("shattered_gradients", severity, title, text, advice))
+    skips = changes.with_skips(evidence.measured.rows[-1].layer, layers)
+    remedy = Remedy("residual connections around the layers that keep their shape", skips)
+    finding = Finding("shattered_gradients", severity, title, text, advice)
+    yield Suspicion(finding, remedy if evidence.subject.module else None)
 
 
 def autocorrelation(evidence: Evidence) -> float:

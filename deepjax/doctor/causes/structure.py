@@ -5,13 +5,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from deepjax.doctor import changes
+from deepjax.doctor import changes, plan_changes
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion, zeros
 from deepjax.doctor.head import inlined
 from deepjax.doctor.report import Finding
+from deepjax.trace import around_calls
 
 SATURATING = ("sigmoid", "tanh", "hard_sigmoid", "hard_tanh")
+NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
 PATHS = 3  # that a text names
 
 
@@ -36,7 +39,7 @@ def strong_dropout(evidence: Evidence):
     module = evidence.subject.module
     if module is None or evidence.healthy:
         return
-    rates = _dropout_rates(evidence)
+    rates = [float(module.rate) for module in _called(evidence, changes.DROPOUTS)]
     if rates and max(rates) >= 0.3:
         text = f"{len(rates)} dropouts with rates up to {max(rates):g}."
         title = "Dropout removes more than this network can spare."
@@ -45,19 +48,18 @@ def strong_dropout(evidence: Evidence):
         yield Suspicion(finding, Remedy("no dropout", changes.without_dropout), certain=False)
 
 
-def _dropout_rates(evidence):
-    from deepjax.trace import around_calls
-
-    rates, subject = [], evidence.subject
+def _called(evidence, kinds):
+    """Return the modules of these kinds that a Linen model calls in training."""
+    found, subject = [], evidence.subject
 
     def rule(module, run, args, kwargs):
-        if isinstance(module, changes.DROPOUTS):
-            rates.append(float(module.rate))
+        if isinstance(module, kinds):
+            found.append(module)
         return run(*args, **kwargs)
 
     with around_calls(rule):
         jax.eval_shape(lambda v: subject.apply(v, evidence.batch[0], True, evidence.key)[0], evidence.variables)
-    return rates
+    return found
 
 
 def linear_network(evidence: Evidence):
@@ -101,6 +103,22 @@ def parameters_without_gradient(evidence: Evidence):
     subject, params = evidence.subject, evidence.variables["params"]
     if changes.HEAD in params:
         return  # a new output has been added, and the old one is not used
+    names = _without_gradient(evidence, subject)
+    if not names:
+        return
+    count = len(jax.tree.leaves(params))
+    text = f"{len(names)} of {count} arrays of parameters have no path to the loss: {_listed(names)}."
+    title = "Some parameters get no gradient: their layers are not connected to the loss."
+    advice = "Check that the layer's output is used, and that no `stop_gradient`, `argmax`, rounding or cast follows."
+    severity = "serious" if len(names) < count or not evidence.healthy else "warning"
+    mended = len(_without_gradient(evidence, changes.connected(subject))) < len(names)
+    remedy = Remedy("gradients that pass `stop_gradient` and rounding", changes.connected) if mended else None
+    yield Suspicion(Finding("no_gradient", severity, title, text, advice, layer=names[0]), remedy)
+
+
+def _without_gradient(evidence, subject):
+    """Return the paths of the parameters whose gradient is 0 whatever the values are."""
+    params = evidence.variables["params"]
     rest = {name: tree for name, tree in evidence.variables.items() if name != "params"}
     leaves, tree = jax.tree.flatten(params)
 
@@ -112,14 +130,7 @@ def parameters_without_gradient(evidence: Evidence):
 
     blocked = zeros(inlined(gradient, leaves).jaxpr)
     paths = ["/".join(str(k.key) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    names = [path for path, each in zip(paths, blocked, strict=True) if each]
-    if not names:
-        return
-    text = f"{len(names)} of {len(paths)} arrays of parameters have no path to the loss: {_listed(names)}."
-    title = "Some parameters get no gradient: their layers are not connected to the loss."
-    advice = "Check that the layer's output is used, and that no `stop_gradient`, `argmax`, rounding or cast follows."
-    severity = "serious" if len(names) < len(paths) or not evidence.healthy else "warning"
-    yield Suspicion(Finding("no_gradient", severity, title, text, advice, layer=names[0]))
+    return [path for path, each in zip(paths, blocked, strict=True) if each]
 
 
 def _listed(names):
@@ -141,9 +152,48 @@ def frozen_parameters(evidence: Evidence):
     advice = "Remove the mask, `set_to_zero` or learning rate 0 for these parameters, unless they are pretrained."
     yield Suspicion(
         Finding("frozen_layers", severity, title, text, advice, layer=still[0]),
-        Remedy("Adam for all parameters", changes.with_adam(1e-3)),
+        Remedy("Adam for all parameters", plan_changes.with_adam(1e-3)),
     )
 
 
+def strong_decay(evidence: Evidence):
+    """Suspect weight decay, or a penalty that the optimizer adds to the gradient."""
+    if evidence.healthy or not evidence.subject.planned:
+        return
+    zero = jax.tree.map(jnp.zeros_like, evidence.gradient)
+    if not any(np.any(np.asarray(u)) for u in jax.tree.leaves(evidence.updates(zero))):
+        return
+    title = "Weight decay or a penalty on the weights is too strong: it works against the loss."
+    text = "The optimizer changes weights that have no gradient."
+    finding = Finding("regularization_too_strong", "serious", title, text, "Lower the weight decay or the penalty.")
+    yield Suspicion(finding, Remedy("no weight decay", plan_changes.without_decay()), certain=False)
+
+
+def unnormalized_layers(evidence: Evidence):
+    """Suspect that normalization is missing."""
+    rows, subject = evidence.measured.rows, evidence.subject
+    if evidence.healthy or subject.module is None or len(rows) < 2 or _called(evidence, NORMS):
+        return
+    title = "Without normalization between its layers, this network does not train."
+    text = f"{len(rows)} layers."
+    advice = "Normalize between the layers: `nn.LayerNorm` or `nn.BatchNorm`."
+    finding = Finding("missing_normalization", "serious", title, text, advice)
+    remedy = Remedy("layer normalization behind every layer but the last", changes.with_layer_norm(rows[-1].layer))
+    yield Suspicion(finding, remedy, certain=False)
+
+
+def superfluous_layers(evidence: Evidence):
+    """Suspect that there are too many layers, where some of them keep the shape of their inputs."""
+    rows, subject = evidence.measured.rows, evidence.subject
+    if evidence.healthy or subject.module is None or len(rows) < 4:
+        return
+    title = "There are too many layers for this way of training."
+    text = f"{len(rows)} layers."
+    advice = "Use fewer layers, or add normalization and residual connections."
+    remedy = Remedy("no layers that keep the shape of their input", changes.without_layers(rows[-1].layer))
+    yield Suspicion(Finding("too_many_layers", "serious", title, text, advice), remedy, certain=False)
+
+
 CAUSES = (dropout_after_output, parameters_without_gradient, frozen_parameters)
-LATE = (linear_network, saturating_activations, strong_dropout)
+LATE = (linear_network, saturating_activations, strong_dropout, strong_decay)
+LAST = (unnormalized_layers, superfluous_layers)

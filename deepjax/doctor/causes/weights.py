@@ -116,10 +116,12 @@ def saturated_units(evidence: Evidence):
 def scale_over_depth(evidence: Evidence):
     """Find activations and gradients that grow or shrink from layer to layer."""
     rows = [row for row in evidence.measured.rows[:-1] if row.kind != "embedding" and np.isfinite(row.std)]
-    if len(rows) < 3 or evidence.healthy:
+    if len(rows) < 2 or evidence.healthy:
         return
     stds = np.array([row.std for row in rows])
-    if stds[0] > 0 and stds.max() / stds[0] > DEPTH:
+    if len(rows) < 3:  # the gradient may still explode or vanish over the steps of a recurrent layer
+        yield from _gradients(evidence, [*rows, evidence.measured.rows[-1]])
+    elif stds[0] > 0 and stds.max() / stds[0] > DEPTH:
         code = "residual_dominates" if _branches(evidence) else "exploding_activations"
         yield from _depth_finding(evidence, code, rows, stds, "grow")
     elif stds[0] > 0 and stds[-1] / stds[0] < 1 / DEPTH:
@@ -171,7 +173,7 @@ def _gradients(evidence, rows):
     title = f"Gradients {verb} on their way back through the layers."
     advice = "Use ReLU, initialization from data, normalization or residual connections."
     finding = Finding(code, "serious", title, text, advice, rows[0].layer)
-    saturating = sum(row.activation in SATURATING for row in rows) * 2 > len(rows)
+    saturating = verb == "shrink" and sum(row.activation in SATURATING for row in rows) * 2 > len(rows)
     relu = Remedy("ReLU in place of saturating activations", changes.relu_in_place)
     yield from _suspected(evidence, finding, relu if saturating else _fresh(evidence))
 

@@ -18,21 +18,7 @@ from deepjax.functional import conv, conv_transpose, native
 from deepjax.functional.convolution.canonical import parts_of_batch
 from deepjax.functional.convolution.form import MAX_TAPS, conv_form, transposed_form
 from deepjax.functional.convolution.maps import TABLE
-from helpers import random_arrays
-
-
-def lax_conv(x, kernel, *, stride=1, padding="SAME", dilation=1, groups=1):
-    """The reference: JAX's convolution, whose gradients JAX derives."""
-    axes = kernel.ndim - 2
-    stride, dilation = ((v,) * axes if isinstance(v, int) else v for v in (stride, dilation))
-    padding = (padding,) * axes if isinstance(padding, int) else padding
-    if not isinstance(padding, str):
-        padding = [(p, p) if isinstance(p, int) else p for p in padding]
-    spatial = "DHW"[-axes:]
-    layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-    return lax.conv_general_dilated(
-        x, kernel, stride, padding, rhs_dilation=dilation, dimension_numbers=layout, feature_group_count=groups
-    )
+from helpers import lax_conv, random_arrays
 
 
 def lax_transpose(x, kernel, *, size, **options):

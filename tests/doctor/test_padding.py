@@ -1,0 +1,48 @@
+"""Padding is recognized in tokens and in frames, and nothing else is taken for it."""
+
+import numpy as np
+import pytest
+
+from deepjax.doctor.causes.padding import find_padding
+
+RNG = np.random.default_rng(0)
+LENGTHS = np.array([3, 12, 7, 5, 12, 4, 9, 6])
+REAL = np.arange(12) < LENGTHS[:, None]
+
+
+def test_tokens_with_zeros_behind_them():
+    padding = find_padding(np.where(REAL, RNG.integers(1, 50, (8, 12)), 0))
+    assert padding is not None
+    assert (padding.value, padding.steps) == (0, 12)
+    np.testing.assert_array_equal(padding.lengths, LENGTHS)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_frames_with_one_value_behind_them(value):
+    frames = np.where(REAL[..., None], RNG.normal(size=(8, 12, 3)), value).astype(np.float32)
+    padding = find_padding({"frames": frames, "other": np.zeros((8, 2), np.float32)})
+    assert padding is not None
+    assert padding.value == value
+    np.testing.assert_array_equal(padding.lengths, LENGTHS)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        RNG.integers(0, 50, (64, 12)),  # sequences of one length
+        RNG.integers(0, 2, (64, 30)),  # 0 is a token like others
+        RNG.normal(size=(8, 12, 3)).astype(np.float32),
+        np.where(REAL, RNG.normal(size=(8, 12)), 0).astype(np.float32),  # features, no steps
+        np.zeros((8, 12), np.int32),
+    ],
+)
+def test_what_is_no_padding(inputs):
+    assert find_padding(inputs) is None
+
+
+def test_the_black_margins_of_images_are_no_padding():
+    images = RNG.uniform(0.1, 1, (64, 28, 28)).astype(np.float32)
+    for image in images:
+        top, bottom = RNG.integers(0, 8, size=2)
+        image[:top], image[28 - bottom :] = 0, 0
+    assert find_padding(images) is None
