@@ -84,11 +84,12 @@ def _examined(program, patched, seed, budget):
         epochs=case.epochs,
     )
     start, _, findings, cure = diagnose(made, jax.random.key(seed), budget)
-    named = [finding for finding in findings if finding.severity != "note"]
     return {
-        "codes": [finding.code for finding in named],
+        "codes": [finding.code for finding in findings],
         "alarm": any(finding.severity == "serious" for finding in findings),
-        "learns": [bool(finding.outcome and finding.outcome.learns) for finding in named],
+        "learns": [
+            bool(finding.outcome and finding.outcome.learns) for finding in findings if finding.severity != "note"
+        ],
         "cured": bool(cure and cure.learns),
         "quality": float(start.planned.quality[0]),
         "quality_cured": float(cure.quality_after) if cure else None,

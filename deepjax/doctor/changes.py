@@ -221,16 +221,16 @@ def scaled_weights(subject: Subject, key, zero_biases: bool = False) -> Subject:
 
 
 def drawn_weights(subject: Subject, key, rows) -> Subject:
-    """Draw all kernels again, with the variance 2 / fan_in under ReLU (He et al. 2015) and 1 / fan_in otherwise.
+    """Draw all kernels again, orthogonal, with the variance 2 / fan_in under ReLU (He et al. 2015), else 1 / fan_in.
 
-    Biases become 0. This works for every model.
+    Those of embeddings get the variance 1 / features. Biases become 0. This works for every model.
 
     Args:
       subject: the subject.
       key: PRNG key.
       rows: of its measurement.
     """
-    gains = {path: _gain(row) for row in rows if row.kind != "embedding" for path in row.parameters}
+    gains = {path: _gain(row) for row in rows for path in row.parameters}
 
     def draw(path, leaf):
         name = "/".join(str(part.key) for part in path)
@@ -239,7 +239,8 @@ def drawn_weights(subject: Subject, key, rows) -> Subject:
         if name not in gains:
             return leaf
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        return gains[name] * jax.random.normal(own, leaf.shape, leaf.dtype)
+        scale = gains[name] * np.sqrt(max(leaf.shape[-1], leaf.size // leaf.shape[-1]))
+        return nn.initializers.orthogonal(scale)(own, leaf.shape, leaf.dtype)
 
     def init(key):
         variables = subject.init(key)
@@ -249,6 +250,8 @@ def drawn_weights(subject: Subject, key, rows) -> Subject:
 
 
 def _gain(row):
+    if row.kind == "embedding":
+        return row.features**-0.5
     return ((2 if "relu" in row.activation else 1) / max(row.fan_in, 1)) ** 0.5
 
 
@@ -288,7 +291,7 @@ def new_output(subject: Subject, head: Head, facts, keep: bool) -> Subject:
 
     def apply_kept(variables, inputs, train, key):
         _, z, state = split(variables, inputs, train, key)
-        if facts.kind != "labels" and z.ndim > 2 and jax.tree.leaves(subject.targets)[0].ndim <= 2:
+        if facts.kind not in ("labels", "shares") and z.ndim > 2 and jax.tree.leaves(subject.targets)[0].ndim <= 2:
             z = z.mean(tuple(range(1, z.ndim - 1)))  # what global average pooling did
         return z, state if train else {}
 

@@ -19,7 +19,7 @@ from deepjax.doctor.subject import Subject
 # Shares of the budget: of nominal seconds (see `trials`), so that the numbers of steps do not depend on the clock.
 PLANNED, SWEEP, LONGER = 0.1, 0.3, 0.2
 FACTORS = (1e-3, 1e-2, 1e-1, 1e1, 1e2, 1e3, 1e4, 1e6)  # of the learning rate, in the sweep
-LONG = 4  # times the planned steps, of the longer run
+LONG = (4, 16, 64)  # times the planned steps, of the longer runs
 POINTS = 200  # of a curve in the report, at most
 MEASURED = 64  # examples on which layers are measured, at most
 
@@ -43,6 +43,7 @@ class Suspicion:
     finding: Finding
     remedy: Remedy | None = None
     certain: bool = True  # whether it is a finding without a trial; else only if the remedy clearly helps
+    otherwise: str = ""  # severity if the remedy does not help: "note", or "serious" where no remedy makes it learn
 
 
 class Evidence:
@@ -174,12 +175,17 @@ class Evidence:
         return self.trainer.result()
 
     @cached_property
-    def longer(self) -> trials.Run | None:
-        """The planned run continued to LONG times its steps; None if that does not fit into the budget."""
-        first, steps = self.planned, self.trainer.done
-        if not first.complete or self.steps(self.subject.with_(epochs=10**9), LONGER) < (LONG - 1) * steps:
-            return None
-        return self.trainer.advance((LONG - 1) * steps).result()
+    def longer(self) -> dict[int, trials.Run]:
+        """The planned run continued to LONG times its steps, as far as the budget allows and until it is healthy."""
+        steps, runs = self.trainer.done, {}
+        if not self.planned.complete:
+            return runs
+        affordable = self.steps(self.subject.with_(epochs=10**9), LONGER)
+        for times in LONG:
+            if affordable < (times - 1) * steps or (runs and self.skill(runs[max(runs)]) >= HEALTHY):
+                break
+            runs[times] = self.trainer.advance(times * steps - self.trainer.done).result()
+        return runs
 
     @cached_property
     def sweep(self) -> trials.Run:

@@ -72,17 +72,21 @@ def examine_subject(made: Subject, key: Any, budget: float) -> Report:
 def diagnose(made: Subject, key: Any, budget: float) -> tuple[Evidence, Evidence, tuple[Finding, ...], Outcome | None]:
     """Return (evidence of the subject, evidence with all remedies, findings, outcome of all remedies)."""
     start = Evidence(made, key, budget)
-    evidence, found = start, []
+    evidence, found, unproved = start, [], []
     for group in (causes.FIRST, causes.SCALES, causes.SECOND, causes.THIRD):
         if group is causes.THIRD and _cured(evidence, found):
             break
-        new = _proved(start, evidence, group)
-        found += new
+        new, left = _proved(start, evidence, group)
+        found, unproved = found + new, unproved + left
         evidence = evidence.with_remedies(new)
+    last = [each for each in unproved if each.otherwise == "serious" and evidence.skill(evidence.planned) < LEARNS]
+    evidence = evidence.with_remedies(last)
+    notes = [_unproved(each) for each in unproved if each.otherwise == "note"]
+    found += [*last, *notes]
     outcome = _cure(start, evidence)
     findings = [_with_outcome(each, outcome) for each in found]
-    findings = list({(finding.code, finding.layer): finding for finding in reversed(findings)}.values())[::-1]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    findings = list({(finding.code, finding.layer): finding for finding in reversed(findings)}.values())[::-1]
     return start, evidence, tuple(findings), outcome
 
 
@@ -91,21 +95,23 @@ def _cured(evidence, found):
     return bool(found) and evidence.healthy
 
 
-def _proved(start: Evidence, evidence: Evidence, group: Iterable) -> list[Suspicion]:
-    """Return the suspicions of a group that are certain, or whose remedy helps clearly."""
-    found = []
+def _proved(start: Evidence, evidence: Evidence, group: Iterable) -> tuple[list[Suspicion], list[Suspicion]]:
+    """Return the suspicions of a group that are certain or whose remedy helps clearly, and those that may come last."""
+    found, left = [], []
     for cause in group:
         for suspicion in cause(evidence):
             if suspicion.certain:
                 found.append(suspicion)
-            else:
-                found += _tried(start, evidence, suspicion, found)
-    return found
+            elif proved := _tried(start, evidence, suspicion, found):
+                found += proved
+            elif suspicion.otherwise:
+                left.append(suspicion)
+    return found, left
 
 
 def _tried(start, evidence, suspicion, found):
     base = evidence.with_remedies(found)
-    if base.healthy:
+    if base.healthy or suspicion.remedy is None:
         return []
     changed = evidence.with_remedies([*found, suspicion])
     before, after = base.skill(base.planned), changed.skill(changed.planned)
@@ -116,6 +122,13 @@ def _tried(start, evidence, suspicion, found):
     grade = severity(start, before, after)
     finding = dataclasses.replace(suspicion.finding, severity=grade, evidence=text, outcome=outcome)
     return [dataclasses.replace(suspicion, finding=finding)]
+
+
+def _unproved(suspicion: Suspicion) -> Suspicion:
+    """Return the note that remains of a suspicion whose remedy did not help."""
+    text = f"{suspicion.finding.evidence} In the short runs this made no clear difference."
+    finding = dataclasses.replace(suspicion.finding, severity="note", evidence=text)
+    return dataclasses.replace(suspicion, finding=finding, remedy=None)
 
 
 def _cure(start: Evidence, evidence: Evidence) -> Outcome | None:

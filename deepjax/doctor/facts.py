@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 FEW = 100  # more distinct integers than this, or than half of the examples, are numbers, not classes
 
@@ -13,7 +14,9 @@ FEW = 100  # more distinct integers than this, or than half of the examples, are
 class Targets:
     """Facts of the targets."""
 
-    kind: str  # "classes" (integers), "one-hot", "binary" (0 and 1), "labels" (several per example), "numbers", "other"
+    # "classes" (integers), "one-hot", "shares" (of classes, with the sum 1), "binary" (0 and 1), "labels" (several 0 or
+    # 1 per example), "numbers" or "other".
+    kind: str
     classes: int  # number of classes; 2 for binary; 0 for numbers
     low: float
     high: float
@@ -69,6 +72,8 @@ def _kind(t, values):
         if t.dtype.kind in "iu" and distinct[0] >= 0 and len(distinct) <= min(FEW, max(2, t.size // 2)):
             counts = np.bincount(values.astype(int).ravel())
             return "classes", int(distinct[-1]) + 1, float(counts.max() / counts.sum())
+    if t.ndim >= 2 and t.shape[-1] > 1 and values.min() >= 0 and np.allclose(values.sum(-1), 1, atol=1e-3):
+        return "shares", 0, 0.0
     return "numbers", 0, 0.0
 
 
@@ -112,7 +117,9 @@ def quality(predictions: Any, targets: Any, facts: Targets, expects: str) -> flo
         return float("nan")
     p = np.nan_to_num(np.asarray(leaves[0], np.float64), nan=0.0, posinf=1e30, neginf=-1e30)
     t = np.asarray(jax.tree.leaves(targets)[0], np.float64)
-    if facts.kind == "numbers":
+    if facts.kind == "shares":
+        p = softmax(p, -1) if expects == "logit" else np.exp(p) if expects == "log probability" else p
+    if facts.kind in ("numbers", "shares"):
         return _r_squared(p, t)
     border = 0.0 if expects == "logit" else 0.5
     if facts.kind == "labels":

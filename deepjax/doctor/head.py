@@ -113,7 +113,7 @@ def _reaches(jaxpr, start, end, first, last):
     """Whether an array is another one in a new shape or type only."""
     same = {start}
     for eqn in jaxpr.eqns[first + 1 : last]:
-        if eqn.primitive.name in SHAPED and eqn.invars[0] in same:
+        if eqn.primitive.name in SHAPED and isinstance(eqn.invars[0], Var) and eqn.invars[0] in same:
             same.update(eqn.outvars)
     return end in same
 

@@ -18,7 +18,7 @@ EPS = 1e-7
 class Loss(NamedTuple):
     """What a loss does with predictions and targets."""
 
-    kind: str  # a key of KINDS, or "other", or "constant" where no prediction changes it
+    kind: str  # a key of KINDS, "negated " and such a key, "other", or "constant" where no prediction changes it
     expects: str  # "probability", "logit" or "number"; "" where the kind is not known
     form: str  # of the targets: "index" (of a class), "dense" (one per output), "broadcast" (fewer than outputs)
     sums: bool  # whether the loss adds up over the examples, in place of their mean
@@ -93,12 +93,13 @@ def recognize(loss, shape, targets, key) -> Loss:
         return Loss("constant", "", "dense", bool(sums), outer, 0.0)
     dense = _dense(jnp.asarray(targets), shape)
     ours = jax.device_get(_gradients(draws, dense))
-    for kind, (expects, _) in KINDS.items():
-        for form in dense:
-            used = [0] if expects in ("probability", "rate") else [0, 1]
-            if all(_same_direction(found[i], ours[kind][form][i]) for i in used):
-                scale = float(np.linalg.norm(found[0]) / np.linalg.norm(ours[kind][form][0]))
-                return Loss(kind, expects, form, bool(sums), outer, scale)
+    for sign, name in ((1, "{}"), (-1, "negated {}")):
+        for kind, (expects, _) in KINDS.items():
+            for form in dense:
+                used = [0] if expects in ("probability", "rate") else [0, 1]
+                if all(_same_direction(sign * found[i], ours[kind][form][i]) for i in used):
+                    scale = float(np.linalg.norm(found[0]) / np.linalg.norm(ours[kind][form][0]))
+                    return Loss(name.format(kind), expects, form, bool(sums), outer, scale)
     shifted = all(np.abs(g.sum(-1)).max() < 1e-4 * np.abs(g).max() for g in found) and shape[-1] > 1
     return Loss("other", "logit" if shifted else "", "dense", bool(sums), outer, 0.0)
 

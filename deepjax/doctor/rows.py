@@ -22,7 +22,7 @@ class Row:
     layer: str
     """Path as one word: "path[3]" for the step of a scan, "path (call 2)" for the second call."""
     kind: str
-    """Class of the Linen module; else "dot", "convolution" or "embedding"."""
+    """"embedding" for a look-up; else the class of the Linen module, or "dot" or "convolution"."""
     shape: tuple[int, ...]
     """Of the kernel."""
     activation: str
@@ -117,7 +117,7 @@ def layer_rows(follow: Follow, plan: Plan, notes, backward, paths, kinds, arrays
         rows.append(
             Row(
                 layer=name,
-                kind=kinds.get(paths[main[0]].rpartition("/")[0], layer.product.kind),
+                kind=_kind(layer.product.kind, kinds.get(paths[main[0]].rpartition("/")[0])),
                 shape=tuple(layer.product.shape),
                 activation=activation,
                 **_forward(forward),
@@ -133,6 +133,10 @@ def layer_rows(follow: Follow, plan: Plan, notes, backward, paths, kinds, arrays
             )
         )
     return tuple(rows)
+
+
+def _kind(product, module):
+    return product if product == "embedding" else module or product
 
 
 def _layer_calls(follow, plan):

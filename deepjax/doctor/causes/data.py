@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from deepjax.doctor import changes, plan_changes
+from deepjax.doctor import plan_changes
 from deepjax.doctor.evidence import HEALTHY, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
@@ -69,42 +69,50 @@ def constant_labels(evidence: Evidence):
         )
 
 
-def labels_out_of_range(evidence: Evidence):
-    """Find labels that are no index of an output."""
+def one_based(evidence: Evidence) -> bool:
+    """Whether the labels of classes are 1 to the number of outputs."""
     facts, loss = evidence.targets, evidence.loss
     of_index = loss.form == "index" or loss.kind == "other"  # the loss of such labels may be NaN
-    if facts.kind != "classes" or not of_index or not 1 < evidence.outputs < facts.classes:
+    return facts.kind == "classes" and of_index and facts.low >= 1 and 1 < evidence.outputs == facts.high
+
+
+def labels_from_one(evidence: Evidence):
+    """Find labels that start at 1."""
+    if not one_based(evidence):
         return
-    one_based = facts.low >= 1 and facts.high == evidence.outputs
-    evidence_text = f"Labels go from {facts.low:g} to {facts.high:g}, and there are {evidence.outputs} outputs."
-    if one_based:
-        title, remedy = "The labels start at 1, so the last class has no output.", "Subtract 1 from the labels."
-        yield Suspicion(
-            Finding("wrong_label_encoding", "serious", title, evidence_text, remedy),
-            Remedy("labels from 0 on", _from_zero),
-        )
-    else:
-        yield Suspicion(
-            Finding(
-                "wrong_output_units",
-                "serious",
-                "There are labels without an output.",
-                evidence_text,
-                f"Give the last layer {facts.classes} units, or correct the labels.",
-            ),
-            _new_layer(evidence),
-        )
+    text = f"Labels go from {evidence.targets.low:g} to {evidence.targets.high:g}, "
+    text += f"and there are {evidence.outputs} outputs."
+    title, advice = "The labels start at 1, so the last class has no output.", "Subtract 1 from the labels."
+    finding = Finding("wrong_label_encoding", "serious", title, text, advice)
+    yield Suspicion(finding, Remedy("labels from 0 on", _from_zero))
+
+
+def two_values(evidence: Evidence) -> tuple[float, float] | None:
+    """Return the values of targets that are two numbers other than 0 and 1, where the loss expects 0 or 1."""
+    loss, leaves = evidence.loss, jax.tree.leaves(evidence.subject.targets)
+    if not loss.kind.startswith("binary") or evidence.outputs > 1 or len(leaves) != 1:
+        return None
+    values = np.unique(leaves[0])
+    return (float(values[0]), float(values[1])) if len(values) == 2 and set(values) != {0, 1} else None
+
+
+def labels_of_two_values(evidence: Evidence):
+    """Find labels such as -1 and 1 for a loss that expects 0 and 1."""
+    values = two_values(evidence)
+    if values is None:
+        return
+    text = f"The labels are {values[0]:g} and {values[1]:g}; the loss is a {evidence.loss.kind}."
+    title = "The loss expects labels of 0 and 1, and gets others."
+    finding = Finding("wrong_label_encoding", "serious", title, text, "Convert the labels to 0 and 1.")
+    yield Suspicion(finding, Remedy("labels of 0 and 1", partial(_as_zero_and_one, high=values[1])))
+
+
+def _as_zero_and_one(subject, high):
+    return subject.with_(targets=jax.tree.map(lambda t: (t == high).astype(t.dtype), subject.targets))
 
 
 def _from_zero(subject):
     return subject.with_(targets=jax.tree.map(lambda t: t - 1, subject.targets))
-
-
-def _new_layer(evidence):
-    if evidence.head is None:
-        return None
-    change = partial(changes.new_output, head=evidence.head, facts=evidence.targets, keep=False)
-    return Remedy("a new last layer with an output for each class", change)
 
 
 def empty_inputs(evidence: Evidence):
@@ -132,7 +140,7 @@ def unscaled_inputs(evidence: Evidence):
     """Find inputs that are too large, too small or of very different sizes."""
     for facts in evidence.inputs:
         texts = _scales(evidence, facts)
-        if texts and not evidence.healthy:
+        if texts and (evidence.remedies or not evidence.healthy):
             yield Suspicion(
                 Finding(
                     "inputs_not_scaled",
@@ -143,6 +151,7 @@ def unscaled_inputs(evidence: Evidence):
                 ),
                 Remedy("standardized inputs", plan_changes.standardized_inputs),
                 certain=False,
+                otherwise="note",
             )
             return
 
@@ -169,7 +178,8 @@ def unscaled_targets(evidence: Evidence):
         return
     t = np.concatenate([np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(evidence.subject.targets)])
     rms, offset = float(np.sqrt((t**2).mean())), float(abs(t.mean()) / (t.std() + 1e-300))
-    if (rms > SCALE or offset > SCALE or rms < 1 / SCALE) and not evidence.healthy and not _slower_is_enough(evidence):
+    if (rms > SCALE or offset > SCALE or rms < 1 / SCALE) and (evidence.remedies or not evidence.healthy):
+        slower = not evidence.healthy and _slower_is_enough(evidence)
         yield Suspicion(
             Finding(
                 "targets_not_scaled",
@@ -178,8 +188,9 @@ def unscaled_targets(evidence: Evidence):
                 f"Root mean square {rms:.3g}, mean {t.mean():.3g}, standard deviation {t.std():.3g}.",
                 "Standardize the targets, and convert the predictions back.",
             ),
-            Remedy("standardized targets", plan_changes.standardized_targets),
+            None if slower else Remedy("standardized targets", plan_changes.standardized_targets),
             certain=False,
+            otherwise="note",
         )
 
 
@@ -189,5 +200,5 @@ def _slower_is_enough(evidence):
     return max(skills) >= HEALTHY
 
 
-CAUSES = (non_finite_data, constant_labels, labels_out_of_range, empty_inputs)
+CAUSES = (non_finite_data, constant_labels, labels_from_one, labels_of_two_values, empty_inputs)
 SCALES = (unscaled_inputs, unscaled_targets)

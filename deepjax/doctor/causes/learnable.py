@@ -20,7 +20,7 @@ def unrelated_targets(evidence: Evidence):
     """Find targets that neither neighbors, nor a linear map, nor the model itself can predict on held-out examples."""
     subject, targets = evidence.subject, evidence.targets
     leaves = jax.tree.leaves(subject.inputs)
-    known = targets.kind in ("classes", "one-hot", "binary", "numbers") and not targets.constant
+    known = targets.kind in ("classes", "one-hot", "binary", "numbers", "shares") and not targets.constant
     if not known or subject.examples < EXAMPLES or len(leaves) != 1:
         return
     x = leaves[0].reshape(len(leaves[0]), -1).astype(np.float64)
@@ -33,17 +33,18 @@ def unrelated_targets(evidence: Evidence):
     if max(scores) > SIGMAS:
         return
     of_model = _score_of_model(evidence, order, y)
-    if of_model is None:
+    who = f"{NEIGHBORS} nearest neighbors and ridge regression"
+    if of_model is not None:
+        who, scores = f"{NEIGHBORS} nearest neighbors, ridge regression and the model itself", [*scores, of_model]
+    if max(scores) > SIGMAS:
         return
-    scores.append(of_model)
-    if max(scores) <= SIGMAS:
-        text = (
-            f"On examples that were held out, {NEIGHBORS} nearest neighbors, ridge regression and the model itself are "
-        )
-        text += ", ".join(f"{s:.1f}" for s in scores) + " standard deviations above chance."
-        title = "The targets have no visible relation to the inputs: they may be shuffled."
-        advice = "Check that inputs and targets are in the same order, and that only both are shuffled together."
-        yield Suspicion(Finding("shuffled_labels", "serious", title, text, advice))
+    values = ", ".join(f"{s:.1f}" for s in scores)
+    text = f"On examples that were held out, {who} are {values} standard deviations above chance."
+    title = "The targets have no visible relation to the inputs: they may be shuffled."
+    advice = "Check that inputs and targets are in the same order, and that only both are shuffled together."
+    # A model that learns nothing says nothing about the targets: then other causes come first.
+    finding = Finding("shuffled_labels", "serious", title, text, advice)
+    yield Suspicion(finding, certain=of_model is not None, otherwise="serious")
 
 
 def _columns(t, targets):
@@ -78,7 +79,7 @@ def _by_ridge(x, y):
 def _score(predictions, y, targets):
     """Return how far the predictions are above chance, in standard deviations."""
     n = len(y)
-    if targets.kind == "numbers":
+    if targets.kind in ("numbers", "shares"):
         pairs = [np.corrcoef(p, t)[0, 1] for p, t in zip(predictions.T, y.T, strict=True) if p.std() and t.std()]
         return float(max(pairs, default=0.0) * np.sqrt(n))
     base = float(y.mean(0).max())
@@ -99,7 +100,7 @@ def _score_of_model(evidence, order, y):
     if evidence.skill(trainer.result()) < FITS:
         return None
     predictions = jax.tree.leaves(evidence.predict(trainer.variables(0), held[0]))[0]
-    if targets.kind == "numbers":
+    if targets.kind in ("numbers", "shares"):
         flat = np.asarray(predictions, np.float64).reshape(len(y) - cut, -1)
         return _score(flat, y[cut:], targets) if flat.shape[1] == y.shape[1] else None
     right, base = facts.quality(predictions, held[1], targets, expects), targets.majority

@@ -6,23 +6,38 @@ import jax
 import numpy as np
 
 from deepjax.doctor import changes, plan_changes
+from deepjax.doctor.causes.data import one_based, two_values
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
 RANGES = {"sigmoid": (0, 1), "softmax": (0, 1), "tanh": (-1, 1), "relu": (0, np.inf), "log softmax": (-np.inf, 0)}
-CLASSES = ("classes", "one-hot", "binary", "labels")
-RIGHT = {"classes": "a softmax", "one-hot": "a softmax", "binary": "a sigmoid", "labels": "a sigmoid"}
+SLOW = "A loss of numbers is used for classes; its gradient vanishes for confident wrong predictions."
+CLASSES = ("classes", "one-hot", "shares", "binary", "labels")
+RIGHT = {
+    "classes": "a softmax",
+    "one-hot": "a softmax",
+    "shares": "a softmax",
+    "binary": "a sigmoid",
+    "labels": "a sigmoid",
+}
 
 
 def suspicions(evidence: Evidence):
     """Find everything that does not fit at the output. One remedy is for all: a new output with a loss that fits."""
+    if two_values(evidence) or one_based(evidence):
+        return  # causes of their own
     found = [*_units(evidence), *_activation(evidence), *_cut_logits(evidence), *_loss(evidence), *_shapes(evidence)]
     if not found:
         return
     remedy = _remedy(evidence, [code for code, *_ in found])
+    if remedy is not None and [title for _, title, *_ in found] == [SLOW]:  # such models may learn
+        code, title, text, advice = found[0]
+        yield Suspicion(Finding(code, "serious", title, text, advice), remedy, certain=False, otherwise="serious")
+        return
     for code, title, text, advice in found:
         mild = "all targets" in title and evidence.skill(evidence.planned) >= 0.5  # most of them can be reached
-        yield Suspicion(Finding(code, "warning" if mild else "serious", title, text, advice), remedy)
+        grade = "note" if code == "targets_not_scaled" else "warning" if mild else "serious"
+        yield Suspicion(Finding(code, grade, title, text, advice), remedy)
 
 
 def _units(evidence):
@@ -32,7 +47,7 @@ def _units(evidence):
     classes, outputs = facts.classes, evidence.outputs
     if shape is None:
         return
-    if facts.kind in ("classes", "one-hot") and len(shape) > 1 and _positions(shape) > _positions_of(facts, goal):
+    if len(shape) > 1 and _positions(shape) > _positions_of(facts, goal):
         yield (
             "missing_flatten",
             "The model predicts for every position where one prediction per example is wanted.",
@@ -40,7 +55,9 @@ def _units(evidence):
             "Flatten or pool the positions before the last layers.",
         )
     multiclass = facts.kind in ("classes", "one-hot") and classes > 2
-    if multiclass and not facts.constant and outputs < classes and evidence.loss.expects not in ("", "number"):
+    of_other = evidence.loss.kind == "other"  # the loss of labels without an output may be NaN
+    of_classes = evidence.loss.form == "index" or evidence.loss.expects not in ("", "number")
+    if multiclass and not facts.constant and outputs < classes and (of_classes or (of_other and outputs > 1)):
         yield (
             "wrong_output_units",
             f"{classes} classes need {classes} outputs.",
@@ -54,6 +71,13 @@ def _units(evidence):
             "The last layer has 1 output; classes have no order on a line.",
             f"Give the last layer {classes} units, with a softmax.",
         )
+    elif outputs == 1 and _repeats(evidence, shape, goal):
+        yield (
+            "wrong_output_units",
+            "The model has one output where there are several targets.",
+            f"Predictions have the shape {list(shape)}, targets {list(goal)}; the loss repeats each prediction.",
+            f"Give the last layer {goal[-1]} units.",
+        )
     if facts.kind == "numbers" and evidence.loss.form == "broadcast" and outputs > 1:
         yield (
             "wrong_output_units",
@@ -61,6 +85,16 @@ def _units(evidence):
             f"Predictions have the shape {list(shape)}, targets {list(goal)}; the loss repeats each target.",
             "Give the last layer one unit per number.",
         )
+
+
+def _repeats(evidence, shape, goal):
+    """Whether the loss compares one prediction [examples, 1] with all targets [examples, n] of its example."""
+    if len(shape) != 2 or len(goal) != 2 or goal[1] == 1:
+        return False
+    targets = _target(evidence)[:16]
+    one = jax.random.uniform(jax.random.fold_in(evidence.key, 9), (len(targets), 1), minval=0.1, maxval=0.9)
+    losses = [float(evidence.subject.loss(p, targets)) for p in (one, jax.numpy.tile(one, (1, goal[1])))]
+    return bool(np.isclose(*losses, rtol=1e-4))
 
 
 def _shape(evidence):
@@ -73,7 +107,8 @@ def _positions(shape):
 
 
 def _positions_of(facts, goal):
-    return int(np.prod(goal[1:-1] if facts.kind == "one-hot" else goal[1:]))
+    """Return how many positions have a target, at most: of one column of targets each may be one."""
+    return int(np.prod(goal[1:-1] if facts.kind in ("one-hot", "shares") else goal[1:]))
 
 
 def _activation(evidence):
@@ -112,13 +147,28 @@ def _activation(evidence):
         title = "A sigmoid is at the output where the targets are one of several classes."
         text = f"{facts.classes} classes, {outputs} output{'s' if outputs > 1 else ''} with a sigmoid."
         yield "wrong_output_activation", title, text, "Use a softmax over one output per class."
+    elif act == "softmax" and facts.kind == "labels" and outputs > 1:
+        title = "The labels do not exclude each other, and a softmax makes their shares sum to 1."
+        text = f"An example may have several of {outputs} labels; the last activation is a softmax."
+        yield "wrong_output_activation", title, text, "Use a sigmoid for each label."
+    elif act in ("relu", "tanh") and facts.kind in CLASSES and loss.expects == "number" and not evidence.healthy:
+        title = f"The last activation, {act}, does not fit targets that are 0 or 1."
+        text = f"It returns values in {_range(act)}; {_goal(facts)}."
+        yield "wrong_output_activation", title, text, advice
     elif facts.kind == "numbers" and act in RANGES and not _reachable(act, facts):
         title = f"The last activation, {act}, cannot reach all targets."
         text = f"It returns values in {_range(act)}; the targets go from {facts.low:.4g} to {facts.high:.4g}."
         yield "wrong_output_activation", title, text, "Use no activation at the output."
-    elif act == "none" and facts.kind == "one-hot" and loss.expects == "number" and not evidence.healthy:
+        if act != "relu":
+            title = f"The targets are not scaled to the range of the output's {act}."
+            yield "targets_not_scaled", title, text, "If the activation is wanted, scale the targets into its range."
+    elif facts.kind == "shares" and act in ("sigmoid", "tanh", "relu") and not evidence.healthy:
+        title = f"The targets are shares with the sum 1, and {act} outputs do not sum to 1."
+        text = f"The last activation is {act}, over {outputs} outputs."
+        yield "wrong_output_activation", title, text, "Use a softmax at the output."
+    elif act == "none" and facts.kind in ("one-hot", "shares") and loss.expects == "number" and not evidence.healthy:
         title = "The model returns raw numbers for classes."
-        text = f"The targets are one of {facts.classes} classes; the last layer has no activation."
+        text = f"{_goal(facts).capitalize()}; the last layer has no activation."
         yield "missing_output_activation", title, text, advice
 
 
@@ -133,7 +183,7 @@ def _cut_logits(evidence):
 
 
 def _goal(facts):
-    return f"the targets are {facts.classes} classes" if facts.classes else "the targets are numbers"
+    return f"the targets are {facts.classes} classes" if facts.classes else f"the targets are {facts.kind}"
 
 
 def _range(act):
@@ -154,6 +204,9 @@ def _loss(evidence):
         text = "Its gradient in random predictions is 0."
         title = "The loss does not depend on the predictions."
         yield "wrong_loss", title, text, f"Use {_fitting(facts)}."
+    elif loss.kind.startswith("negated"):
+        text = f"Its gradient is the opposite of that of a {loss.kind.removeprefix('negated ')}."
+        yield "wrong_loss", "The loss has the wrong sign: it rewards wrong predictions.", text, "Minimize its negative."
     elif loss.form == "broadcast" and facts.kind in ("classes", "binary") and evidence.outputs > 1:
         text = f"Targets of shape {list(_target(evidence).shape)} are repeated for {evidence.outputs} outputs."
         title = f"The loss, {loss.kind}, takes the index of a class for the target of every output."
@@ -166,9 +219,8 @@ def _loss(evidence):
         text = f"The loss is a {loss.kind}; the targets are {facts.classes} classes."
         yield "wrong_loss", "A loss of two classes is used for several.", text, f"Use {_fitting(facts)}."
     elif loss.expects in ("number", "rate") and facts.kind in CLASSES and not evidence.healthy:
-        text = f"The loss is a {loss.kind}; the targets are {max(facts.classes, 2)} classes."
-        title = "A loss of numbers is used for classes; its gradient vanishes for confident wrong predictions."
-        yield "wrong_loss", title, text, f"Use {_fitting(facts)}."
+        text = f"The loss is a {loss.kind}; {_goal(facts)}."
+        yield "wrong_loss", SLOW, text, f"Use {_fitting(facts)}."
 
 
 def _target(evidence):
@@ -176,7 +228,7 @@ def _target(evidence):
 
 
 def _fitting(facts):
-    names = {"classes": "the cross entropy of indices", "one-hot": "the cross entropy"}
+    names = {"classes": "the cross entropy of indices", "one-hot": "the cross entropy", "shares": "the cross entropy"}
     names["numbers"] = "the mean squared error"
     return names.get(facts.kind, "the binary cross entropy")
 

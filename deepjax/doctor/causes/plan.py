@@ -21,12 +21,15 @@ def clearly_better(before: float, after: float) -> bool:
     return after >= LEARNS and after - before >= GAIN and 1 - after <= 0.5 * (1 - before)
 
 
-def severity(evidence: Evidence, before: float, after: float) -> str:
+def severity(evidence: Evidence, before: float, after: float, high: bool = False) -> str:
     """Return "serious" where training as planned reaches less than half of what it could, else "warning".
 
-    A plan that was cut short by the budget is not judged while its loss falls.
+    A plan that was cut short by the budget is not judged while its loss falls. A high rate may fall late, so there
+    (`high`) it is enough that the loss is lower than at the start.
     """
-    cut = evidence.falls and not (evidence.planned.complete and evidence.subject.epochs is not None)
+    planned = evidence.planned
+    cut = evidence.falls and not (planned.complete and evidence.subject.epochs is not None)
+    cut |= high and not planned.complete and bool(planned.losses[0][-1] < planned.losses[0][0])
     return "serious" if before < 0.5 * after and not cut else "warning"
 
 
@@ -81,14 +84,14 @@ def rate_and_steps(evidence: Evidence):
     skills = [evidence.skill(sweep, i) for i in range(len(FACTORS))]
     low = max((s, -f, f) for s, f in zip(skills, FACTORS, strict=True) if f < 1)
     high = max((s, -f, f) for s, f in zip(skills, FACTORS, strict=True) if f > 1)
-    long = evidence.skill(evidence.longer) if _known(evidence) and evidence.longer is not None else -1.0
+    long, times = max(((evidence.skill(r), -n) for n, r in evidence.longer.items()), default=(-1.0, 0))
     found = []
     if clearly_better(before, low[0]) and low[0] >= high[0]:
         found.append((low[0], _rate("high", evidence, before, low[0], low[2])))
     elif clearly_better(before, high[0]) and (_known(evidence) or before < LEARNS or not evidence.falls):
         found.append((high[0] + _preference(evidence), _rate("low", evidence, before, high[0], high[2])))
-    if clearly_better(before, long):
-        found.append((long, _steps(evidence, before, long)))
+    if _known(evidence) and clearly_better(before, long):
+        found.append((long, _steps(evidence, before, long, -times)))
     yield from (suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0]))
     if not found and _known(evidence) and before < LEARNS:
         yield from _rate_with_steps(evidence, before)
@@ -97,14 +100,14 @@ def rate_and_steps(evidence: Evidence):
 def _rate_with_steps(evidence, before):
     """Try higher rates and more steps together, where neither alone helps."""
     factors = tuple(f for f in FACTORS if f > 1)
-    steps = LONG * evidence.planned.losses.shape[1]
+    steps = LONG[0] * evidence.planned.losses.shape[1]
     if evidence.steps(evidence.subject.with_(epochs=10**9), SWEEP, len(factors)) < steps:
         return
     trainer = trials.Trainer(evidence.subject, evidence.targets, evidence.loss.expects, evidence.key, factors)
     run = trainer.advance(steps).result()
     after = evidence.skill(run, run.best)
     if clearly_better(before, after):
-        yield _steps(evidence, before, after)
+        yield _steps(evidence, before, after, LONG[0])
         yield _rate("low", evidence, before, after, factors[run.best])
 
 
@@ -118,7 +121,11 @@ def _rate(which, evidence, before, after, factor):
     text += ", and its loss is not finite as planned." if not np.isfinite(last) else "."
     title = f"The learning rate is too {which}."
     finding = Finding(
-        code, severity(evidence, before, after), title, text, f"Multiply the learning rate by {factor:g}."
+        code,
+        severity(evidence, before, after, factor < 1),
+        title,
+        text,
+        f"Multiply the learning rate by {factor:g}.",
     )
     return Suspicion(finding, Remedy(f"{factor:g} times the learning rate", plan_changes.scaled_rate(factor)))
 
@@ -130,14 +137,14 @@ def _percent(evidence, skill):
     return f"{100 * share:.1f} % right" if evidence.targets.classes else f"R squared {max(share, 0):.3f}"
 
 
-def _steps(evidence, before, after):
+def _steps(evidence, before, after, times):
     steps = evidence.planned.losses.shape[1]
     text = f"After the planned {steps} steps training reaches {_percent(evidence, before)}, "
-    text += f"after {LONG * steps} steps {_percent(evidence, after)}."
+    text += f"after {times * steps} steps {_percent(evidence, after)}."
     title = "Training ends too early: the loss still falls."
-    advice = f"Train for at least {LONG} times as many epochs."
+    advice = f"Train for at least {times} times as many epochs."
     finding = Finding("too_few_steps", severity(evidence, before, after), title, text, advice)
-    return Suspicion(finding, Remedy(f"{LONG} times the epochs", plan_changes.more_epochs(LONG)))
+    return Suspicion(finding, Remedy(f"{times} times the epochs", plan_changes.more_epochs(times)))
 
 
 def gradients_in_training(evidence: Evidence):

@@ -66,7 +66,9 @@ def linear_network(evidence: Evidence):
     """Find a network of several layers without an activation between them."""
     rows, subject, head = evidence.measured.rows, evidence.subject, evidence.head
     leaves = jax.tree.leaves(evidence.batch[0])
-    if len(rows) < 2 or head is None or evidence.healthy or any(leaf.dtype.kind != "f" for leaf in leaves):
+    if any(row.activation not in ("none", "other") for row in rows[:-1]):
+        return
+    if len(rows) < 2 or head is None or any(leaf.dtype.kind != "f" for leaf in leaves):
         return
     apply = jax.jit(lambda x: head.split(evidence.variables, x, False, evidence.key)[1])
     a = evidence.batch[0]
@@ -82,7 +84,7 @@ def linear_network(evidence: Evidence):
     finding = Finding("missing_hidden_activation", "serious", title, text, advice)
     last = rows[-1].layer
     remedy = Remedy("a ReLU after every layer but the last", changes.with_relu(last)) if subject.module else None
-    yield Suspicion(finding, remedy, certain=subject.module is None)
+    yield Suspicion(finding, remedy, certain=subject.module is None and not evidence.healthy, otherwise="note")
 
 
 def saturating_activations(evidence: Evidence):
@@ -131,6 +133,17 @@ def _without_gradient(evidence, subject):
     blocked = zeros(inlined(gradient, leaves).jaxpr)
     paths = ["/".join(str(k.key) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return [path for path, each in zip(paths, blocked, strict=True) if each]
+
+
+def hidden_softmax(evidence: Evidence):
+    """Find a softmax between two layers."""
+    rows = [row for row in evidence.measured.rows[:-1] if row.activation in ("softmax", "log softmax")]
+    if not rows or evidence.healthy:
+        return
+    title = f"A {rows[0].activation} stands between layers: its outputs compete, and most of them are near 0."
+    text = f"{len(rows)} hidden layers have it, the first is {rows[0].layer}."
+    severity = "serious" if evidence.skill(evidence.planned) < 0.5 else "warning"
+    yield Suspicion(Finding("wrong_hidden_activation", severity, title, text, "Use ReLU there.", rows[0].layer))
 
 
 def _listed(names):
@@ -194,6 +207,6 @@ def superfluous_layers(evidence: Evidence):
     yield Suspicion(Finding("too_many_layers", "serious", title, text, advice), remedy, certain=False)
 
 
-CAUSES = (dropout_after_output, parameters_without_gradient, frozen_parameters)
+CAUSES = (dropout_after_output, hidden_softmax, parameters_without_gradient, frozen_parameters)
 LATE = (linear_network, saturating_activations, strong_dropout, strong_decay)
 LAST = (unnormalized_layers, superfluous_layers)

@@ -17,6 +17,7 @@ from deepjax.init_from_data.branch_ends import branch_ends
 DEPTH = 1e3  # change of activations from the first to the last hidden layer that counts as exploding or vanishing
 GRADIENT = 1e4  # the same for gradients
 GAIN = 10.0  # a layer that changes the scale of its inputs by more than this factor has bad initial weights
+LARGE = 3.0  # the same where new weights help; in recurrent layers the factor is that of every step
 DEAD, SATURATED = 0.9, 0.5  # share of the units of a layer
 COLLAPSED = 1e-3  # 1 - cosine between the features of different examples
 RELU = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu")
@@ -32,17 +33,22 @@ def _usable(evidence, remedy):
     try:
         remedy.change(evidence.subject)
     except InputError:
-        change = partial(changes.drawn_weights, key=evidence.key, rows=evidence.measured.rows)
-        return Remedy("weights by He et al. (2015), biases of 0", change)
+        return _drawn(evidence)
     return remedy
 
 
-def _suspected(evidence, finding, remedy):
-    """Yield a finding if the model does not learn at all; else a suspicion that its remedy must prove."""
-    if evidence.skill(evidence.planned) < LEARNS:
-        yield Suspicion(finding, remedy)
-    elif remedy is not None:
-        yield Suspicion(finding, remedy, certain=False)
+def _drawn(evidence):
+    change = partial(changes.drawn_weights, key=evidence.key, rows=evidence.measured.rows)
+    return Remedy("orthogonal weights with the variance of He et al. (2015), biases of 0", change)
+
+
+def _suspected(evidence, finding, remedy, certain=False):
+    """Yield a suspicion that its remedy must prove; if it is `certain`, then only where the model learns something."""
+    fails = evidence.skill(evidence.planned) < LEARNS
+    if remedy is not None or fails:
+        yield Suspicion(
+            finding, remedy, certain=fails and (certain or remedy is None), otherwise="serious" if fails else ""
+        )
 
 
 def symmetric_units(evidence: Evidence):
@@ -59,7 +65,7 @@ def symmetric_units(evidence: Evidence):
     finding = Finding(
         "symmetric_initialization", "serious", title, text, "Draw the weights at random (`he_normal`).", names[0]
     )
-    yield from _suspected(evidence, finding, _remedy(evidence))
+    yield from _suspected(evidence, finding, _remedy(evidence), certain=True)
 
 
 def _leaves(tree):
@@ -85,7 +91,10 @@ def dead_units(evidence: Evidence):
             "Start with biases of 0 and weights by He et al. (2015), and lower the learning rate if they die later."
         )
         yield from _suspected(
-            evidence, Finding("dead_relus", "serious", title, text, advice, rows[0].layer), _fresh(evidence)
+            evidence,
+            Finding("dead_relus", "serious", title, text, advice, rows[0].layer),
+            _fresh(evidence),
+            certain=True,
         )
 
 
@@ -182,15 +191,29 @@ def scale_of_layers(evidence: Evidence):
     """Find single layers with weights that are far too large or too small."""
     rows = [r for r in evidence.measured.rows if r.kind != "embedding" and r.fan_in > 1 and r.weight_rms > 0]
     wrong = [r for i, r in enumerate(rows) if r.gain > GAIN or (r.gain < 1 / GAIN and i < len(rows) - 1)]
-    if wrong and not evidence.healthy:
-        row = wrong[0]
-        text = f"The weights of {row.layer} have the standard deviation {row.gain:.3g} / sqrt(fan_in), "
-        text += f"with fan_in = {row.fan_in}."
-        title = f"Initial weights are far too {'large' if row.gain > 1 else 'small'}."
-        advice = "Use the standard deviation sqrt(2 / fan_in) under ReLU, 1 / sqrt(fan_in) otherwise."
-        yield from _suspected(
-            evidence, Finding("bad_initialization", "serious", title, text, advice, row.layer), _fresh(evidence)
-        )
+    large = [r for r in rows[:-1] if r.gain > LARGE]
+    if not wrong + large or evidence.healthy:
+        return
+    row = (wrong + large)[0]
+    text = f"The weights of {row.layer} have the standard deviation {row.gain:.3g} / sqrt(fan_in), "
+    text += f"with fan_in = {row.fan_in}."
+    title = f"Initial weights are far too {'large' if row.gain > 1 else 'small'}."
+    advice = "Use the standard deviation sqrt(2 / fan_in) under ReLU, 1 / sqrt(fan_in) otherwise."
+    finding = Finding("bad_initialization", "serious", title, text, advice, row.layer)
+    if wrong:
+        yield from _suspected(evidence, finding, _fresh(evidence))
+    else:
+        yield Suspicion(finding, _fresh(evidence), certain=False)
+
+
+def large_embeddings(evidence: Evidence):
+    """Suspect look-up tables of large numbers, beside which later layers count for nothing."""
+    rows = [row for row in evidence.measured.rows if row.kind == "embedding" and row.weight_rms > LARGE]
+    if rows and not evidence.healthy:
+        text = f"The entries of {rows[0].layer} have the root mean square {rows[0].weight_rms:.3g}."
+        title, advice = "Initial embeddings are far too large.", "Use the standard deviation 1 / sqrt(features)."
+        finding = Finding("bad_initialization", "serious", title, text, advice, rows[0].layer)
+        yield Suspicion(finding, _drawn(evidence), certain=False)
 
 
 def collapsed_features(evidence: Evidence):
@@ -199,7 +222,8 @@ def collapsed_features(evidence: Evidence):
     if not rows or evidence.healthy or _count(evidence) < 2:
         return
     row, apart = rows[-1], 1 - _cosine(evidence.batch[0])
-    if apart > 10 * COLLAPSED and 1 - row.cosine < COLLAPSED and row.dead < DEAD:
+    # Outputs of a sigmoid are all near 1/2 before training, which is no collapse.
+    if row.activation != "sigmoid" and apart > 10 * COLLAPSED and 1 - row.cosine < COLLAPSED and row.dead < DEAD:
         text = f"The mean cosine between the features of two examples is {row.cosine:.6f} at {row.layer}, "
         text += f"and {1 - apart:.3f} between the inputs; the effective rank is {row.rank:.1f} of {row.features}."
         title = "Features collapse: different examples look the same to the last layers."
@@ -216,4 +240,12 @@ def _cosine(inputs):
     return float((np.linalg.norm(x.sum(0)) ** 2 - n) / (n * (n - 1)))
 
 
-CAUSES = (symmetric_units, dead_units, saturated_units, scale_over_depth, scale_of_layers, collapsed_features)
+CAUSES = (
+    symmetric_units,
+    dead_units,
+    saturated_units,
+    scale_over_depth,
+    scale_of_layers,
+    large_embeddings,
+    collapsed_features,
+)

@@ -1,0 +1,81 @@
+"""What does not fit between targets, outputs and loss is named before anything is trained for long."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deepjax.doctor.causes import data, output
+from deepjax.doctor.evidence import Evidence
+from deepjax.doctor.facts import describe_targets, quality
+from deepjax.doctor.subject import subject
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(96, 5)).astype(np.float32)
+SIGNS = np.where(X[:, :1] > 0, 1, -1).astype(np.float32)
+LABELS = (X[:, :3] > 0).astype(np.float32)
+NUMBERS = (X @ RNG.normal(size=(5, 3))).astype(np.float32)
+SHARES = np.exp(NUMBERS) / np.exp(NUMBERS).sum(1, keepdims=True)
+CLASSES = NUMBERS.argmax(1).astype(np.int32)
+
+
+def squared(p, t):
+    return jnp.mean((p - t) ** 2)
+
+
+def binary_of_logits(p, t):
+    return optax.sigmoid_binary_cross_entropy(p, t).mean()
+
+
+def binary(p, t):
+    p = jnp.clip(p, 1e-7, 1 - 1e-7)
+    return -jnp.mean(t * jnp.log(p) + (1 - t) * jnp.log(1 - p))
+
+
+def rewarded(p, t):
+    return -optax.softmax_cross_entropy_with_integer_labels(p, t).mean()
+
+
+def net(outputs, last=lambda x: x):
+    return nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(outputs), last])
+
+
+def codes(model, targets, loss):
+    with jax.numpy_rank_promotion("allow"):
+        made = subject(model, (X, targets), loss, optimizer=optax.sgd(1e-4), batch_size=32, epochs=1)
+        evidence = Evidence(made, jax.random.key(0), 1.0)
+        return [each.finding.code for cause in (*data.CAUSES, *output.CAUSES) for each in cause(evidence)]
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "loss", "expected"),
+    [
+        (net(1), SIGNS, binary_of_logits, ["wrong_label_encoding"]),
+        (net(1), SIGNS + 1, binary_of_logits, ["wrong_label_encoding"]),
+        (net(3, nn.softmax), LABELS, binary, ["wrong_output_activation"]),
+        (net(3), CLASSES, rewarded, ["wrong_loss"]),
+        (net(3), CLASSES + 1, lambda p, t: -rewarded(p, t), ["wrong_label_encoding"]),
+        (net(2), CLASSES, lambda p, t: -rewarded(p, t), ["wrong_output_units"]),
+        (net(1), NUMBERS, squared, ["wrong_output_units"]),
+        (net(3, nn.sigmoid), SHARES, squared, ["wrong_output_activation", "wrong_loss"]),
+        (net(3, nn.sigmoid), NUMBERS, squared, ["wrong_output_activation", "targets_not_scaled"]),
+        (net(1, nn.tanh), LABELS[:, :1], squared, ["wrong_output_activation", "wrong_loss"]),
+        (net(1), LABELS[:, :1], binary_of_logits, []),
+        (net(3), LABELS, binary_of_logits, []),
+        (net(3), NUMBERS, squared, []),
+        (net(3), SHARES, lambda p, t: optax.softmax_cross_entropy(p, t).mean(), []),
+    ],
+)
+def test_codes(model, targets, loss, expected):
+    assert codes(model, targets, loss) == expected
+
+
+def test_shares_are_scored_as_probabilities():
+    facts = describe_targets(SHARES)
+    assert facts.kind == "shares"
+    logits = np.log(SHARES) + 5
+    assert quality(logits, SHARES, facts, "logit") == pytest.approx(1, abs=1e-5)
+    assert quality(SHARES, SHARES, facts, "probability") == pytest.approx(1, abs=1e-5)
+    assert quality(logits, SHARES, facts, "number") == 0
