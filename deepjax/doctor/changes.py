@@ -63,6 +63,36 @@ def without_layers(last: str):
     return _behind_layers(last, lambda y, x: x if y.shape == x.shape else y)
 
 
+def wider(last: str, narrow: int, units: int):
+    """Give every layer of a Linen model with at most `narrow` features `units` features, but not the last layer.
+
+    Raises:
+      InputError: other parts of the model need the old shapes.
+    """
+
+    def rule(module, run, args, kwargs):
+        features = getattr(module, "features", None)
+        inner = isinstance(module, AFFINE) and "/".join(module.path) != last
+        if not inner or not isinstance(features, int) or features > narrow:
+            return run(*args, **kwargs)
+        object.__setattr__(module, "features", units)  # for this call only: a field of a frozen dataclass
+        try:
+            return run(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "features", features)
+
+    def change(subject):
+        changed, rows = _under(subject, rule), subject.rows(slice(0, 2))
+        try:
+            variables = jax.eval_shape(changed.init, jax.random.key(0))
+            jax.eval_shape(lambda v: changed.value(v, *rows, jax.random.key(0)), variables)
+        except Exception as error:  # any model of the user's own
+            raise InputError("layers of this model cannot be widened alone") from error
+        return changed
+
+    return change
+
+
 def connected(subject: Subject) -> Subject:
     """Let gradients pass where `stop_gradient` blocks them, and where numbers are rounded."""
     passing = ("stop_gradient", "round", "floor", "ceil")

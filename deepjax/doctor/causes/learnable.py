@@ -3,16 +3,18 @@
 import jax
 import numpy as np
 
-from deepjax.doctor import facts
-from deepjax.doctor.evidence import HEALTHY, Evidence, Suspicion
+from deepjax.doctor import changes, facts
+from deepjax.doctor.evidence import HEALTHY, Evidence, Remedy, Suspicion
 from deepjax.doctor.plan_runs import fits
 from deepjax.doctor.report import Finding
 from deepjax.doctor.trials import Trainer
+from deepjax.errors import InputError
 
 EXAMPLES = 64  # fewer examples do not show whether a relation exists
 SIGMAS = 2.0  # of the best of three predictors, which a relation must exceed on examples that were held out
 NEIGHBORS = 5
 FITS = 0.3  # skill on the examples of training from which a model counts as having learned them
+UNITS = 64  # that are tried in narrow layers
 FEW = 16  # examples that every network should be able to learn by heart
 
 
@@ -115,11 +117,23 @@ def small_network(evidence: Evidence):
     if not widths or min(widths) > FEW:
         return
     skill = fits(evidence, FEW)
-    if skill < HEALTHY:
-        text = f"The narrowest layer has {min(widths)} units; trained on at most {FEW} examples only, "
-        text += f"with Adam at the best of three rates, it reaches a skill of {skill:.2f}."
-        title = "The network is too small: it cannot learn a few examples by heart."
-        yield Suspicion(Finding("too_few_units", "serious", title, text, "Use more units in the narrowest layers."))
+    text = f"The narrowest layer has {min(widths)} units; trained on at most {FEW} examples only, "
+    text += f"with Adam at the best of three rates, it reaches a skill of {skill:.2f}."
+    title = "The network is too small for these examples."
+    finding = Finding("too_few_units", "serious", title, text, "Use more units in the narrowest layers.")
+    yield Suspicion(finding, _wider(evidence), certain=skill < HEALTHY)
+
+
+def _wider(evidence):
+    """Return the remedy of more units, where a model can be widened."""
+    if evidence.subject.module is None:
+        return None
+    change = changes.wider(evidence.measured.rows[-1].layer, FEW, UNITS)
+    try:
+        change(evidence.subject)
+    except InputError:
+        return None
+    return Remedy(f"{UNITS} units in layers of at most {FEW}", change)
 
 
 CAUSES = (unrelated_targets,)
