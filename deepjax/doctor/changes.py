@@ -344,8 +344,9 @@ def fitting_loss(facts, targets):
 
 
 def _cross_entropy_of_index(z, t):
-    t = t.reshape(z.shape[:-1]).astype(jnp.int32)
-    return optax.softmax_cross_entropy_with_integer_labels(z, t).mean()
+    t = t.reshape(z.shape[:-1]).astype(jnp.int32)  # a negative number stands for "no label"
+    losses = optax.softmax_cross_entropy_with_integer_labels(z, jnp.maximum(t, 0))
+    return losses.mean(where=t >= 0)
 
 
 def _binary_cross_entropy(z, t):

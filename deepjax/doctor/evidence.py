@@ -206,13 +206,19 @@ class Evidence:
 
     def skill(self, run: trials.Run, i: int = 0) -> float:
         """Return the skill of a run: 0 for the best constant prediction, 1 for perfect ones."""
-        quality = float(run.quality[i])
-        if np.isnan(quality):  # predictions or targets of several arrays: by the loss alone
-            first, last = run.losses[i][: max(1, run.losses.shape[1] // 20)].mean(), run.loss[i]
-            return float(np.clip(1 - last / first, 0, 1)) if np.isfinite(last) and first > 0 else 0.0
         if not np.isfinite(run.loss[i]):
             return 0.0
-        return float(np.clip((quality - self.targets.majority) / (1 - self.targets.majority + 1e-9), -1, 1))
+        quality, base = float(run.quality[i]), self.targets.majority
+        if np.isnan(quality):
+            return self._fallen(run, i)
+        skill = float(np.clip((quality - base) / (1 - base + 1e-9), -1, 1))
+        # Whether predictions fit may not be what a loss that is not recognized asks for.
+        return max(skill, self._fallen(run, i)) if self.loss.kind == "other" else skill
+
+    def _fallen(self, run, i):
+        """Return by which share of its first absolute value the loss of a run has fallen, at most 1."""
+        first, last = run.losses[i][: max(1, run.losses.shape[1] // 20)].mean(), run.loss[i]
+        return float(np.clip((first - last) / (abs(first) + 1e-30), 0, 1))
 
     @property
     def healthy(self) -> bool:

@@ -15,7 +15,7 @@ class Targets:
     """Facts of the targets."""
 
     # "classes" (integers), "one-hot", "shares" (of classes, with the sum 1), "binary" (0 and 1), "labels" (several 0 or
-    # 1 per example), "numbers" or "other".
+    # 1 per example), "signs" (-1 and 1), "numbers" or "other".
     kind: str
     classes: int  # number of classes; 2 for binary; 0 for numbers
     low: float
@@ -23,6 +23,7 @@ class Targets:
     constant: bool  # whether all targets are equal
     majority: float  # what the best constant prediction gets: share of the commonest class; 0 for numbers
     finite: bool
+    ignored: float | None = None  # the negative number that stands for "no label" among classes of positions
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,22 @@ def describe_targets(targets) -> Targets:
     low, high = (float(f(values[np.isfinite(values)], initial=0)) for f in (np.min, np.max)) if not finite else (
         float(values.min()), float(values.max()))  # fmt: skip
     constant = bool(np.ptp(values.reshape(len(t), -1), axis=0).max(initial=0) == 0) and len(t) > 1
-    kind, classes, majority = _kind(t, values)
-    return Targets(kind, classes, low, high, constant, majority, finite)
+    ignored = _ignored(t)
+    kind, classes, majority = _kind(t, values) if ignored is None else _classes(values[values >= 0])
+    return Targets(kind, classes, low, high, constant, majority, finite, ignored)
+
+
+def _ignored(t):
+    """Return the one negative number among labels of positions, such as -1 or -100 behind the end of a sequence."""
+    if t.dtype.kind != "i" or t.ndim < 2 or t[0].size == 1:
+        return None
+    distinct = np.unique(t)
+    return float(distinct[0]) if distinct[0] < 0 <= distinct[1:2].sum() and len(distinct) > 2 else None
+
+
+def _classes(values):
+    counts = np.bincount(values.astype(int).ravel())
+    return "classes", len(counts), float(counts.max() / counts.sum())
 
 
 def _kind(t, values):
@@ -70,8 +85,9 @@ def _kind(t, values):
         if zero_one and len(distinct) > 1:
             return "binary", 2, float(max(values.mean(), 1 - values.mean()))
         if t.dtype.kind in "iu" and distinct[0] >= 0 and len(distinct) <= min(FEW, max(2, t.size // 2)):
-            counts = np.bincount(values.astype(int).ravel())
-            return "classes", int(distinct[-1]) + 1, float(counts.max() / counts.sum())
+            return _classes(values)
+        if set(distinct) == {-1.0, 1.0}:
+            return "signs", 2, float(max((values > 0).mean(), (values < 0).mean()))
     if t.ndim >= 2 and t.shape[-1] > 1 and values.min() >= 0 and np.allclose(values.sum(-1), 1, atol=1e-3):
         return "shares", 0, 0.0
     return "numbers", 0, 0.0
@@ -120,8 +136,10 @@ def quality(predictions: Any, targets: Any, facts: Targets, expects: str) -> flo
     if facts.kind == "shares":
         p = softmax(p, -1) if expects == "logit" else np.exp(p) if expects == "log probability" else p
     if facts.kind in ("numbers", "shares"):
-        return _r_squared(p, t)
-    border = 0.0 if expects == "logit" else 0.5
+        # What an unknown loss makes of predictions of another shape, such as moments, cannot be told.
+        return float("nan") if not expects and p.size != t.size else _r_squared(p, t)
+    border = 0.0 if expects == "logit" or facts.kind == "signs" else 0.5
+    t = (t > 0).astype(float) if facts.kind == "signs" else t
     if facts.kind == "labels":
         return (
             float(((p.reshape(len(p), -1) > border) == (t.reshape(len(t), -1) > 0.5)).mean())
@@ -139,7 +157,7 @@ def quality(predictions: Any, targets: Any, facts: Targets, expects: str) -> flo
         p = p > border if facts.classes == 2 else np.clip(np.rint(p), 0, facts.classes - 1)
     if p.ndim != t.ndim:
         t = t.reshape(*t.shape, *[1] * (p.ndim - t.ndim))
-    return float((p == t).mean())
+    return float((p == t)[np.broadcast_to(t != facts.ignored, np.broadcast_shapes(p.shape, t.shape))].mean())
 
 
 def _r_squared(p, t):

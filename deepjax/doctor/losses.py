@@ -133,7 +133,7 @@ def _dense(targets, shape):
     if jnp.issubdtype(targets.dtype, jnp.integer):
         index = targets[..., 0] if targets.ndim == len(shape) and targets.shape[-1] == 1 else targets
         if index.shape == shape[:-1] and shape[-1] > 1:
-            forms["index"] = jax.nn.one_hot(jnp.clip(index, 0, shape[-1] - 1), shape[-1])
+            forms["index"] = jax.nn.one_hot(jnp.clip(index, -1, shape[-1] - 1), shape[-1])  # zeros for "no label"
     spread = targets
     while spread.ndim < len(shape):
         spread = spread[..., None]

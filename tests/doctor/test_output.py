@@ -10,6 +10,7 @@ import pytest
 from deepjax.doctor.causes import data, output
 from deepjax.doctor.evidence import Evidence
 from deepjax.doctor.facts import describe_targets, quality
+from deepjax.doctor.losses import recognize
 from deepjax.doctor.subject import subject
 
 RNG = np.random.default_rng(0)
@@ -79,3 +80,34 @@ def test_shares_are_scored_as_probabilities():
     assert quality(logits, SHARES, facts, "logit") == pytest.approx(1, abs=1e-5)
     assert quality(SHARES, SHARES, facts, "probability") == pytest.approx(1, abs=1e-5)
     assert quality(logits, SHARES, facts, "number") == 0
+
+
+def test_signs_are_scored_by_their_sign():
+    facts = describe_targets(SIGNS)
+    assert (facts.kind, facts.classes) == ("signs", 2)
+    assert quality(SIGNS * [[3.0]], SIGNS, facts, "number") == 1
+    assert quality(-SIGNS, SIGNS, facts, "number") == 0
+
+
+def test_labels_that_are_ignored_do_not_count():
+    labels = np.array([[0, 2, -1, -1], [1, 1, 2, -1]])
+    facts = describe_targets(labels)
+    assert (facts.kind, facts.classes, facts.ignored) == ("classes", 3, -1)
+    assert facts.majority == pytest.approx(2 / 5)
+    assert quality(np.eye(3)[[[0, 2, 0, 0], [1, 0, 2, 2]]], labels, facts, "logit") == pytest.approx(4 / 5)
+    assert describe_targets(np.array([-1, 0, 1, 1])).ignored is None
+
+
+def masked(z, t):
+    losses = optax.softmax_cross_entropy_with_integer_labels(z, jnp.maximum(t, 0))
+    return jnp.sum(losses * (t >= 0)) / jnp.sum(t >= 0)
+
+
+def test_a_masked_cross_entropy_is_recognized():
+    labels = np.array([[0, 2, -1, -1], [1, 1, 2, -1]])
+    found = recognize(masked, (2, 4, 3), labels, jax.random.key(0))
+    assert (found.kind, found.expects, found.form) == ("cross entropy of logits", "logit", "index")
+
+
+def test_the_quality_of_moments_is_not_known():
+    assert np.isnan(quality(NUMBERS, NUMBERS[:, :1], describe_targets(NUMBERS[:, :1]), ""))

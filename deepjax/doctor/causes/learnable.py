@@ -22,12 +22,12 @@ def unrelated_targets(evidence: Evidence):
     """Find targets that neither neighbors, nor a linear map, nor the model itself can predict on held-out examples."""
     subject, targets = evidence.subject, evidence.targets
     leaves = jax.tree.leaves(subject.inputs)
-    known = targets.kind in ("classes", "one-hot", "binary", "numbers", "shares") and not targets.constant
+    known = targets.kind in ("classes", "one-hot", "binary", "numbers", "shares", "signs") and not targets.constant
     if not known or subject.examples < EXAMPLES or len(leaves) != 1:
         return
     x = leaves[0].reshape(len(leaves[0]), -1).astype(np.float64)
     y = _columns(jax.tree.leaves(subject.targets)[0], targets)
-    if y is None:
+    if y is None or targets.ignored is not None:
         return
     order = np.random.default_rng(0).permutation(len(x))[:2048]
     x, y = x[order], y[order]
@@ -81,7 +81,7 @@ def _by_ridge(x, y):
 def _score(predictions, y, targets):
     """Return how far the predictions are above chance, in standard deviations."""
     n = len(y)
-    if targets.kind in ("numbers", "shares"):
+    if targets.kind in ("numbers", "shares", "signs"):
         pairs = [np.corrcoef(p, t)[0, 1] for p, t in zip(predictions.T, y.T, strict=True) if p.std() and t.std()]
         return float(max(pairs, default=0.0) * np.sqrt(n))
     base = float(y.mean(0).max())
@@ -102,7 +102,7 @@ def _score_of_model(evidence, order, y):
     if evidence.skill(trainer.result()) < FITS:
         return None
     predictions = jax.tree.leaves(evidence.predict(trainer.variables(0), held[0]))[0]
-    if targets.kind in ("numbers", "shares"):
+    if targets.kind in ("numbers", "shares", "signs"):
         flat = np.asarray(predictions, np.float64).reshape(len(y) - cut, -1)
         return _score(flat, y[cut:], targets) if flat.shape[1] == y.shape[1] else None
     right, base = facts.quality(predictions, held[1], targets, expects), targets.majority

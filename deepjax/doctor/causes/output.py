@@ -7,7 +7,7 @@ import numpy as np
 
 from deepjax.doctor import changes, plan_changes
 from deepjax.doctor.causes.data import one_based, two_values
-from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
 RANGES = {"sigmoid": (0, 1), "softmax": (0, 1), "tanh": (-1, 1), "relu": (0, np.inf), "log softmax": (-np.inf, 0)}
@@ -155,7 +155,7 @@ def _activation(evidence):
         title = f"The last activation, {act}, does not fit targets that are 0 or 1."
         text = f"It returns values in {_range(act)}; {_goal(facts)}."
         yield "wrong_output_activation", title, text, advice
-    elif facts.kind == "numbers" and act in RANGES and not _reachable(act, facts):
+    elif facts.kind in ("numbers", "signs") and act in RANGES and not _reachable(act, facts):
         title = f"The last activation, {act}, cannot reach all targets."
         text = f"It returns values in {_range(act)}; the targets go from {facts.low:.4g} to {facts.high:.4g}."
         yield "wrong_output_activation", title, text, "Use no activation at the output."
@@ -211,7 +211,11 @@ def _loss(evidence):
         text = f"Targets of shape {list(_target(evidence).shape)} are repeated for {evidence.outputs} outputs."
         title = f"The loss, {loss.kind}, takes the index of a class for the target of every output."
         yield "wrong_loss", title, text, "Use a loss of indices (sparse cross entropy), or one-hot targets."
-    elif loss.expects in ("probability", "logit") and facts.kind == "numbers" and not 0 <= facts.low <= facts.high <= 1:
+    elif (
+        loss.expects in ("probability", "logit")
+        and facts.kind in ("numbers", "signs")
+        and not 0 <= facts.low <= facts.high <= 1
+    ):
         text = f"The loss is a {loss.kind}; the targets go from {facts.low:.4g} to {facts.high:.4g}."
         title = "A loss of probabilities is used for numbers that are not in [0, 1]."
         yield "wrong_loss", title, text, "Use the mean squared error."
@@ -223,13 +227,17 @@ def _loss(evidence):
         yield "wrong_loss", SLOW, text, f"Use {_fitting(facts)}."
 
 
+def _in_unit(facts):
+    return 0 <= facts.low <= facts.high <= 1
+
+
 def _target(evidence):
     return jax.tree.leaves(evidence.subject.targets)[0]
 
 
 def _fitting(facts):
     names = {"classes": "the cross entropy of indices", "one-hot": "the cross entropy", "shares": "the cross entropy"}
-    names["numbers"] = "the mean squared error"
+    names["numbers"] = names["signs"] = "the mean squared error"
     return names.get(facts.kind, "the binary cross entropy")
 
 
@@ -255,6 +263,20 @@ def _remedy(evidence, codes):
     return Remedy(f"{what}, no activation after it, and {loss}", change)
 
 
+def unrelated_loss(evidence: Evidence):
+    """Find a loss that is not known and that falls while predictions do not come closer to the targets."""
+    facts, shape = evidence.targets, _shape(evidence)
+    if evidence.loss.kind != "other" or facts.kind != "numbers" or shape != _target(evidence).shape:
+        return
+    fit = float(evidence.planned.quality[0])
+    if not evidence.healthy or fit >= LEARNS:
+        return
+    text = f"In training as planned the loss falls, and R squared of the predictions is {max(fit, 0):.2f}."
+    title = "The loss falls, but the predictions do not come closer to the targets."
+    advice = "If the targets are to be predicted as they are, use the mean squared error."
+    yield Suspicion(Finding("wrong_loss", "warning", title, text, advice), _remedy(evidence, ["wrong_loss"]))
+
+
 def summing_loss(evidence: Evidence):
     """Find a loss that adds up over the examples."""
     if not evidence.loss.sums or evidence.healthy:
@@ -272,4 +294,4 @@ def summing_loss(evidence: Evidence):
     )
 
 
-CAUSES = (suspicions, summing_loss)
+CAUSES = (suspicions, unrelated_loss, summing_loss)
