@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.extend.core import Literal, Var
+from jax.extend.core import Literal, Var, jaxpr_as_fun
 
 from deepjax import init_from_data, layers
 from deepjax.doctor.head import Head, inlined, last_layer, run_flat
@@ -64,11 +64,7 @@ def without_layers(last: str):
 
 
 def wider(last: str, narrow: int, units: int):
-    """Give every layer of a Linen model with at most `narrow` features `units` features, but not the last layer.
-
-    Raises:
-      InputError: other parts of the model need the old shapes.
-    """
+    """Give every layer of a Linen model with at most `narrow` features `units` features, but not the last layer."""
 
     def rule(module, run, args, kwargs):
         features = getattr(module, "features", None)
@@ -81,16 +77,7 @@ def wider(last: str, narrow: int, units: int):
         finally:
             object.__setattr__(module, "features", features)
 
-    def change(subject):
-        changed, rows = _under(subject, rule), subject.rows(slice(0, 2))
-        try:
-            variables = jax.eval_shape(changed.init, jax.random.key(0))
-            jax.eval_shape(lambda v: changed.value(v, *rows, jax.random.key(0)), variables)
-        except Exception as error:  # any model of the user's own
-            raise InputError("layers of this model cannot be widened alone") from error
-        return changed
-
-    return change
+    return lambda subject: _under(subject, rule)
 
 
 def connected(subject: Subject) -> Subject:
@@ -156,14 +143,36 @@ def _under(subject, rule):
 
 
 def relu_in_place(subject: Subject) -> Subject:
-    """Replace sigmoids and hyperbolic tangents between layers by ReLUs, not those in loops or of the output."""
+    """Replace sigmoids and hyperbolic tangents between layers by ReLUs, in scans too, but not those of the output."""
 
     def choose(jaxpr, moving):
         found = last_layer(jaxpr, moving)
-        saturating = [eqn for eqn in jaxpr.eqns[: found[0] if found else 0] if _saturates(eqn, jaxpr)]
-        return lambda eqn: jax.nn.relu if any(eqn is each for each in saturating) else None
+        return _relu_for_saturating(jaxpr, found[0] if found else 0)
 
     return _rewritten(subject, choose)
+
+
+def _relu_for_saturating(jaxpr, end):
+    """Return the function that `run_flat` takes, for the first `end` equations of a jaxpr."""
+    hidden = jaxpr.eqns[:end]
+    saturating = {id(eqn) for eqn in hidden if _saturates(eqn, jaxpr)}
+    scans = {id(eqn) for eqn in hidden if eqn.primitive.name == "scan"}
+
+    def choose(eqn):
+        if id(eqn) in saturating:
+            return jax.nn.relu
+        return _scan_with_relu(eqn) if id(eqn) in scans else None
+
+    return choose
+
+
+def _scan_with_relu(eqn):
+    body = eqn.params["jaxpr"]
+    places = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars]
+    flat = inlined(jaxpr_as_fun(body), places)
+    choose = _relu_for_saturating(flat.jaxpr, len(flat.jaxpr.eqns))
+    changed = jax.make_jaxpr(lambda *a: run_flat(flat, list(a), choose))(*places)
+    return lambda *operands: eqn.primitive.bind(*operands, **{**eqn.params, "jaxpr": changed})
 
 
 def _rewritten(subject, choose):
@@ -305,10 +314,12 @@ def new_output(subject: Subject, head: Head, facts, keep: bool) -> Subject:
     """
     units, loss, _ = fitting_loss(facts, subject.targets)
     split, init = head.split, subject.init
+    goal = jax.tree.leaves(subject.targets)[0].shape
+    positions = facts.kind == "classes" and len(goal) > 1 and head.features[:-1] == goal[1:]  # one output for each
 
     def with_new_layer(key):
         variables = init(key)
-        fan_in = int(np.prod(head.features))
+        fan_in = int(np.prod(head.features[-1:] if positions else head.features))
         kernel = jax.random.normal(jax.random.fold_in(key, 12), (fan_in, units)) / np.sqrt(fan_in)
         params = {"model": variables["params"], HEAD: {"kernel": kernel, "bias": jnp.zeros(units)}}
         return {**variables, "params": params}
@@ -316,8 +327,9 @@ def new_output(subject: Subject, head: Head, facts, keep: bool) -> Subject:
     def apply_new(variables, inputs, train, key):
         params = variables["params"]
         x, _, state = split({**variables, "params": params["model"]}, inputs, train, key)
-        y = x.reshape(len(x), -1) @ params[HEAD]["kernel"]
-        return y + params[HEAD]["bias"][None], state if train else {}
+        x = x if positions else x.reshape(len(x), -1)
+        y = x @ params[HEAD]["kernel"]
+        return y + params[HEAD]["bias"].reshape([1] * (y.ndim - 1) + [-1]), state if train else {}
 
     def apply_kept(variables, inputs, train, key):
         _, z, state = split(variables, inputs, train, key)

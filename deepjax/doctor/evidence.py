@@ -43,7 +43,7 @@ class Suspicion:
     finding: Finding
     remedy: Remedy | None = None
     certain: bool = True  # whether it is a finding without a trial; else only if the remedy clearly helps
-    otherwise: str = ""  # severity if the remedy does not help: "note", or "serious" where no remedy makes it learn
+    otherwise: str = ""  # if the remedy does not help: "note", or "last", a finding if the model does not learn at all
 
 
 class Evidence:
@@ -226,11 +226,17 @@ class Evidence:
         return self.skill(self.planned) >= HEALTHY
 
     def with_remedies(self, found) -> "Evidence":
-        """Return the evidence of the subject with the remedies of these suspicions, each applied once."""
+        """Return the evidence of the subject with the remedies of these suspicions, each applied once.
+
+        A remedy that does not fit the model, such as one that changes a shape which is needed, is left out.
+        """
         changed, used = self.subject, []
         for remedy in (each.remedy for each in found):
-            if remedy is not None and remedy.description not in used:
-                changed = remedy.change(changed)
+            if remedy is None or remedy.description in used:
+                continue
+            candidate = remedy.change(changed)
+            if runs(candidate):
+                changed = candidate
                 used.append(remedy.description)
         if used and tuple(used) not in self._changed:
             self._changed[tuple(used)] = Evidence(changed, self.key, self.budget, (*self.remedies, *used))
@@ -256,6 +262,17 @@ class Evidence:
             steps=run.losses.shape[1],
             learns=bool(after >= LEARNS and (after > before or before >= HEALTHY)),
         )
+
+
+def runs(subject: Subject) -> bool:
+    """Whether a changed subject can be initialized and called, and its loss is a number."""
+    rows = subject.rows(slice(0, subject.batch_size))
+    try:
+        variables = jax.eval_shape(subject.init, jax.random.key(0))
+        value, _ = jax.eval_shape(lambda v: subject.value(v, *rows, jax.random.key(0)), variables)
+    except Exception:  # any model and loss of the user's own
+        return False
+    return value.shape == ()
 
 
 def zeros(jaxpr) -> list[bool]:

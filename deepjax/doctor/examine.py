@@ -79,12 +79,12 @@ def diagnose(made: Subject, key: Any, budget: float) -> tuple[Evidence, Evidence
         new, left = _proved(start, evidence, group)
         found, unproved = found + new, unproved + left
         evidence = evidence.with_remedies(new)
-    last = [each for each in unproved if each.otherwise == "serious" and evidence.skill(evidence.planned) < LEARNS]
+    last = [each for each in unproved if each.otherwise == "last" and evidence.skill(evidence.planned) < LEARNS]
     evidence = evidence.with_remedies(last)
     notes = [_unproved(each) for each in unproved if each.otherwise == "note"]
     found += [*last, *notes]
     outcome = _cure(start, evidence)
-    findings = [_with_outcome(each, outcome) for each in found]
+    findings = [_with_outcome(each, outcome, evidence.remedies) for each in found]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     findings = list({(finding.code, finding.layer): finding for finding in reversed(findings)}.values())[::-1]
     return start, evidence, tuple(findings), outcome
@@ -145,9 +145,11 @@ def _cure(start: Evidence, evidence: Evidence) -> Outcome | None:
     return start.outcome(text, evidence, evidence.sweep, best)
 
 
-def _with_outcome(suspicion: Suspicion, outcome: Outcome | None) -> Finding:
-    finding = suspicion.finding
-    return finding if finding.outcome or suspicion.remedy is None else dataclasses.replace(finding, outcome=outcome)
+def _with_outcome(suspicion: Suspicion, outcome: Outcome | None, tried: tuple[str, ...]) -> Finding:
+    finding, remedy = suspicion.finding, suspicion.remedy
+    if finding.outcome or remedy is None or remedy.description not in tried:
+        return finding
+    return dataclasses.replace(finding, outcome=outcome)
 
 
 def _report(start, evidence, findings, outcome):

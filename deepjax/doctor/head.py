@@ -148,7 +148,7 @@ def run_flat(closed, arguments, replace):
     Args:
       closed: the closed jaxpr, as from `inlined`.
       arguments: list of arrays.
-      replace: function (equation) -> function of its operands, or None.
+      replace: function (equation) -> function of its operands, which returns an array or a list of arrays; or None.
     """
     jaxpr = closed.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True))
@@ -160,7 +160,8 @@ def _run_equations(equations, values, replace):
     for eqn in equations:
         operands = [atom.val if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
         if function := replace(eqn):
-            results = [function(*operands)]
+            results = function(*operands)
+            results = results if isinstance(results, list) else [results]
         else:
             results = eqn.primitive.bind(*operands, **eqn.params)
             results = results if eqn.primitive.multiple_results else [results]

@@ -15,8 +15,8 @@ from deepjax.doctor.subject import subject
 from deepjax.errors import InputError
 
 FAST = ("wrong_output_activation", "no_gradient")
-INCURABLE = {"constant_labels", "shuffled_labels", "no_gradient", "shattered_gradients"}
-HARMLESS = {"weight_decay_on_norm", "bias_before_norm"}  # these networks learn as they are
+INCURABLE = {"constant_labels", "shuffled_labels", "padding_leakage"}
+HARMLESS = {"bias_before_norm"}  # these networks learn as they are
 BUDGET = 8.0
 
 

@@ -103,10 +103,24 @@ def masked(z, t):
     return jnp.sum(losses * (t >= 0)) / jnp.sum(t >= 0)
 
 
+def unmasked(z, t):
+    return optax.softmax_cross_entropy_with_integer_labels(z, t).mean()
+
+
 def test_a_masked_cross_entropy_is_recognized():
     labels = np.array([[0, 2, -1, -1], [1, 1, 2, -1]])
     found = recognize(masked, (2, 4, 3), labels, jax.random.key(0))
     assert (found.kind, found.expects, found.form) == ("cross entropy of logits", "logit", "index")
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(masked, []), (unmasked, ["wrong_label_encoding"])])
+def test_negative_labels_must_be_left_out(loss, expected):
+    x = RNG.integers(1, 5, size=(32, 4))
+    targets = np.where(np.arange(4) < 3, x - 1, -1)
+    model = nn.Sequential([nn.Embed(5, 8), nn.Dense(5)])
+    made = subject(model, (x, targets), loss, optimizer=optax.sgd(1e-4), batch_size=16, epochs=1)
+    found = [each.finding.code for each in data.negative_labels(Evidence(made, jax.random.key(0), 1.0))]
+    assert found == expected
 
 
 def test_the_quality_of_moments_is_not_known():

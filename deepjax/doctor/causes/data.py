@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from deepjax.doctor import plan_changes
+from deepjax.doctor.compiling import compile_quickly
 from deepjax.doctor.evidence import HEALTHY, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
@@ -84,7 +85,7 @@ def labels_from_one(evidence: Evidence):
     text += f"and there are {evidence.outputs} outputs."
     title, advice = "The labels start at 1, so the last class has no output.", "Subtract 1 from the labels."
     finding = Finding("wrong_label_encoding", "serious", title, text, advice)
-    yield Suspicion(finding, Remedy("labels from 0 on", _from_zero))
+    yield Suspicion(finding, Remedy("labels from 0 on", partial(_from_zero, first=1)))
 
 
 def two_values(evidence: Evidence) -> tuple[float, float] | None:
@@ -107,12 +108,31 @@ def labels_of_two_values(evidence: Evidence):
     yield Suspicion(finding, Remedy("labels of 0 and 1", partial(_as_zero_and_one, high=values[1])))
 
 
+def negative_labels(evidence: Evidence):
+    """Find negative labels of positions that the loss does not leave out: an index of -1 is that of the last class."""
+    facts, outputs = evidence.targets, jax.tree.leaves(evidence.predicted)
+    if facts.ignored is None or len(outputs) != 1 or evidence.loss.expects == "number":
+        return
+    targets = jax.tree.leaves(evidence.batch[1])[0]
+    predictions = jax.random.normal(jax.random.fold_in(evidence.key, 10), (len(targets), *outputs[0].shape[1:]))
+    gradient = np.abs(compile_quickly(jax.grad(evidence.subject.loss))(predictions, targets))
+    if gradient.shape[:-1] != targets.shape or not gradient[targets < 0].max() > 1e-6 * gradient.max():
+        return
+    text = f"Labels of {facts.ignored:g} have a gradient; as an index this number stands for the last class."
+    title = "Negative labels are not left out of the loss."
+    advice = "Mask these positions in the loss, or let the labels start at 0."
+    severity = "warning" if evidence.healthy else "serious"
+    finding = Finding("wrong_label_encoding", severity, title, text, advice)
+    shift = facts.ignored == -1 and facts.classes < evidence.outputs
+    yield Suspicion(finding, Remedy("labels from 0 on", partial(_from_zero, first=-1)) if shift else None)
+
+
 def _as_zero_and_one(subject, high):
     return subject.with_(targets=jax.tree.map(lambda t: (t == high).astype(t.dtype), subject.targets))
 
 
-def _from_zero(subject):
-    return subject.with_(targets=jax.tree.map(lambda t: t - 1, subject.targets))
+def _from_zero(subject, first):
+    return subject.with_(targets=jax.tree.map(lambda t: t - first, subject.targets))
 
 
 def empty_inputs(evidence: Evidence):
@@ -200,5 +220,5 @@ def _slower_is_enough(evidence):
     return max(skills) >= HEALTHY
 
 
-CAUSES = (non_finite_data, constant_labels, labels_from_one, labels_of_two_values, empty_inputs)
+CAUSES = (non_finite_data, constant_labels, labels_from_one, labels_of_two_values, negative_labels, empty_inputs)
 SCALES = (unscaled_inputs, unscaled_targets)

@@ -8,7 +8,6 @@ from deepjax.doctor.evidence import HEALTHY, Evidence, Remedy, Suspicion
 from deepjax.doctor.plan_runs import fits
 from deepjax.doctor.report import Finding
 from deepjax.doctor.trials import Trainer
-from deepjax.errors import InputError
 
 EXAMPLES = 64  # fewer examples do not show whether a relation exists
 SIGMAS = 2.0  # of the best of three predictors, which a relation must exceed on examples that were held out
@@ -45,8 +44,9 @@ def unrelated_targets(evidence: Evidence):
     title = "The targets have no visible relation to the inputs: they may be shuffled."
     advice = "Check that inputs and targets are in the same order, and that only both are shuffled together."
     # A model that learns nothing says nothing about the targets: then other causes come first.
-    finding = Finding("shuffled_labels", "serious", title, text, advice)
-    yield Suspicion(finding, certain=of_model is not None, otherwise="serious")
+    severity = "warning" if of_model is None else "serious"
+    finding = Finding("shuffled_labels", severity, title, text, advice)
+    yield Suspicion(finding, certain=of_model is not None, otherwise="last")
 
 
 def _columns(t, targets):
@@ -129,10 +129,6 @@ def _wider(evidence):
     if evidence.subject.module is None:
         return None
     change = changes.wider(evidence.measured.rows[-1].layer, FEW, UNITS)
-    try:
-        change(evidence.subject)
-    except InputError:
-        return None
     return Remedy(f"{UNITS} units in layers of at most {FEW}", change)
 
 

@@ -32,7 +32,7 @@ def suspicions(evidence: Evidence):
     remedy = _remedy(evidence, [code for code, *_ in found])
     if remedy is not None and [title for _, title, *_ in found] == [SLOW]:  # such models may learn
         code, title, text, advice = found[0]
-        yield Suspicion(Finding(code, "serious", title, text, advice), remedy, certain=False, otherwise="serious")
+        yield Suspicion(Finding(code, "serious", title, text, advice), remedy, certain=False, otherwise="last")
         return
     for code, title, text, advice in found:
         mild = "all targets" in title and evidence.skill(evidence.planned) >= 0.5  # most of them can be reached

@@ -6,6 +6,7 @@ They are looked for last, by runs: a cause is a finding only if the run without 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from deepjax.doctor import plan_changes, trials
 from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, SWEEP, Evidence, Remedy, Suspicion
@@ -13,6 +14,7 @@ from deepjax.doctor.report import Finding
 
 LONGEST = 64  # steps over which accumulation is recognized
 GAIN = 0.1  # of skill, that a change must bring
+IDLE = 1e-3  # share of the largest update, below which a step changes nothing
 FEW = 100  # updates; with fewer, their number is named before the learning rate
 
 
@@ -74,6 +76,32 @@ def _holds_twice(state, params):
 
     trees = [tree for tree in jax.tree.leaves(state, is_leaf=fits) if fits(tree)]
     return any(all(np.all(np.asarray(leaf) == 2) for leaf in jax.tree.leaves(tree)) for tree in trees)
+
+
+def ended_schedule(evidence: Evidence):
+    """Find a learning rate that is (almost) 0 for most of the planned steps."""
+    subject, steps = evidence.subject, trials.planned_steps(evidence.subject)
+    if not subject.planned or subject.epochs is None or evidence.healthy:
+        return
+    sizes = np.array(_update_sizes(subject.optimizer, evidence.variables["params"], steps))
+    last = int(np.flatnonzero(sizes > IDLE * sizes.max()).max(initial=0)) + 1
+    if not sizes.max() > 0 or 2 * last > steps:
+        return
+    title = "The learning rate falls to 0 long before training ends."
+    text = f"For a constant gradient, updates are below {IDLE:g} of the largest after step {last} of {steps}."
+    finding = Finding("learning_rate_too_low", "serious", title, text, f"Let the schedule last {steps} steps.")
+    yield Suspicion(finding, Remedy("Adam with a rate of 0.001", plan_changes.with_adam(1e-3)), certain=False)
+
+
+def _update_sizes(optimizer, params, steps):
+    """Return the largest update in each step for gradients of 1, f32 [steps]. One number stands for every array."""
+    ones = jax.tree.map(lambda a: jnp.ones(1), params)
+
+    def step(state, _):
+        updates, state = optax.with_extra_args_support(optimizer).update(ones, state, ones)
+        return state, jnp.max(jnp.stack([jnp.abs(u).max() for u in jax.tree.leaves(updates)]))
+
+    return jax.lax.scan(step, optimizer.init(ones), length=steps)[1]
 
 
 def rate_and_steps(evidence: Evidence):
@@ -179,4 +207,4 @@ def optimizer(evidence: Evidence):
     yield Suspicion(finding, Remedy("Adam with a rate of 0.001", plan_changes.with_adam(1e-3)), certain=False)
 
 
-CAUSES = (rate_and_steps, gradients_in_training, batch_size, optimizer)
+CAUSES = (ended_schedule, rate_and_steps, gradients_in_training, batch_size, optimizer)

@@ -15,6 +15,7 @@ from deepjax.errors import InputError
 from deepjax.init_from_data.branch_ends import branch_ends
 
 DEPTH = 1e3  # change of activations from the first to the last hidden layer that counts as exploding or vanishing
+MILD = 30.0  # the same where other weights clearly help
 GRADIENT = 1e4  # the same for gradients
 GAIN = 10.0  # a layer that changes the scale of its inputs by more than this factor has bad initial weights
 LARGE = 3.0  # the same where new weights help; in recurrent layers the factor is that of every step
@@ -47,7 +48,7 @@ def _suspected(evidence, finding, remedy, certain=False):
     fails = evidence.skill(evidence.planned) < LEARNS
     if remedy is not None or fails:
         yield Suspicion(
-            finding, remedy, certain=fails and (certain or remedy is None), otherwise="serious" if fails else ""
+            finding, remedy, certain=fails and (certain or remedy is None), otherwise="last" if fails else ""
         )
 
 
@@ -124,21 +125,29 @@ def saturated_units(evidence: Evidence):
 
 def scale_over_depth(evidence: Evidence):
     """Find activations and gradients that grow or shrink from layer to layer."""
-    rows = [row for row in evidence.measured.rows[:-1] if row.kind != "embedding" and np.isfinite(row.std)]
+    rows = _hidden(evidence)
     if len(rows) < 2 or evidence.healthy:
         return
-    stds = np.array([row.std for row in rows])
     if len(rows) < 3:  # the gradient may still explode or vanish over the steps of a recurrent layer
         yield from _gradients(evidence, [*rows, evidence.measured.rows[-1]])
-    elif stds[0] > 0 and stds.max() / stds[0] > DEPTH:
-        code = "residual_dominates" if _branches(evidence) else "exploding_activations"
-        yield from _depth_finding(evidence, code, rows, stds, "grow")
-    elif stds[0] > 0 and stds[-1] / stds[0] < 1 / DEPTH:
-        code = "wrong_fan" if _is_wrong_fan(rows) else "vanishing_activations"
-        yield from _depth_finding(evidence, code, rows, stds, "shrink")
+    elif finding := _depth_finding(evidence, rows, DEPTH):
+        yield from _suspected(evidence, finding, _fresh(evidence))
     else:
         yield from shattered_gradients(evidence)  # they often grow too, and no scale of the weights mends them
         yield from _gradients(evidence, rows)
+
+
+def mild_scale_over_depth(evidence: Evidence):
+    """Suspect activations that grow or shrink a little from layer to layer."""
+    rows = _hidden(evidence)
+    if len(rows) < 3 or evidence.healthy or _depth_finding(evidence, rows, DEPTH):
+        return
+    if finding := _depth_finding(evidence, rows, MILD):
+        yield Suspicion(finding, _fresh(evidence), certain=False)
+
+
+def _hidden(evidence):
+    return [row for row in evidence.measured.rows[:-1] if row.kind != "embedding" and np.isfinite(row.std)]
 
 
 def _branches(evidence):
@@ -156,18 +165,26 @@ def _is_wrong_fan(rows):
     return len(gains) > 0.8 * len(rows) and 0.75 < np.median(gains) < 1.25
 
 
-def _depth_finding(evidence, code, rows, stds, verb):
+def _depth_finding(evidence, rows, factor):
+    """Return the finding of outputs that grow or shrink by more than a factor over the layers, or None."""
+    stds = np.array([row.std for row in rows])
+    if not stds[0] > 0 or (1 / factor <= stds[-1] / stds[0] and stds.max() / stds[0] <= factor):
+        return None
+    grow = stds.max() / stds[0] > factor
     gain = float(np.median([row.gain for row in rows]))
     text = f"The standard deviation of the outputs goes from {stds[0]:.3g} at {rows[0].layer} to {stds[-1]:.3g} at "
     text += f"{rows[-1].layer}; weights have the standard deviation {gain:.3g} / sqrt(fan_in)."
-    title = f"Activations {verb} from layer to layer."
+    title = f"Activations {'grow' if grow else 'shrink'} from layer to layer."
     advice = "Initialize with the variance 2 / fan_in under ReLU (He et al. 2015), or from data, or normalize."
-    if code == "residual_dominates":
+    code = "exploding_activations" if grow else "vanishing_activations"
+    if grow and _branches(evidence):
+        code = "residual_dominates"
         title = "The residual branches are larger than what they are added to, so activations grow from unit to unit."
         advice = "Let branches start small: a last layer of zeros, or a factor of 1 / sqrt(units), or normalize them."
-    if code == "wrong_fan":
+    if not grow and _is_wrong_fan(rows):
+        code = "wrong_fan"
         title += " The weights have the scale for linear layers (Glorot, LeCun), not the one for ReLU."
-    yield from _suspected(evidence, Finding(code, "serious", title, text, advice, rows[-1].layer), _fresh(evidence))
+    return Finding(code, "serious", title, text, advice, rows[-1].layer)
 
 
 def _gradients(evidence, rows):
@@ -248,4 +265,5 @@ CAUSES = (
     scale_of_layers,
     large_embeddings,
     collapsed_features,
+    mild_scale_over_depth,
 )
