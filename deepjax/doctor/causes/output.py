@@ -26,7 +26,14 @@ def suspicions(evidence: Evidence):
     """Find everything that does not fit at the output. One remedy is for all: a new output with a loss that fits."""
     if two_values(evidence) or one_based(evidence):
         return  # causes of their own
-    found = [*_units(evidence), *_activation(evidence), *_cut_logits(evidence), *_loss(evidence), *_shapes(evidence)]
+    found = [
+        *_units(evidence),
+        *_single(evidence),
+        *_activation(evidence),
+        *_cut_logits(evidence),
+        *_loss(evidence),
+        *_shapes(evidence),
+    ]
     if not found:
         return
     remedy = _remedy(evidence, [code for code, *_ in found])
@@ -71,13 +78,6 @@ def _units(evidence):
             "The last layer has 1 output; classes have no order on a line.",
             f"Give the last layer {classes} units, with a softmax.",
         )
-    elif outputs == 1 and _repeats(evidence, shape, goal):
-        yield (
-            "wrong_output_units",
-            "The model has one output where there are several targets.",
-            f"Predictions have the shape {list(shape)}, targets {list(goal)}; the loss repeats each prediction.",
-            f"Give the last layer {goal[-1]} units.",
-        )
     if facts.kind == "numbers" and evidence.loss.form == "broadcast" and outputs > 1:
         yield (
             "wrong_output_units",
@@ -87,9 +87,21 @@ def _units(evidence):
         )
 
 
+def _single(evidence):
+    """One output where each example has several targets."""
+    shape, goal = _shape(evidence), _target(evidence).shape
+    if shape is not None and not evidence.targets.classes > 2 and _repeats(evidence, shape, goal):
+        yield (
+            "wrong_output_units",
+            "The model has one output where there are several targets.",
+            f"Predictions have the shape {list(shape)}, targets {list(goal)}; the loss repeats each prediction.",
+            f"Give the last layer {goal[-1]} units.",
+        )
+
+
 def _repeats(evidence, shape, goal):
     """Whether the loss compares one prediction [examples, 1] with all targets [examples, n] of its example."""
-    if len(shape) != 2 or len(goal) != 2 or goal[1] == 1:
+    if len(shape) != 2 or len(goal) != 2 or shape[1] > 1 or goal[1] == 1:
         return False
     targets = _target(evidence)[:16]
     one = jax.random.uniform(jax.random.fold_in(evidence.key, 9), (len(targets), 1), minval=0.1, maxval=0.9)
@@ -112,11 +124,14 @@ def _positions_of(facts, goal):
 
 
 def _activation(evidence):
-    """The last activation against the loss and the targets."""
-    head, facts, loss = evidence.head, evidence.targets, evidence.loss
-    if head is None:
-        return
-    act, outputs = head.activation, evidence.outputs
+    """The last activation against the loss, and where this fits, against the targets."""
+    if evidence.head is not None:
+        yield from [*_activation_for_loss(evidence)] or _activation_for_targets(evidence)
+
+
+def _activation_for_loss(evidence):
+    facts, loss = evidence.targets, evidence.loss
+    act, outputs = evidence.head.activation, evidence.outputs
     right = RIGHT.get(facts.kind, "no activation")
     advice = f"Use {right} at the output, or no activation and a loss of logits."
     if act == "softmax" and outputs == 1:
@@ -143,7 +158,12 @@ def _activation(evidence):
         title = "Several classes exclude each other, and a sigmoid for each does not say so."
         text = f"The loss is a {loss.kind} over {outputs} outputs, each with its own sigmoid."
         yield "wrong_output_activation", title, text, "Use a softmax at the output."
-    elif act == "sigmoid" and facts.kind in ("classes", "one-hot") and facts.classes > 2 and outputs <= facts.classes:
+
+
+def _activation_for_targets(evidence):
+    facts, loss = evidence.targets, evidence.loss
+    act, outputs = evidence.head.activation, evidence.outputs
+    if act == "sigmoid" and facts.kind in ("classes", "one-hot") and facts.classes > 2 and outputs <= facts.classes:
         title = "A sigmoid is at the output where the targets are one of several classes."
         text = f"{facts.classes} classes, {outputs} output{'s' if outputs > 1 else ''} with a sigmoid."
         yield "wrong_output_activation", title, text, "Use a softmax over one output per class."
@@ -154,7 +174,8 @@ def _activation(evidence):
     elif act in ("relu", "tanh") and facts.kind in CLASSES and loss.expects == "number" and not evidence.healthy:
         title = f"The last activation, {act}, does not fit targets that are 0 or 1."
         text = f"It returns values in {_range(act)}; {_goal(facts)}."
-        yield "wrong_output_activation", title, text, advice
+        right = RIGHT[facts.kind]
+        yield "wrong_output_activation", title, text, f"Use {right} at the output, and {_fitting(facts)}."
     elif facts.kind in ("numbers", "signs") and act in RANGES and not _reachable(act, facts):
         title = f"The last activation, {act}, cannot reach all targets."
         text = f"It returns values in {_range(act)}; the targets go from {facts.low:.4g} to {facts.high:.4g}."
@@ -169,7 +190,7 @@ def _activation(evidence):
     elif act == "none" and facts.kind in ("one-hot", "shares") and loss.expects == "number" and not evidence.healthy:
         title = "The model returns raw numbers for classes."
         text = f"{_goal(facts).capitalize()}; the last layer has no activation."
-        yield "missing_output_activation", title, text, advice
+        yield "missing_output_activation", title, text, "Use a softmax at the output, and the cross entropy."
 
 
 def _cut_logits(evidence):
