@@ -11,7 +11,7 @@ from jax.extend.core import Literal, Var, jaxpr_as_fun
 
 from deepjax import init_from_data, layers
 from deepjax.doctor.head import Head, inlined, last_layer, run_flat
-from deepjax.doctor.subject import Subject
+from deepjax.doctor.subject import Subject, one_array
 from deepjax.errors import InputError
 from deepjax.trace import around_calls, normalizes_by_batch
 from deepjax.trace.layers import AFFINE
@@ -245,6 +245,8 @@ def scaled_weights(subject: Subject, key, zero_biases: bool = False) -> Subject:
     """Initialize a Linen model from data, so that every layer's output has variance 1 (LSUV)."""
     if subject.module is None:
         raise InputError("only Linen models are initialized from data")
+    if not one_array(subject.inputs):
+        raise InputError("only models of one array are initialized from data")
     inputs = jax.tree.leaves(subject.rows(slice(0, 256))[0])[0]
     call = {name: not value for name, value in subject.call}  # evaluation: no dropout
     variables = init_from_data.lsuv(subject.module, jax.random.fold_in(key, 11), jnp.asarray(inputs), **call)
@@ -333,7 +335,7 @@ def new_output(subject: Subject, head: Head, facts, keep: bool) -> Subject:
 
     def apply_kept(variables, inputs, train, key):
         _, z, state = split(variables, inputs, train, key)
-        if facts.kind not in ("labels", "shares") and z.ndim > 2 and jax.tree.leaves(subject.targets)[0].ndim <= 2:
+        if facts.kind != "labels" and z.ndim > 2 and jax.tree.leaves(subject.targets)[0].ndim <= 2:
             z = z.mean(tuple(range(1, z.ndim - 1)))  # what global average pooling did
         return z, state if train else {}
 
@@ -348,8 +350,8 @@ def fitting_loss(facts, targets):
     outputs = int(np.prod(shape[1:])) if len(shape) > 1 else 1
     if facts.kind == "classes":
         return max(facts.classes, 2), _cross_entropy_of_index, "logit"
-    if facts.kind == "one-hot":
-        return facts.classes, lambda z, t: optax.softmax_cross_entropy(z, t.astype(z.dtype)).mean(), "logit"
+    if facts.kind in ("one-hot", "shares"):
+        return shape[-1], lambda z, t: optax.softmax_cross_entropy(z, t.astype(z.dtype)).mean(), "logit"
     if facts.kind in ("binary", "labels"):
         return outputs, _binary_cross_entropy, "logit"
     return outputs, lambda p, t: jnp.mean((p - t.reshape(p.shape)) ** 2), "number"

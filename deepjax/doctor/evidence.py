@@ -15,6 +15,7 @@ from deepjax.doctor.compiling import compile_quickly
 from deepjax.doctor.measure import Measurement, measure
 from deepjax.doctor.report import Finding, Outcome
 from deepjax.doctor.subject import Subject
+from deepjax.errors import InputError
 
 # Shares of the budget: of nominal seconds (see `trials`), so that the numbers of steps do not depend on the clock.
 PLANNED, SWEEP, LONGER = 0.1, 0.3, 0.2
@@ -58,6 +59,8 @@ class Evidence:
     def targets(self) -> facts.Targets:
         """Facts of the targets."""
         described = facts.describe_targets(self.subject.targets)
+        if described.ignored is not None and self.loss.expects == "number":
+            return replace(described, kind="numbers", classes=0, majority=0.0, ignored=None)
         if described.kind in ("labels", "binary") and self.loss.form == "index":
             t = np.asarray(jax.tree.leaves(self.subject.targets)[0])
             counts = np.bincount(t.astype(int).ravel())
@@ -141,11 +144,8 @@ class Evidence:
 
     def updates(self, gradient) -> Any:
         """Return the first updates of the planned optimizer for a gradient."""
-        params = self.variables["params"]
-        state = self.subject.optimizer.init(params)
-        extra = {"value": 0.0, "grad": gradient, "value_fn": lambda params: 0.0}
-        optimizer = optax.with_extra_args_support(self.subject.optimizer)
-        return optimizer.update(gradient, state, params, **extra)[0]
+        params, optimizer = self.variables["params"], self.subject.optimizer
+        return updated(optimizer, gradient, optimizer.init(params), params)[0]
 
     @cached_property
     def measured(self) -> Measurement:
@@ -234,7 +234,10 @@ class Evidence:
         for remedy in (each.remedy for each in found):
             if remedy is None or remedy.description in used:
                 continue
-            candidate = remedy.change(changed)
+            try:
+                candidate = remedy.change(changed)
+            except InputError:
+                continue
             if runs(candidate):
                 changed = candidate
                 used.append(remedy.description)
@@ -262,6 +265,12 @@ class Evidence:
             steps=run.losses.shape[1],
             learns=bool(after >= LEARNS and (after > before or before >= HEALTHY)),
         )
+
+
+def updated(optimizer, gradient, state, params) -> tuple[Any, Any]:
+    """Return (updates, state) of an optimizer, also of one that asks for the value of the loss, which is 0 here."""
+    extra = {"value": jnp.zeros(()), "grad": gradient, "value_fn": lambda params: jnp.zeros(())}
+    return optax.with_extra_args_support(optimizer).update(gradient, state, params, **extra)
 
 
 def runs(subject: Subject) -> bool:

@@ -125,8 +125,8 @@ def _tried(start, evidence, suspicion, found):
 
 
 def _unproved(suspicion: Suspicion) -> Suspicion:
-    """Return the note that remains of a suspicion whose remedy did not help."""
-    text = f"{suspicion.finding.evidence} In the short runs this made no clear difference."
+    """Return the note that remains of a suspicion that is not proved to matter."""
+    text = f"{suspicion.finding.evidence} It is not shown that this matters here."
     finding = dataclasses.replace(suspicion.finding, severity="note", evidence=text)
     return dataclasses.replace(suspicion, finding=finding, remedy=None)
 
@@ -219,6 +219,8 @@ def _verdict(start, findings, outcome):
         return "The model does not learn, and no cause was found among those that are known here."
     serious = [finding for finding in findings if finding.severity == "serious"]
     text = (serious or findings)[0].title
+    if not serious and reached < LEARNS:
+        return f"The model does not learn, and the cause is not certain; worth a look: {text}"
     if not serious:
         return f"The model trains; worth a look: {text}"
     if outcome is not None and outcome.learns:

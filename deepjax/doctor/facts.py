@@ -62,7 +62,8 @@ def _ignored(t):
     if t.dtype.kind != "i" or t.ndim < 2 or t[0].size == 1:
         return None
     distinct = np.unique(t)
-    return float(distinct[0]) if distinct[0] < 0 <= distinct[1:2].sum() and len(distinct) > 2 else None
+    one = 2 < len(distinct) <= FEW and distinct[0] < 0 <= distinct[1]
+    return float(distinct[0]) if one else None
 
 
 def _classes(values):
@@ -157,6 +158,8 @@ def quality(predictions: Any, targets: Any, facts: Targets, expects: str) -> flo
         p = p > border if facts.classes == 2 else np.clip(np.rint(p), 0, facts.classes - 1)
     if p.ndim != t.ndim:
         t = t.reshape(*t.shape, *[1] * (p.ndim - t.ndim))
+    if any(a != b and 1 not in (a, b) for a, b in zip(p.shape, t.shape, strict=True)):
+        return float("nan")
     return float((p == t)[np.broadcast_to(t != facts.ignored, np.broadcast_shapes(p.shape, t.shape))].mean())
 
 

@@ -95,11 +95,13 @@ def recognize(loss, shape, targets, key) -> Loss:
     ours = jax.device_get(_gradients(draws, dense))
     for sign, name in ((1, "{}"), (-1, "negated {}")):
         for kind, (expects, _) in KINDS.items():
-            for form in dense:
+            for form, t in dense.items():
+                if kind == "negative log-likelihood" and bool((t < 0).any()):
+                    continue  # a linear loss of other targets
                 used = [0] if expects in ("probability", "rate") else [0, 1]
                 if all(_same_direction(sign * found[i], ours[kind][form][i]) for i in used):
                     scale = float(np.linalg.norm(found[0]) / np.linalg.norm(ours[kind][form][0]))
-                    return Loss(name.format(kind), expects, form, bool(sums), outer, scale)
+                    return Loss(name.format(kind), expects, form.partition(",")[0], bool(sums), outer, scale)
     shifted = all(np.abs(g.sum(-1)).max() < 1e-4 * np.abs(g).max() for g in found) and shape[-1] > 1
     return Loss("other", "logit" if shifted else "", "dense", bool(sums), outer, 0.0)
 
@@ -133,11 +135,15 @@ def _dense(targets, shape):
     if jnp.issubdtype(targets.dtype, jnp.integer):
         index = targets[..., 0] if targets.ndim == len(shape) and targets.shape[-1] == 1 else targets
         if index.shape == shape[:-1] and shape[-1] > 1:
-            forms["index"] = jax.nn.one_hot(jnp.clip(index, -1, shape[-1] - 1), shape[-1])  # zeros for "no label"
+            index = index.astype(jnp.int32)
+            forms["index"] = jax.nn.one_hot(index, shape[-1])  # zeros for labels out of range
+            if bool((index >= shape[-1]).any()):
+                forms["index, clipped"] = jax.nn.one_hot(jnp.minimum(index, shape[-1] - 1), shape[-1])
     spread = targets
     while spread.ndim < len(shape):
         spread = spread[..., None]
-    if "dense" not in forms and jnp.broadcast_shapes(spread.shape[1:], shape[1:]) == shape[1:]:
+    fits = spread.ndim == len(shape) and all(a in (1, b) for a, b in zip(spread.shape[1:], shape[1:], strict=True))
+    if "dense" not in forms and fits:
         forms["broadcast"] = jnp.broadcast_to(spread, shape)
     return {form: jnp.asarray(t, jnp.float32) for form, t in forms.items()}
 

@@ -15,7 +15,7 @@ def standardized_inputs(subject: Subject) -> Subject:
 
 def standardized_targets(subject: Subject) -> Subject:
     """Give every target mean 0 and standard deviation 1 over the examples."""
-    return subject.with_(targets=jax.tree.map(_standardized, subject.targets))
+    return subject.with_(targets=jax.tree.map(lambda t: _standardized(t.astype(np.float32)), subject.targets))
 
 
 def _standardized(array):

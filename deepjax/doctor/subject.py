@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 from deepjax.errors import InputError, first_line
 from deepjax.trace import accepts
@@ -133,9 +134,21 @@ def _functions(model, variables, inputs):
     if callable(model):
         if variables is None:
             raise InputError("variables must be the parameters where model is a function (params, inputs)")
-        plain = {"params": variables}
-        return lambda key: plain, lambda v, x, train, key: (model(v["params"], x), {}), None, ()
+        return *_function(model, variables), None, ()
     raise InputError(f"model must be a Linen module, an NNX module or a function, not {type(model).__name__}")
+
+
+def _function(model, params):
+    """Return (init, apply) of a function of parameters. Their names are their paths, as lists have no names."""
+    pairs, tree = jax.tree_util.tree_flatten_with_path(params)
+    names = [tuple(jax.tree_util.keystr((part,), simple=True) for part in path) or ("weights",) for path, _ in pairs]
+    plain = {"params": traverse_util.unflatten_dict({n: leaf for n, (_, leaf) in zip(names, pairs, strict=True)})}
+
+    def apply(variables, inputs, train, key):
+        flat = traverse_util.flatten_dict(variables["params"])
+        return model(jax.tree.unflatten(tree, [flat[name] for name in names]), inputs), {}
+
+    return lambda key: plain, apply
 
 
 def _linen(model, variables, inputs):
@@ -227,6 +240,11 @@ def _check(made):
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         found = getattr(value, "shape", type(value).__name__)
         raise InputError(f"loss must return one real number, not an array of shape {found}; take its mean")
+
+
+def one_array(inputs: Any) -> bool:
+    """Whether inputs are one array, and not a dictionary or another structure of them."""
+    return jax.tree.structure(inputs) == jax.tree.structure(0)
 
 
 def parameter_count(variables: Mapping) -> int:

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from deepjax.doctor.causes import data, output
+from deepjax.doctor.changes import fitting_loss
 from deepjax.doctor.evidence import Evidence
 from deepjax.doctor.facts import describe_targets, quality
 from deepjax.doctor.losses import recognize
@@ -125,3 +126,39 @@ def test_negative_labels_must_be_left_out(loss, expected):
 
 def test_the_quality_of_moments_is_not_known():
     assert np.isnan(quality(NUMBERS, NUMBERS[:, :1], describe_targets(NUMBERS[:, :1]), ""))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64])
+def test_labels_of_any_type_are_indices(dtype):
+    found = recognize(lambda p, t: -rewarded(p, t), (8, 3), CLASSES[:8].astype(dtype), jax.random.key(0))
+    assert (found.kind, found.form) == ("cross entropy of logits", "index")
+
+
+def weighted(p, t):
+    return jnp.mean(t[:, 1] * (p[:, 0] - t[:, 0]) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "loss"),
+    [
+        (net(1), np.abs(NUMBERS[:, :2]), weighted),  # the second column is a weight
+        (net(1), np.where(LABELS[:, :1] > 0, 0.95, 0.05).astype(np.float32), binary_of_logits),  # smoothed labels
+        (net(1), SIGNS, lambda p, t: -jnp.mean(p * t)),  # the critic of a Wasserstein loss
+        (net(2), CLASSES, lambda p, t: jnp.mean(p[:, 1] + (p[:, 0] - t) ** 2 * jnp.exp(-p[:, 1]))),  # mean and variance
+        (net(3), LABELS[:, :2], lambda p, t: jnp.mean((p[:, :2] - t) ** 2) + jnp.mean(p[:, 2] ** 2)),  # parts
+    ],
+)
+def test_losses_of_their_own_kind_are_left_alone(model, targets, loss):
+    assert codes(model, targets, loss) == []
+
+
+def test_shares_get_a_cross_entropy():
+    units, loss, expects = fitting_loss(describe_targets(SHARES), SHARES)
+    assert (units, expects) == (3, "logit")
+    assert loss(np.log(SHARES), SHARES) == pytest.approx(-(SHARES * np.log(SHARES)).sum(1).mean(), rel=1e-5)
+
+
+def test_signs_and_zeros_of_a_regression_are_numbers():
+    targets = RNG.integers(-1, 2, size=(96, 3))
+    made = subject(net(3, jnp.tanh), (X, targets), squared, optimizer=optax.sgd(1e-4), batch_size=32, epochs=1)
+    assert Evidence(made, jax.random.key(0), 1.0).targets.kind == "numbers"

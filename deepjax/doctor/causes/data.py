@@ -7,7 +7,7 @@ import numpy as np
 
 from deepjax.doctor import plan_changes
 from deepjax.doctor.compiling import compile_quickly
-from deepjax.doctor.evidence import HEALTHY, Evidence, Remedy, Suspicion
+from deepjax.doctor.evidence import HEALTHY, MEASURED, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
 # Gradient descent needs a number of steps in proportion to the condition number of the inputs' second moments (LeCun et
@@ -94,7 +94,10 @@ def two_values(evidence: Evidence) -> tuple[float, float] | None:
     if not loss.kind.startswith("binary") or evidence.outputs > 1 or len(leaves) != 1:
         return None
     values = np.unique(leaves[0])
-    return (float(values[0]), float(values[1])) if len(values) == 2 and set(values) != {0, 1} else None
+    if not np.isfinite(values).all():
+        return None
+    smoothed = 0 <= values[0] <= values[-1] <= 1
+    return (float(values[0]), float(values[1])) if len(values) == 2 and not smoothed else None
 
 
 def labels_of_two_values(evidence: Evidence):
@@ -113,12 +116,14 @@ def negative_labels(evidence: Evidence):
     facts, outputs = evidence.targets, jax.tree.leaves(evidence.predicted)
     if facts.ignored is None or len(outputs) != 1 or evidence.loss.expects == "number":
         return
-    targets = jax.tree.leaves(evidence.batch[1])[0]
+    targets = jax.tree.leaves(evidence.subject.targets)[0]
+    targets = targets[(targets < 0).reshape(len(targets), -1).any(1)][:MEASURED]
     predictions = jax.random.normal(jax.random.fold_in(evidence.key, 10), (len(targets), *outputs[0].shape[1:]))
     gradient = np.abs(compile_quickly(jax.grad(evidence.subject.loss))(predictions, targets))
     if gradient.shape[:-1] != targets.shape or not gradient[targets < 0].max() > 1e-6 * gradient.max():
         return
-    text = f"Labels of {facts.ignored:g} have a gradient; as an index this number stands for the last class."
+    text = f"Labels of {facts.ignored:g} have a gradient"
+    text += "; as an index this number stands for the last class." if facts.ignored == -1 else "."
     title = "Negative labels are not left out of the loss."
     advice = "Mask these positions in the loss, or let the labels start at 0."
     severity = "warning" if evidence.healthy else "serious"

@@ -5,13 +5,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from deepjax.doctor import changes, plan_changes
 from deepjax.doctor.causes.plan import clearly_better, severity
-from deepjax.doctor.causes.structure import _listed
+from deepjax.doctor.causes.structure import _listed, called_modules
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.facts import quality
 from deepjax.doctor.report import Finding
+from deepjax.doctor.subject import one_array
 from deepjax.doctor.trials import EVALUATED
 from deepjax.trace import around_calls, is_batch_norm, normalizes_by_batch, observed_batch_moments
 
@@ -109,7 +111,8 @@ def decay_of_norms(evidence: Evidence):
 def stale_moments(evidence: Evidence):
     """Find running moments that are far from those of the data, in a model that is given with its variables."""
     subject = evidence.subject
-    if not subject.given or subject.module is None or "batch_stats" not in evidence.variables:
+    given = subject.given and subject.module is not None and one_array(subject.inputs)
+    if not given or "batch_stats" not in evidence.variables:
         return
     moments, called = _moments(evidence, evidence.variables, evidence.batch[0])
     worst, place = 0.0, ""
@@ -146,7 +149,7 @@ def slow_moments(evidence: Evidence):
     subject = evidence.subject
     if "batch_stats" not in evidence.variables or changes.HEAD in evidence.variables["params"] or evidence.healthy:
         return
-    if subject.module is None or not any(_modes(evidence, True)) or len(jax.tree.leaves(subject.inputs)) > 1:
+    if subject.module is None or not any(_modes(evidence, True)) or not one_array(subject.inputs):
         return
     trained, (inputs, targets) = evidence.trainer.variables(0), subject.rows(slice(0, EVALUATED))
     moments, _ = _moments(evidence, trained, inputs)
@@ -160,9 +163,10 @@ def slow_moments(evidence: Evidence):
     text = f"After training as planned, evaluation reaches a skill of {before:.2f} with the running moments, "
     text += f"and of {after:.2f} with the moments of the examples."
     advice = f"Lower the momentum to {MOMENTUM}, train for more steps, or estimate the moments again at the end."
+    slow = any(module.momentum > MOMENTUM for module in called_modules(evidence, nn.BatchNorm))
     finding = Finding("batch_norm_momentum", severity(evidence, before, after), title, text, advice)
     remedy = Remedy(f"a momentum of {MOMENTUM} in batch normalization", changes.batch_norm_momentum(MOMENTUM))
-    yield Suspicion(finding, remedy)
+    yield Suspicion(finding, remedy if slow else None)
 
 
 CAUSES = (wrong_mode, small_batch, stale_moments, slow_moments, dropout_before_norm, decay_of_norms, bias_before_norm)

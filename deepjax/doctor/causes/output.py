@@ -54,7 +54,8 @@ def _units(evidence):
     classes, outputs = facts.classes, evidence.outputs
     if shape is None:
         return
-    if len(shape) > 1 and _positions(shape) > _positions_of(facts, goal):
+    known = facts.kind != "other" and (evidence.loss.kind != "other" or not evidence.healthy)
+    if known and len(shape) > 1 and _positions(shape) > _positions_of(facts, goal):
         yield (
             "missing_flatten",
             "The model predicts for every position where one prediction per example is wanted.",
@@ -62,9 +63,10 @@ def _units(evidence):
             "Flatten or pool the positions before the last layers.",
         )
     multiclass = facts.kind in ("classes", "one-hot") and classes > 2
-    of_other = evidence.loss.kind == "other"  # the loss of labels without an output may be NaN
     of_classes = evidence.loss.form == "index" or evidence.loss.expects not in ("", "number")
-    if multiclass and not facts.constant and outputs < classes and (of_classes or (of_other and outputs > 1)):
+    # Labels without an output may make the loss NaN.
+    not_finite = evidence.loss.kind == "other" and outputs > 1 and not np.isfinite(evidence.planned.loss[0])
+    if multiclass and not facts.constant and outputs < classes and (of_classes or not_finite):
         yield (
             "wrong_output_units",
             f"{classes} classes need {classes} outputs.",
@@ -105,8 +107,12 @@ def _repeats(evidence, shape, goal):
         return False
     targets = _target(evidence)[:16]
     one = jax.random.uniform(jax.random.fold_in(evidence.key, 9), (len(targets), 1), minval=0.1, maxval=0.9)
-    losses = [float(evidence.subject.loss(p, targets)) for p in (one, jax.numpy.tile(one, (1, goal[1])))]
-    return bool(np.isclose(*losses, rtol=1e-4))
+    repeated = jax.numpy.tile(one, (1, goal[1]))
+    try:
+        a, b, c = (float(evidence.subject.loss(p, targets)) for p in (one, repeated, repeated.at[:, 1:].add(0.05)))
+    except Exception:  # a loss of the user's own, which need not take this shape
+        return False
+    return bool(np.isclose(a, b, rtol=1e-4) and not np.isclose(b, c, rtol=1e-4))
 
 
 def _shape(evidence):
@@ -139,7 +145,7 @@ def _activation_for_loss(evidence):
         advice = f"Use {right if facts.kind != 'classes' or facts.classes == 2 else 'a sigmoid'} at the output."
         yield "wrong_output_activation", "A softmax over one unit always returns 1.", text, advice
     elif loss.expects == "logit" and act in ("softmax", "sigmoid"):
-        same = f"The loss is a {loss.kind}, which applies its own {'softmax' if loss.kind[0] == 'c' else 'sigmoid'}"
+        same = f"The loss is a {loss.kind}, which applies its own {'sigmoid' if 'binary' in loss.kind else 'softmax'}"
         title = f"The output is squashed twice: the model ends in a {act}, and the loss expects logits."
         yield "wrong_output_activation", title, same + ".", "Remove the last activation."
     elif loss.expects == "probability" and act == "none":
@@ -167,7 +173,7 @@ def _activation_for_targets(evidence):
         title = "A sigmoid is at the output where the targets are one of several classes."
         text = f"{facts.classes} classes, {outputs} output{'s' if outputs > 1 else ''} with a sigmoid."
         yield "wrong_output_activation", title, text, "Use a softmax over one output per class."
-    elif act == "softmax" and facts.kind == "labels" and outputs > 1:
+    elif act == "softmax" and facts.kind == "labels" and outputs > 1 and _shape(evidence) == _target(evidence).shape:
         title = "The labels do not exclude each other, and a softmax makes their shares sum to 1."
         text = f"An example may have several of {outputs} labels; the last activation is a softmax."
         yield "wrong_output_activation", title, text, "Use a sigmoid for each label."
@@ -232,11 +238,7 @@ def _loss(evidence):
         text = f"Targets of shape {list(_target(evidence).shape)} are repeated for {evidence.outputs} outputs."
         title = f"The loss, {loss.kind}, takes the index of a class for the target of every output."
         yield "wrong_loss", title, text, "Use a loss of indices (sparse cross entropy), or one-hot targets."
-    elif (
-        loss.expects in ("probability", "logit")
-        and facts.kind in ("numbers", "signs")
-        and not 0 <= facts.low <= facts.high <= 1
-    ):
+    elif loss.expects in ("probability", "logit") and facts.kind in ("numbers", "signs") and not _in_unit(facts):
         text = f"The loss is a {loss.kind}; the targets go from {facts.low:.4g} to {facts.high:.4g}."
         title = "A loss of probabilities is used for numbers that are not in [0, 1]."
         yield "wrong_loss", title, text, "Use the mean squared error."
@@ -295,7 +297,7 @@ def unrelated_loss(evidence: Evidence):
     text = f"In training as planned the loss falls, and R squared of the predictions is {max(fit, 0):.2f}."
     title = "The loss falls, but the predictions do not come closer to the targets."
     advice = "If the targets are to be predicted as they are, use the mean squared error."
-    yield Suspicion(Finding("wrong_loss", "warning", title, text, advice), _remedy(evidence, ["wrong_loss"]))
+    yield Suspicion(Finding("wrong_loss", "note", title, text, advice))
 
 
 def summing_loss(evidence: Evidence):

@@ -80,7 +80,7 @@ def _change(evidence, rows, padding, steps):
         real = np.ones(a.shape[:1], bool)
         if a.ndim > 1 and a.shape[1] == steps:
             real = np.arange(steps) < padding.lengths[rows][:, None]
-        spread = a[real].std(0).max()
+        spread = max(a[real].std(0).max(), CHANGED * np.abs(a[real]).max())
         worst = max(worst, float(np.abs(a - b)[real].max() / (spread + 1e-30)))
     return worst
 

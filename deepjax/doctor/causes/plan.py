@@ -6,10 +6,9 @@ They are looked for last, by runs: a cause is a finding only if the run without 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from deepjax.doctor import plan_changes, trials
-from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, SWEEP, Evidence, Remedy, Suspicion
+from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, SWEEP, Evidence, Remedy, Suspicion, updated
 from deepjax.doctor.report import Finding
 
 LONGEST = 64  # steps over which accumulation is recognized
@@ -54,7 +53,7 @@ def accumulation_that_sums(evidence: Evidence):
     optimizer, state = evidence.subject.optimizer, evidence.subject.optimizer.init(params)
     sums = False
     for step in range(1, LONGEST + 1):
-        updates, state = optimizer.update(ones, state, params)
+        updates, state = updated(optimizer, ones, state, params)
         if any(np.any(np.asarray(u)) for u in jax.tree.leaves(updates)):
             break
         sums |= step == 2 and _holds_twice(state, params)
@@ -98,7 +97,7 @@ def _update_sizes(optimizer, params, steps):
     ones = jax.tree.map(lambda a: jnp.ones(1), params)
 
     def step(state, _):
-        updates, state = optax.with_extra_args_support(optimizer).update(ones, state, ones)
+        updates, state = updated(optimizer, ones, state, ones)
         return state, jnp.max(jnp.stack([jnp.abs(u).max() for u in jax.tree.leaves(updates)]))
 
     return jax.lax.scan(step, optimizer.init(ones), length=steps)[1]

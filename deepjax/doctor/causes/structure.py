@@ -39,7 +39,7 @@ def strong_dropout(evidence: Evidence):
     module = evidence.subject.module
     if module is None or evidence.healthy:
         return
-    rates = [float(module.rate) for module in _called(evidence, changes.DROPOUTS)]
+    rates = [float(module.rate) for module in called_modules(evidence, changes.DROPOUTS)]
     if rates and max(rates) >= 0.3:
         text = f"{len(rates)} dropouts with rates up to {max(rates):g}."
         title = "Dropout removes more than this network can spare."
@@ -48,7 +48,7 @@ def strong_dropout(evidence: Evidence):
         yield Suspicion(finding, Remedy("no dropout", changes.without_dropout), certain=False)
 
 
-def _called(evidence, kinds):
+def called_modules(evidence, kinds):
     """Return the modules of these kinds that a Linen model calls in training."""
     found, subject = [], evidence.subject
 
@@ -137,8 +137,10 @@ def _without_gradient(evidence, subject):
 
 def hidden_softmax(evidence: Evidence):
     """Find a softmax between two layers."""
-    rows = [row for row in evidence.measured.rows[:-1] if row.activation in ("softmax", "log softmax")]
-    if not rows or evidence.healthy:
+    hidden = evidence.measured.rows[:-1]
+    # One unit, or a few of many layers, may be the weights of an attention or the gate of a mixture.
+    rows = [row for row in hidden if row.activation in ("softmax", "log softmax") and row.features > 1]
+    if not rows or 2 * len(rows) < len(hidden) or evidence.healthy:
         return
     title = f"A {rows[0].activation} stands between layers: its outputs compete, and most of them are near 0."
     text = f"{len(rows)} hidden layers have it, the first is {rows[0].layer}."
@@ -185,7 +187,7 @@ def strong_decay(evidence: Evidence):
 def unnormalized_layers(evidence: Evidence):
     """Suspect that normalization is missing."""
     rows, subject = evidence.measured.rows, evidence.subject
-    if evidence.healthy or subject.module is None or len(rows) < 2 or _called(evidence, NORMS):
+    if evidence.healthy or subject.module is None or len(rows) < 2 or called_modules(evidence, NORMS):
         return
     title = "Without normalization between its layers, this network does not train."
     text = f"{len(rows)} layers."

@@ -11,6 +11,7 @@ from deepjax.doctor.causes.shattering import shattered_gradients
 from deepjax.doctor.causes.structure import SATURATING
 from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
+from deepjax.doctor.subject import one_array
 from deepjax.errors import InputError
 from deepjax.init_from_data.branch_ends import branch_ends
 
@@ -152,11 +153,11 @@ def _hidden(evidence):
 
 def _branches(evidence):
     """Return the paths of the last modules of residual branches, where the model is a Linen one that has some."""
-    subject, inputs = evidence.subject, jax.tree.leaves(evidence.batch[0])
-    if subject.module is None or len(inputs) != 1 or changes.HEAD in evidence.variables["params"]:
+    subject, inputs = evidence.subject, evidence.batch[0]
+    if subject.module is None or not one_array(inputs) or changes.HEAD in evidence.variables["params"]:
         return {}
     call = {name: not value for name, value in subject.call}
-    return branch_ends(subject.module, evidence.variables, evidence.key, jnp.asarray(inputs[0]), call)
+    return branch_ends(subject.module, evidence.variables, evidence.key, jnp.asarray(inputs), call)
 
 
 def _is_wrong_fan(rows):
