@@ -230,10 +230,15 @@ class Evidence:
 
         A remedy that does not fit the model, such as one that changes a shape which is needed, is left out.
         """
+        wanted = {each.remedy.description: each.remedy for each in found if each.remedy is not None}
+        key = tuple(wanted)
+        if key not in self._changed:  # a remedy may compute, such as weights from data
+            self._changed[key] = self._changed_by(wanted.values())
+        return self._changed[key]
+
+    def _changed_by(self, remedies):
         changed, used = self.subject, []
-        for remedy in (each.remedy for each in found):
-            if remedy is None or remedy.description in used:
-                continue
+        for remedy in remedies:
             try:
                 candidate = remedy.change(changed)
             except InputError:
@@ -241,9 +246,7 @@ class Evidence:
             if runs(candidate):
                 changed = candidate
                 used.append(remedy.description)
-        if used and tuple(used) not in self._changed:
-            self._changed[tuple(used)] = Evidence(changed, self.key, self.budget, (*self.remedies, *used))
-        return self._changed[tuple(used)] if used else self
+        return Evidence(changed, self.key, self.budget, (*self.remedies, *used)) if used else self
 
     def outcome(self, description: str, changed: "Evidence", run: trials.Run | None = None, i: int = 0) -> Outcome:
         """Compare training with a change with training as planned.

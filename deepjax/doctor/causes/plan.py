@@ -111,13 +111,14 @@ def rate_and_steps(evidence: Evidence):
     skills = [evidence.skill(sweep, i) for i in range(len(FACTORS))]
     low = max((s, -f, f) for s, f in zip(skills, FACTORS, strict=True) if f < 1)
     high = max((s, -f, f) for s, f in zip(skills, FACTORS, strict=True) if f > 1)
-    long, times = max(((evidence.skill(r), -n) for n, r in evidence.longer.items()), default=(-1.0, 0))
+    longer = evidence.longer if _known(evidence) else {}
+    long, times = max(((evidence.skill(r), -n) for n, r in longer.items()), default=(-1.0, 0))
     found = []
     if clearly_better(before, low[0]) and low[0] >= high[0]:
         found.append((low[0], _rate("high", evidence, before, low[0], low[2])))
     elif clearly_better(before, high[0]) and (_known(evidence) or before < LEARNS or not evidence.falls):
         found.append((high[0] + _preference(evidence), _rate("low", evidence, before, high[0], high[2])))
-    if _known(evidence) and clearly_better(before, long):
+    if clearly_better(before, long):
         found.append((long, _steps(evidence, before, long, -times)))
     yield from (suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0]))
     if not found and _known(evidence) and before < LEARNS:
