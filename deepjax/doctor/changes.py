@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.extend.core import Literal, Var, jaxpr_as_fun
 
 from deepjax import init_from_data, layers
-from deepjax.doctor.head import Head, inlined, last_layer, run_flat
+from deepjax.doctor.head import Head
 from deepjax.doctor.subject import Subject, one_array
 from deepjax.errors import InputError
 from deepjax.trace import around_calls, normalizes_by_batch
@@ -30,17 +29,22 @@ def without_dropout(subject: Subject) -> Subject:
 
 
 def _behind_layers(last, change):
-    """Change the output of every layer of a Linen model but the last one, whose path is given.
+    """Change the output of every layer of a Linen model, but not of the last one, whose path is given.
 
     `change` is a function (output, input of the layer) -> new output.
     """
 
     def rule(module, run, args, kwargs):
         y = run(*args, **kwargs)
-        inner = isinstance(module, AFFINE) and "/".join(module.path) != last
+        inner = between(module) and "/".join(module.path) != last
         return change(y, args[0]) if inner and isinstance(y, jax.Array) else y
 
     return lambda subject: _under(subject, rule)
+
+
+def between(module) -> bool:
+    """Return whether a module is a layer that can be changed alone: the parts of a recurrent cell cannot."""
+    return isinstance(module, AFFINE) and not isinstance(module.parent, nn.RNNCellBase)
 
 
 def with_relu(last: str):
@@ -68,7 +72,7 @@ def wider(last: str, narrow: int, units: int):
 
     def rule(module, run, args, kwargs):
         features = getattr(module, "features", None)
-        inner = isinstance(module, AFFINE) and "/".join(module.path) != last
+        inner = between(module) and "/".join(module.path) != last
         if not inner or not isinstance(features, int) or features > narrow:
             return run(*args, **kwargs)
         object.__setattr__(module, "features", units)  # for this call only: a field of a frozen dataclass
@@ -80,10 +84,14 @@ def wider(last: str, narrow: int, units: int):
     return lambda subject: _under(subject, rule)
 
 
-def connected(subject: Subject) -> Subject:
-    """Let gradients pass where `stop_gradient` blocks them, and where numbers are rounded."""
-    passing = ("stop_gradient", "round", "floor", "ceil")
-    return _rewritten(subject, lambda jaxpr, moving: lambda eqn: jnp.asarray if eqn.primitive.name in passing else None)
+def positive_output(subject: Subject) -> Subject:
+    """Put a softplus behind the outputs, which makes them positive."""
+
+    def apply(*arguments):
+        out, state = subject.apply(*arguments)
+        return jax.tree.map(nn.softplus, out), state
+
+    return subject.with_(apply=apply)
 
 
 def batch_norm_modes(subject: Subject) -> Subject:
@@ -140,96 +148,6 @@ def _under(subject, rule):
             return apply(*args)
 
     return subject.with_(init=ruled_init, apply=ruled_apply)
-
-
-def relu_in_place(subject: Subject) -> Subject:
-    """Replace sigmoids and hyperbolic tangents between layers by ReLUs, in scans too, but not those of the output."""
-
-    def choose(jaxpr, moving):
-        found = last_layer(jaxpr, moving)
-        return _relu_for_saturating(jaxpr, found[0] if found else 0)
-
-    return _rewritten(subject, choose)
-
-
-def _relu_for_saturating(jaxpr, end):
-    """Return the function that `run_flat` takes, for the first `end` equations of a jaxpr."""
-    hidden = jaxpr.eqns[:end]
-    saturating = {id(eqn) for eqn in hidden if _saturates(eqn, jaxpr)}
-    scans = {id(eqn) for eqn in hidden if eqn.primitive.name == "scan"}
-
-    def choose(eqn):
-        if id(eqn) in saturating:
-            return jax.nn.relu
-        return _scan_with_relu(eqn) if id(eqn) in scans else None
-
-    return choose
-
-
-def _scan_with_relu(eqn):
-    body = eqn.params["jaxpr"]
-    places = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars]
-    flat = inlined(jaxpr_as_fun(body), places)
-    choose = _relu_for_saturating(flat.jaxpr, len(flat.jaxpr.eqns))
-    changed = jax.make_jaxpr(lambda *a: run_flat(flat, list(a), choose))(*places)
-    return lambda *operands: eqn.primitive.bind(*operands, **{**eqn.params, "jaxpr": changed})
-
-
-def _rewritten(subject, choose):
-    """Return the subject with some equations of its calls replaced.
-
-    Args:
-      subject: the subject.
-      choose: function (jaxpr without calls, its variables that are inputs of the model) -> what `run_flat` takes.
-    """
-
-    def apply(variables, inputs, train, key):
-        flat, tree = jax.tree.flatten((variables, inputs, key))
-        structure = []
-
-        def call(*leaves):
-            variables, inputs, key = jax.tree.unflatten(tree, leaves)
-            out = subject.apply(variables, inputs, train, key)
-            structure.append(jax.tree.structure(out))
-            return jax.tree.leaves(out)
-
-        closed = inlined(call, flat)
-        first = len(jax.tree.leaves(variables))
-        moving = set(closed.jaxpr.invars[first : first + len(jax.tree.leaves(inputs))])
-        return jax.tree.unflatten(structure[0], run_flat(closed, flat, choose(closed.jaxpr, moving)))
-
-    return subject.with_(apply=apply)
-
-
-def _saturates(eqn, jaxpr):
-    """Whether an equation is a sigmoid or tanh, and not a part of SiLU or GELU, which multiply it by their input."""
-    if eqn.primitive.name not in ("logistic", "tanh"):
-        return False
-    ends = set(eqn.outvars)
-    used = [other for other in jaxpr.eqns if any(isinstance(v, Var) and v in ends for v in other.invars)]
-    return not any(
-        other.primitive.name == "mul" or (other.primitive.name == "add" and isinstance(other.invars[-1], Literal))
-        for other in used
-    )
-
-
-def guarded(subject: Subject) -> Subject:
-    """Keep the operands of logarithms, roots, quotients and exponentials where these are finite."""
-    return _rewritten(subject, lambda jaxpr, moving: lambda eqn: GUARDED.get(eqn.primitive.name))
-
-
-def _away_from_zero(x):
-    return jnp.where(jnp.abs(x) < EPSILON, EPSILON, x)
-
-
-EPSILON = 1e-6
-GUARDED = {
-    "log": lambda x: jnp.log(jnp.maximum(x, EPSILON)),
-    "sqrt": lambda x: jnp.sqrt(jnp.maximum(x, EPSILON)),
-    "rsqrt": lambda x: jax.lax.rsqrt(jnp.maximum(x, EPSILON)),
-    "div": lambda x, y: x / (_away_from_zero(y) if jnp.issubdtype(y.dtype, jnp.floating) else y),
-    "exp": lambda x: jnp.exp(jnp.minimum(x, 80.0)),
-}
 
 
 def with_state(subject: Subject, name: str, state) -> Subject:

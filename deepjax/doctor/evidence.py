@@ -59,7 +59,8 @@ class Evidence:
     def targets(self) -> facts.Targets:
         """Facts of the targets."""
         described = facts.describe_targets(self.subject.targets)
-        if described.ignored is not None and self.loss.expects == "number":
+        counts = described.kind == "classes" and self.loss.kind.startswith("Poisson")
+        if counts or (described.ignored is not None and self.loss.expects == "number"):
             return replace(described, kind="numbers", classes=0, majority=0.0, ignored=None)
         if described.kind in ("labels", "binary") and self.loss.form == "index":
             t = np.asarray(jax.tree.leaves(self.subject.targets)[0])

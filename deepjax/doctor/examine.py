@@ -8,12 +8,15 @@ import jax
 import numpy as np
 
 from deepjax.doctor import causes, spectra
-from deepjax.doctor.causes.plan import clearly_better, severity
+from deepjax.doctor.causes.plan import GAIN, clearly_better, rate_and_steps, severity
 from deepjax.doctor.evidence import FACTORS, HEALTHY, LEARNS, Evidence, Suspicion, curve
 from deepjax.doctor.measure import measure
 from deepjax.doctor.report import SEVERITIES, Finding, Outcome, Report, Sweep
 from deepjax.doctor.subject import Subject, parameter_count, subject
 from deepjax.errors import InputError
+
+UNLEARNABLE = ("constant_labels", "shuffled_labels", "wrong_input_encoding")
+ALONE = ("missing_normalization", "too_many_layers")  # causes whose remedies change the network itself
 
 
 def examine(
@@ -74,11 +77,14 @@ def diagnose(made: Subject, key: Any, budget: float) -> tuple[Evidence, Evidence
     start = Evidence(made, key, budget)
     evidence, found, unproved = start, [], []
     for group in (causes.FIRST, causes.SCALES, causes.SECOND, causes.THIRD):
-        if group is causes.THIRD and _cured(evidence, found):
+        if group is causes.THIRD and (_unlearnable(found) or _cured(evidence, found)):
             break
         new, left = _proved(start, evidence, group)
         found, unproved = found + new, unproved + left
         evidence = evidence.with_remedies(new)
+    together = [] if _unlearnable(found) else _together(start, evidence, unproved)
+    found, evidence = found + together, evidence.with_remedies(together)
+    unproved = [each for each in unproved if each.finding.code not in {other.finding.code for other in together}]
     last = [each for each in unproved if each.otherwise == "last" and evidence.skill(evidence.planned) < LEARNS]
     evidence = evidence.with_remedies(last)
     notes = [_unproved(each) for each in unproved if each.otherwise == "note"]
@@ -90,13 +96,18 @@ def diagnose(made: Subject, key: Any, budget: float) -> tuple[Evidence, Evidence
     return start, evidence, tuple(findings), outcome
 
 
+def _unlearnable(found):
+    """Whether the data have nothing to learn, so that better training would only learn them by heart."""
+    return any(each.finding.code in UNLEARNABLE and each.finding.severity == "serious" for each in found)
+
+
 def _cured(evidence, found):
     """Whether there are findings, and the model learns well with their remedies."""
     return bool(found) and evidence.healthy
 
 
 def _proved(start: Evidence, evidence: Evidence, group: Iterable) -> tuple[list[Suspicion], list[Suspicion]]:
-    """Return the suspicions of a group that are certain or whose remedy helps clearly, and those that may come last."""
+    """Return the suspicions of a group that are certain or whose remedy helps clearly, and the others."""
     found, left = [], []
     for cause in group:
         for suspicion in cause(evidence):
@@ -104,7 +115,7 @@ def _proved(start: Evidence, evidence: Evidence, group: Iterable) -> tuple[list[
                 found.append(suspicion)
             elif proved := _tried(start, evidence, suspicion, found):
                 found += proved
-            elif suspicion.otherwise:
+            else:
                 left.append(suspicion)
     return found, left
 
@@ -122,6 +133,42 @@ def _tried(start, evidence, suspicion, found):
     grade = severity(start, before, after)
     finding = dataclasses.replace(suspicion.finding, severity=grade, evidence=text, outcome=outcome)
     return [dataclasses.replace(suspicion, finding=finding)]
+
+
+def _together(start: Evidence, evidence: Evidence, left: list[Suspicion]) -> list[Suspicion]:
+    """Return the suspicions whose remedies make a model learn together, where none does so alone.
+
+    All are applied, and then a better plan. Those without which the model learns as well are then left out.
+    """
+    kept = [each for each in left if each.remedy is not None and each.finding.code not in ALONE]
+    before = evidence.skill(evidence.planned)
+    if before >= LEARNS or not kept:
+        return []
+    kept += list(rate_and_steps(evidence.with_remedies(kept)))
+    after = _reached(evidence, kept)
+    if not clearly_better(before, after):
+        return []
+    for each in tuple(reversed(kept)):
+        rest = [other for other in kept if other is not each]
+        if _reached(evidence, rest) > after - GAIN:
+            kept = rest
+    changed = evidence.with_remedies(kept)
+    return [_joint(start, changed, each, before, _reached(evidence, kept)) for each in kept]
+
+
+def _reached(evidence, found):
+    changed = evidence.with_remedies(found)
+    return changed.skill(changed.planned)
+
+
+def _joint(start, changed, suspicion, before, after):
+    """Return a suspicion as a finding that is proved by all remedies of `changed` together."""
+    text = f"{suspicion.finding.evidence} Together with the other remedies that are listed here, the model reaches a "
+    text += f"skill of {after:.2f} instead of {before:.2f}; none of them is enough alone."
+    outcome = start.outcome("; ".join(changed.remedies), changed)
+    grade = severity(start, before, after)
+    finding = dataclasses.replace(suspicion.finding, severity=grade, evidence=text, outcome=outcome)
+    return dataclasses.replace(suspicion, finding=finding)
 
 
 def _unproved(suspicion: Suspicion) -> Suspicion:

@@ -19,7 +19,7 @@ class Loss(NamedTuple):
     """What a loss does with predictions and targets."""
 
     kind: str  # a key of KINDS, "negated " and such a key, "other", or "constant" where no prediction changes it
-    expects: str  # "probability", "logit" or "number"; "" where the kind is not known
+    expects: str  # "probability", "log probability", "logit", "number", "rate" (above 0); "" where it is not known
     form: str  # of the targets: "index" (of a class), "dense" (one per output), "broadcast" (fewer than outputs)
     sums: bool  # whether the loss adds up over the examples, in place of their mean
     outer: bool  # whether predictions [N, 1] meet targets [N], or the reverse, so that each meets every other
@@ -103,7 +103,14 @@ def recognize(loss, shape, targets, key) -> Loss:
                     scale = float(np.linalg.norm(found[0]) / np.linalg.norm(ours[kind][form][0]))
                     return Loss(name.format(kind), expects, form.partition(",")[0], bool(sums), outer, scale)
     shifted = all(np.abs(g.sum(-1)).max() < 1e-4 * np.abs(g).max() for g in found) and shape[-1] > 1
-    return Loss("other", "logit" if shifted else "", "dense", bool(sums), outer, 0.0)
+    expects = "logit" if shifted else "rate" if _of_positive(loss, draws, targets) else ""
+    return Loss("other", expects, "dense", bool(sums), outer, 0.0)
+
+
+def _of_positive(loss, draws, targets):
+    """Whether a loss is finite for small and large positive predictions, and not for negative ones."""
+    below, inside, above = (np.isfinite(loss(p, targets)) for p in (-draws[0], draws[0], 1 + draws[0]))
+    return bool(inside and above and not below)
 
 
 @compile_quickly

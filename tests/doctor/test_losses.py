@@ -60,6 +60,20 @@ def test_an_unknown_loss_of_logits_is_seen_to_be_one_of_logits():
     assert (found.kind, found.expects) == ("other", "logit")
 
 
+@pytest.mark.parametrize(
+    ("loss", "expects"),
+    [
+        (lambda p, t: jnp.mean(jnp.log(p) + t / p), "rate"),  # gamma deviance
+        (lambda p, t: jnp.mean((jnp.sqrt(p) - t) ** 2), "rate"),
+        (lambda p, t: jnp.mean(-t * (1 - p) ** 2 * jnp.log(p) - (1 - t) * p**2 * jnp.log(1 - p)), ""),  # focal
+        (lambda p, t: jnp.mean((p - t) ** 4), ""),
+    ],
+)
+def test_a_loss_of_positive_numbers_is_seen_to_be_one(loss, expects):
+    found = recognize(loss, (N, 1), NUMBERS, jax.random.key(0))
+    assert (found.kind, found.expects) == ("other", expects)
+
+
 def test_a_sum_over_the_examples_is_told_from_a_mean():
     assert recognize(lambda p, t: jnp.sum((p - t) ** 2), (N, 1), NUMBERS, jax.random.key(0)).sums
     per_example = recognize(lambda p, t: jnp.sum((p - t) ** 2, -1).mean(), (N, CLASSES), ONE_HOT, jax.random.key(0))

@@ -40,6 +40,10 @@ def rewarded(p, t):
     return -optax.softmax_cross_entropy_with_integer_labels(p, t).mean()
 
 
+def poisson(p, t):
+    return jnp.mean(p - t * jnp.log(p + 1e-8))
+
+
 def net(outputs, last=lambda x: x):
     return nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(outputs), last])
 
@@ -58,6 +62,9 @@ def codes(model, targets, loss):
         (net(1), SIGNS + 1, binary_of_logits, ["wrong_label_encoding"]),
         (net(3, nn.softmax), LABELS, binary, ["wrong_output_activation"]),
         (net(3), CLASSES, rewarded, ["wrong_loss"]),
+        (net(3), RNG.poisson(np.exp(NUMBERS)), poisson, ["missing_output_activation"]),
+        (net(3, nn.softplus), RNG.poisson(np.exp(NUMBERS)), poisson, []),
+        (net(3, jnp.exp), RNG.poisson(np.exp(NUMBERS)), poisson, []),
         (net(3), CLASSES + 1, lambda p, t: -rewarded(p, t), ["wrong_label_encoding"]),
         (net(2), CLASSES, lambda p, t: -rewarded(p, t), ["wrong_output_units"]),
         (net(1), NUMBERS, squared, ["wrong_output_units"]),

@@ -14,6 +14,7 @@ SIGMAS = 2.0  # of the best of three predictors, which a relation must exceed on
 NEIGHBORS = 5
 FITS = 0.3  # skill on the examples of training from which a model counts as having learned them
 UNITS = 64  # that are tried in narrow layers
+WORDS = 2048  # different indices that are counted, at most
 FEW = 16  # examples that every network should be able to learn by heart
 
 
@@ -22,9 +23,9 @@ def unrelated_targets(evidence: Evidence):
     subject, targets = evidence.subject, evidence.targets
     leaves = jax.tree.leaves(subject.inputs)
     known = targets.kind in ("classes", "one-hot", "binary", "numbers", "shares", "signs") and not targets.constant
-    if not known or subject.examples < EXAMPLES or len(leaves) != 1:
+    if not known or subject.examples < EXAMPLES:
         return
-    x = leaves[0].reshape(len(leaves[0]), -1).astype(np.float64)
+    x = np.concatenate([_features(np.asarray(leaf)) for leaf in leaves], axis=1)
     y = _columns(jax.tree.leaves(subject.targets)[0], targets)
     if y is None or targets.ignored is not None:
         return
@@ -47,6 +48,18 @@ def unrelated_targets(evidence: Evidence):
     severity = "warning" if of_model is None else "serious"
     finding = Finding("shuffled_labels", severity, title, text, advice)
     yield Suspicion(finding, certain=of_model is not None, otherwise="last")
+
+
+def _features(a):
+    """Return an array of inputs as [examples, features]; indices, such as words, as how often each occurs."""
+    flat = a.reshape(len(a), -1)
+    if a.dtype.kind in "iu" and a.dtype != np.uint8:
+        values, place = np.unique(flat, return_inverse=True)
+        if len(values) <= WORDS:
+            counts = np.zeros((len(a), len(values)))
+            np.add.at(counts, (np.arange(len(a))[:, None], place.reshape(flat.shape)), 1)
+            return counts
+    return flat.astype(np.float64)
 
 
 def _columns(t, targets):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from deepjax.doctor import changes
+from deepjax.doctor import rewrites
 from deepjax.doctor.causes.weights import DEPTH
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
 from deepjax.doctor.non_finite import hunt
@@ -41,7 +41,7 @@ def _hunted(evidence, variables, inputs, targets, when):
     if found is not None and not (found.overflow and _grows(evidence)):
         title = f"Values become NaN or infinite {when}: {found.what}."
         finding = Finding("non_finite", "serious", title, str(found), found.remedy, found.layer or "")
-        yield Suspicion(finding, Remedy("operands of logarithms, roots and quotients kept positive", changes.guarded))
+        yield Suspicion(finding, Remedy("operands of logarithms, roots and quotients kept positive", rewrites.guarded))
 
 
 def _grows(evidence):

@@ -160,6 +160,10 @@ def _activation_for_loss(evidence):
         text = f"The loss is a {loss.kind}; the last activation is {act}."
         code = "missing_output_activation" if act == "none" else "wrong_output_activation"
         yield code, "The loss expects logarithms of probabilities.", text, "Use a log-softmax at the output."
+    elif loss.expects == "rate" and act == "none" and not evidence.healthy:
+        title = "The loss expects positive numbers, and the model may return negative ones."
+        text = "The last layer has no activation; the loss takes the logarithm, or a root, of predictions."
+        yield "missing_output_activation", title, text, "Use a softplus or an exponential at the output."
     elif loss.kind.startswith("cross entropy") and act == "sigmoid" and outputs > 1:
         title = "Several classes exclude each other, and a sigmoid for each does not say so."
         text = f"The loss is a {loss.kind} over {outputs} outputs, each with its own sigmoid."
@@ -274,6 +278,8 @@ def _shapes(evidence):
 
 def _remedy(evidence, codes):
     head, facts = evidence.head, evidence.targets
+    if codes == ["missing_output_activation"] and evidence.loss.expects == "rate" and facts.kind == "numbers":
+        return Remedy("a softplus at the output", changes.positive_output)
     if set(codes) == {"wrong_loss"} and evidence.loss.outer:
         return Remedy("targets in the shape of the predictions", plan_changes.shaped_targets)
     if head is None or facts.kind == "other" or facts.constant:

@@ -1,11 +1,14 @@
 """Padding of sequences that takes part in the result."""
 
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from deepjax.doctor.evidence import LEARNS, MEASURED, Evidence, Suspicion
+from deepjax.doctor.causes.plan import GAIN
+from deepjax.doctor.evidence import HEALTHY, LEARNS, MEASURED, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
 PADDED = 0.1  # share of the steps, behind the longest example, from which a set counts as padded
@@ -58,8 +61,29 @@ def leaking_padding(evidence: Evidence):
     text += f"of padding are cut off, the outputs change by {100 * change:.2g} % of their spread."
     title = "Padding takes part in the result: the same sequence with more padding gives another output."
     advice = "Mask it: pass `seq_lengths` to `nn.RNN`, a mask to attention, and take means over real steps only."
-    severity = "serious" if evidence.skill(evidence.planned) < LEARNS else "warning"
-    yield Suspicion(Finding("padding_leakage", severity, title, text, advice))
+    reached = evidence.skill(evidence.planned)
+    severity = "serious" if reached < LEARNS else "warning"
+    moved = Suspicion(
+        Finding("padding_leakage", severity, title, text, advice),
+        Remedy("padding moved in front of the sequences", partial(padding_first, padding=padding)),
+    )
+    changed = evidence.with_remedies([moved])
+    helps = reached < HEALTHY and changed.skill(changed.planned) > reached + GAIN
+    yield moved if helps else replace(moved, remedy=None)
+
+
+def padding_first(subject, padding):
+    """Move the padding of every sequence in front of it, where a layer that reads step by step forgets it."""
+    if jax.tree.leaves(subject.targets)[0].shape[1:2] == (padding.steps,):
+        return subject  # targets of every step
+    place = (np.arange(padding.steps) + padding.lengths[:, None]) % padding.steps
+
+    def move(a):
+        if a.ndim < 2 or a.shape[1] != padding.steps:
+            return a
+        return np.take_along_axis(a, place.reshape(place.shape + (1,) * (a.ndim - 2)), axis=1)
+
+    return subject.with_(inputs=jax.tree.map(lambda a: move(np.asarray(a)), subject.inputs))
 
 
 def _change(evidence, rows, padding, steps):

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from deepjax.doctor import changes, plan_changes
+from deepjax.doctor import changes, plan_changes, rewrites
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion, zeros
 from deepjax.doctor.head import inlined
 from deepjax.doctor.report import Finding
 from deepjax.trace import around_calls
+from deepjax.trace.layers import AFFINE
 
 SATURATING = ("sigmoid", "tanh", "hard_sigmoid", "hard_tanh")
 NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
@@ -97,7 +98,7 @@ def saturating_activations(evidence: Evidence):
     text = f"{len(saturating)} of {len(hidden)} hidden layers have the activation {names}."
     title = "The activations between the layers saturate, and their small derivatives multiply over the layers."
     finding = Finding("wrong_hidden_activation", "serious", title, text, "Use ReLU between layers.")
-    yield Suspicion(finding, Remedy("ReLU in place of saturating activations", changes.relu_in_place), certain=False)
+    yield Suspicion(finding, Remedy("ReLU in place of saturating activations", rewrites.relu_in_place), certain=False)
 
 
 def parameters_without_gradient(evidence: Evidence):
@@ -113,8 +114,8 @@ def parameters_without_gradient(evidence: Evidence):
     title = "Some parameters get no gradient: their layers are not connected to the loss."
     advice = "Check that the layer's output is used, and that no `stop_gradient`, `argmax`, rounding or cast follows."
     severity = "serious" if len(names) < count or not evidence.healthy else "warning"
-    mended = len(_without_gradient(evidence, changes.connected(subject))) < len(names)
-    remedy = Remedy("gradients that pass `stop_gradient` and rounding", changes.connected) if mended else None
+    mended = len(_without_gradient(evidence, rewrites.connected(subject))) < len(names)
+    remedy = Remedy("gradients that pass `stop_gradient` and rounding", rewrites.connected) if mended else None
     yield Suspicion(Finding("no_gradient", severity, title, text, advice, layer=names[0]), remedy)
 
 
@@ -145,7 +146,8 @@ def hidden_softmax(evidence: Evidence):
     title = f"A {rows[0].activation} stands between layers: its outputs compete, and most of them are near 0."
     text = f"{len(rows)} hidden layers have it, the first is {rows[0].layer}."
     severity = "serious" if evidence.skill(evidence.planned) < 0.5 else "warning"
-    yield Suspicion(Finding("wrong_hidden_activation", severity, title, text, "Use ReLU there.", rows[0].layer))
+    finding = Finding("wrong_hidden_activation", severity, title, text, "Use ReLU there.", rows[0].layer)
+    yield Suspicion(finding, Remedy("ReLU in place of softmax", rewrites.relu_for_softmax))
 
 
 def _listed(names):
@@ -202,8 +204,11 @@ def superfluous_layers(evidence: Evidence):
     rows, subject = evidence.measured.rows, evidence.subject
     if evidence.healthy or subject.module is None or len(rows) < 4:
         return
+    count = sum(changes.between(module) for module in called_modules(evidence, AFFINE))
+    if count < 4:
+        return
     title = "There are too many layers for this way of training."
-    text = f"{len(rows)} layers."
+    text = f"{count} layers."
     advice = "Use fewer layers, or add normalization and residual connections."
     remedy = Remedy("no layers that keep the shape of their input", changes.without_layers(rows[-1].layer))
     yield Suspicion(Finding("too_many_layers", "serious", title, text, advice), remedy, certain=False)

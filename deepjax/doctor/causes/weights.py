@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepjax.doctor import changes
+from deepjax.doctor import changes, rewrites
 from deepjax.doctor.causes.shattering import shattered_gradients
 from deepjax.doctor.causes.structure import SATURATING
 from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
@@ -201,7 +201,7 @@ def _gradients(evidence, rows):
     advice = "Use ReLU, initialization from data, normalization or residual connections."
     finding = Finding(code, "serious", title, text, advice, rows[0].layer)
     saturating = verb == "shrink" and sum(row.activation in SATURATING for row in rows) * 2 > len(rows)
-    relu = Remedy("ReLU in place of saturating activations", changes.relu_in_place)
+    relu = Remedy("ReLU in place of saturating activations", rewrites.relu_in_place)
     yield from _suspected(evidence, finding, relu if saturating else _fresh(evidence))
 
 

@@ -1,0 +1,125 @@
+"""What is tried in the operations of a model: its program is traced, and some equations are replaced."""
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal, Var, jaxpr_as_fun
+
+from deepjax.doctor.head import inlined, last_layer, run_flat
+from deepjax.doctor.subject import Subject
+
+
+def connected(subject: Subject) -> Subject:
+    """Let gradients pass where `stop_gradient` blocks them, and where numbers are rounded."""
+    passing = ("stop_gradient", "round", "floor", "ceil")
+    return _rewritten(subject, lambda jaxpr, moving: lambda eqn: jnp.asarray if eqn.primitive.name in passing else None)
+
+
+def relu_in_place(subject: Subject) -> Subject:
+    """Replace sigmoids and hyperbolic tangents between layers by ReLUs, in scans too, but not those of the output."""
+
+    def choose(jaxpr, moving):
+        found = last_layer(jaxpr, moving)
+        return _relu_for_saturating(jaxpr, found[0] if found else 0)
+
+    return _rewritten(subject, choose)
+
+
+def relu_for_softmax(subject: Subject) -> Subject:
+    """Replace every softmax between layers, exp(z - max) / sum, by ReLU(z), but not that of the output."""
+
+    def choose(jaxpr, moving):
+        found = last_layer(jaxpr, moving)
+        makes = {v: eqn for eqn in jaxpr.eqns[: found[0] if found else 0] for v in eqn.outvars}
+        replaced = {}
+        for quotient in [eqn for eqn in makes.values() if eqn.primitive.name == "div"]:
+            exponential = makes.get(quotient.invars[0])
+            difference = makes.get(exponential.invars[0]) if exponential else None
+            if exponential and difference and (exponential.primitive.name, difference.primitive.name) == ("exp", "sub"):
+                replaced |= {id(quotient): _first, id(exponential): jax.nn.relu, id(difference): _first}
+        return lambda eqn: replaced.get(id(eqn))
+
+    return _rewritten(subject, choose)
+
+
+def _first(x, y):
+    return x
+
+
+def _relu_for_saturating(jaxpr, end):
+    """Return the function that `run_flat` takes, for the first `end` equations of a jaxpr."""
+    hidden = jaxpr.eqns[:end]
+    saturating = {id(eqn) for eqn in hidden if _saturates(eqn, jaxpr)}
+    scans = {id(eqn) for eqn in hidden if eqn.primitive.name == "scan"}
+
+    def choose(eqn):
+        if id(eqn) in saturating:
+            return jax.nn.relu
+        return _scan_with_relu(eqn) if id(eqn) in scans else None
+
+    return choose
+
+
+def _scan_with_relu(eqn):
+    body = eqn.params["jaxpr"]
+    places = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars]
+    flat = inlined(jaxpr_as_fun(body), places)
+    choose = _relu_for_saturating(flat.jaxpr, len(flat.jaxpr.eqns))
+    changed = jax.make_jaxpr(lambda *a: run_flat(flat, list(a), choose))(*places)
+    return lambda *operands: eqn.primitive.bind(*operands, **{**eqn.params, "jaxpr": changed})
+
+
+def _rewritten(subject, choose):
+    """Return the subject with some equations of its calls replaced.
+
+    Args:
+      subject: the subject.
+      choose: function (jaxpr without calls, its variables that are inputs of the model) -> what `run_flat` takes.
+    """
+
+    def apply(variables, inputs, train, key):
+        flat, tree = jax.tree.flatten((variables, inputs, key))
+        structure = []
+
+        def call(*leaves):
+            variables, inputs, key = jax.tree.unflatten(tree, leaves)
+            out = subject.apply(variables, inputs, train, key)
+            structure.append(jax.tree.structure(out))
+            return jax.tree.leaves(out)
+
+        closed = inlined(call, flat)
+        first = len(jax.tree.leaves(variables))
+        moving = set(closed.jaxpr.invars[first : first + len(jax.tree.leaves(inputs))])
+        return jax.tree.unflatten(structure[0], run_flat(closed, flat, choose(closed.jaxpr, moving)))
+
+    return subject.with_(apply=apply)
+
+
+def _saturates(eqn, jaxpr):
+    """Whether an equation is a sigmoid or tanh, and not a part of SiLU or GELU, which multiply it by their input."""
+    if eqn.primitive.name not in ("logistic", "tanh"):
+        return False
+    ends = set(eqn.outvars)
+    used = [other for other in jaxpr.eqns if any(isinstance(v, Var) and v in ends for v in other.invars)]
+    return not any(
+        other.primitive.name == "mul" or (other.primitive.name == "add" and isinstance(other.invars[-1], Literal))
+        for other in used
+    )
+
+
+def guarded(subject: Subject) -> Subject:
+    """Keep the operands of logarithms, roots, quotients and exponentials where these are finite."""
+    return _rewritten(subject, lambda jaxpr, moving: lambda eqn: GUARDED.get(eqn.primitive.name))
+
+
+def _away_from_zero(x):
+    return jnp.where(jnp.abs(x) < EPSILON, EPSILON, x)
+
+
+EPSILON = 1e-6
+GUARDED = {
+    "log": lambda x: jnp.log(jnp.maximum(x, EPSILON)),
+    "sqrt": lambda x: jnp.sqrt(jnp.maximum(x, EPSILON)),
+    "rsqrt": lambda x: jax.lax.rsqrt(jnp.maximum(x, EPSILON)),
+    "div": lambda x, y: x / (_away_from_zero(y) if jnp.issubdtype(y.dtype, jnp.floating) else y),
+    "exp": lambda x: jnp.exp(jnp.minimum(x, 80.0)),
+}
