@@ -59,7 +59,7 @@ class Evidence:
     def targets(self) -> facts.Targets:
         """Facts of the targets."""
         described = facts.describe_targets(self.subject.targets)
-        counts = described.kind == "classes" and self.loss.kind.startswith("Poisson")
+        counts = described.kind == "classes" and self.loss.expects in ("rate", "log rate")
         if counts or (described.ignored is not None and self.loss.expects == "number"):
             return replace(described, kind="numbers", classes=0, majority=0.0, ignored=None)
         if described.kind in ("labels", "binary") and self.loss.form == "index":

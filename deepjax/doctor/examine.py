@@ -77,7 +77,7 @@ def diagnose(made: Subject, key: Any, budget: float) -> tuple[Evidence, Evidence
     start = Evidence(made, key, budget)
     evidence, found, unproved = start, [], []
     for group in (causes.FIRST, causes.SCALES, causes.SECOND, causes.THIRD):
-        if group is causes.THIRD and (_unlearnable(found) or _cured(evidence, found)):
+        if _unlearnable(found) or (group is causes.THIRD and _cured(evidence, found)):
             break
         new, left = _proved(start, evidence, group)
         found, unproved = found + new, unproved + left

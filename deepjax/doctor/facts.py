@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from scipy.special import softmax
 
+LARGEST = 50.0  # logarithm of a rate; larger ones are cut
 FEW = 100  # more distinct integers than this, or than half of the examples, are numbers, not classes
 
 
@@ -134,6 +135,8 @@ def quality(predictions: Any, targets: Any, facts: Targets, expects: str) -> flo
         return float("nan")
     p = np.nan_to_num(np.asarray(leaves[0], np.float64), nan=0.0, posinf=1e30, neginf=-1e30)
     t = np.asarray(jax.tree.leaves(targets)[0], np.float64)
+    if expects == "log rate":
+        p = np.exp(np.minimum(p, LARGEST))
     if facts.kind == "shares":
         p = softmax(p, -1) if expects == "logit" else np.exp(p) if expects == "log probability" else p
     if facts.kind in ("numbers", "shares"):

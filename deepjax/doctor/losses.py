@@ -19,7 +19,7 @@ class Loss(NamedTuple):
     """What a loss does with predictions and targets."""
 
     kind: str  # a key of KINDS, "negated " and such a key, "other", or "constant" where no prediction changes it
-    expects: str  # "probability", "log probability", "logit", "number", "rate" (above 0); "" where it is not known
+    expects: str  # "number", "rate" (above 0), "log rate", "probability", "log probability", "logit"; "": not known
     form: str  # of the targets: "index" (of a class), "dense" (one per output), "broadcast" (fewer than outputs)
     sums: bool  # whether the loss adds up over the examples, in place of their mean
     outer: bool  # whether predictions [N, 1] meet targets [N], or the reverse, so that each meets every other
@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "log-cosh loss": ("number", optax.log_cosh),
     "mean absolute percentage error": ("number", lambda p, t: jnp.abs(p - t) / jnp.maximum(jnp.abs(t), EPS)),
     "Poisson loss": ("rate", lambda p, t: p - t * jnp.log(jnp.maximum(p, 0) + EPS)),
-    "Poisson loss of logits": ("number", lambda p, t: jnp.exp(p) - t * p),
+    "Poisson loss of log rates": ("log rate", lambda p, t: jnp.exp(p) - t * p),
     "binary cross entropy of logits": ("logit", lambda p, t: jax.nn.softplus(p) - t * p),
     "cross entropy of logits": ("logit", _softmax),
     "binary cross entropy": ("probability", _binary),

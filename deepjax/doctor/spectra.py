@@ -47,24 +47,20 @@ def sharpness(evidence) -> float:
     def value(params, inputs, targets):
         return subject.value({"params": params, **rest}, inputs, targets, evidence.key)[0]
 
-    def run(params, inputs, targets):
-        gradient = jax.grad(lambda p: value(p, inputs, targets))
-        leaves, tree = jax.tree.flatten(params)
-        keys = [jax.random.fold_in(evidence.key, 100 + i) for i in range(len(leaves))]
-        draws = [jax.random.normal(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)]
-        start = jax.tree.unflatten(tree, draws)
+    def step(vector, params, inputs, targets):
+        length = jnp.sqrt(sum(jnp.sum(a.astype(jnp.float32) ** 2) for a in jax.tree.leaves(vector)))
+        unit = jax.tree.map(lambda a: (a / jnp.maximum(length, 1e-30)).astype(a.dtype), vector)
+        product = jax.jvp(jax.grad(lambda p: value(p, inputs, targets)), (params,), (unit,))[1]
+        return product, sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (unit, product)), strict=True))
 
-        def step(carry, _):
-            vector, _ = carry
-            length = jnp.sqrt(sum(jnp.sum(a.astype(jnp.float32) ** 2) for a in jax.tree.leaves(vector)))
-            unit = jax.tree.map(lambda a: (a / jnp.maximum(length, 1e-30)).astype(a.dtype), vector)
-            product = jax.jvp(gradient, (params,), (unit,))[1]
-            rayleigh = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (unit, product)), strict=True))
-            return (product, rayleigh), None
-
-        return jax.lax.scan(step, (start, jnp.zeros(())), length=POWER)[0][1]
-
+    leaves, tree = jax.tree.flatten(evidence.variables["params"])
+    keys = [jax.random.fold_in(evidence.key, 100 + i) for i in range(len(leaves))]
+    draws = [jax.random.normal(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)]
+    vector, rayleigh = jax.tree.unflatten(tree, draws), jnp.nan
+    multiply = compile_quickly(step)  # not in a scan: XLA runs convolutions inside of loops many times slower on a CPU
     try:
-        return float(compile_quickly(run)(evidence.variables["params"], *evidence.batch))
+        for _ in range(POWER):
+            vector, rayleigh = multiply(vector, evidence.variables["params"], *evidence.batch)
     except (TypeError, NotImplementedError):  # an operation without forward mode, such as a custom_vjp
         return float("nan")
+    return float(rayleigh)

@@ -1,5 +1,7 @@
 """What does not fit between targets, outputs and loss is named before anything is trained for long."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,10 @@ def poisson(p, t):
     return jnp.mean(p - t * jnp.log(p + 1e-8))
 
 
+def poisson_of_logs(p, t):
+    return jnp.mean(jnp.exp(p) - t * p)
+
+
 def net(outputs, last=lambda x: x):
     return nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(outputs), last])
 
@@ -63,6 +69,8 @@ def codes(model, targets, loss):
         (net(3, nn.softmax), LABELS, binary, ["wrong_output_activation"]),
         (net(3), CLASSES, rewarded, ["wrong_loss"]),
         (net(3), RNG.poisson(np.exp(NUMBERS)), poisson, ["missing_output_activation"]),
+        (net(1), RNG.poisson(np.exp(NUMBERS[:, :1])), poisson, ["missing_output_activation"]),
+        (net(1), RNG.poisson(np.exp(NUMBERS[:, :1])), poisson_of_logs, []),
         (net(3, nn.softplus), RNG.poisson(np.exp(NUMBERS)), poisson, []),
         (net(3, jnp.exp), RNG.poisson(np.exp(NUMBERS)), poisson, []),
         (net(3), CLASSES + 1, lambda p, t: -rewarded(p, t), ["wrong_label_encoding"]),
@@ -88,6 +96,14 @@ def test_shares_are_scored_as_probabilities():
     assert quality(logits, SHARES, facts, "logit") == pytest.approx(1, abs=1e-5)
     assert quality(SHARES, SHARES, facts, "probability") == pytest.approx(1, abs=1e-5)
     assert quality(logits, SHARES, facts, "number") == 0
+
+
+def test_logarithms_of_rates_are_scored_as_rates():
+    counts = np.array([0, 3, 1, 7, 120])
+    facts = describe_targets(counts)
+    logs = np.log(counts + 1e-9)
+    assert quality(logs, counts, dataclasses.replace(facts, kind="numbers"), "log rate") == pytest.approx(1)
+    assert quality(logs, counts, dataclasses.replace(facts, kind="numbers"), "number") < 0.1
 
 
 def test_signs_are_scored_by_their_sign():

@@ -11,6 +11,7 @@ from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
 
 RANGES = {"sigmoid": (0, 1), "softmax": (0, 1), "tanh": (-1, 1), "relu": (0, np.inf), "log softmax": (-np.inf, 0)}
+NUMERIC = ("", "number", "rate", "log rate")  # what a loss expects that may have any number of outputs
 SLOW = "A loss of numbers is used for classes; its gradient vanishes for confident wrong predictions."
 CLASSES = ("classes", "one-hot", "shares", "binary", "labels")
 RIGHT = {
@@ -63,7 +64,7 @@ def _units(evidence):
             "Flatten or pool the positions before the last layers.",
         )
     multiclass = facts.kind in ("classes", "one-hot") and classes > 2
-    of_classes = evidence.loss.form == "index" or evidence.loss.expects not in ("", "number")
+    of_classes = evidence.loss.form == "index" or evidence.loss.expects not in NUMERIC
     # Labels without an output may make the loss NaN.
     not_finite = evidence.loss.kind == "other" and outputs > 1 and not np.isfinite(evidence.planned.loss[0])
     if multiclass and not facts.constant and outputs < classes and (of_classes or not_finite):

@@ -62,7 +62,7 @@ def leaking_padding(evidence: Evidence):
     title = "Padding takes part in the result: the same sequence with more padding gives another output."
     advice = "Mask it: pass `seq_lengths` to `nn.RNN`, a mask to attention, and take means over real steps only."
     reached = evidence.skill(evidence.planned)
-    severity = "serious" if reached < LEARNS else "warning"
+    severity = "serious" if reached < LEARNS else "note" if evidence.healthy else "warning"
     moved = Suspicion(
         Finding("padding_leakage", severity, title, text, advice),
         Remedy("padding moved in front of the sequences", partial(padding_first, padding=padding)),
