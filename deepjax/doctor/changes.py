@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 from deepjax import init_from_data, layers
-from deepjax.doctor.head import Head
+from deepjax.doctor.head import Head, splitter
 from deepjax.doctor.subject import Subject, one_array
 from deepjax.errors import InputError
 from deepjax.trace import around_calls, normalizes_by_batch
@@ -228,12 +228,12 @@ def new_output(subject: Subject, head: Head, facts, keep: bool) -> Subject:
 
     Args:
       subject: the subject.
-      head: of its model.
+      head: of its model, before other changes.
       facts: of its targets.
       keep: whether the last layer stays, and only what follows it is replaced; else there is a new last layer.
     """
     units, loss, _ = fitting_loss(facts, subject.targets)
-    split, init = head.split, subject.init
+    split, init = splitter(subject), subject.init
     goal = jax.tree.leaves(subject.targets)[0].shape
     positions = facts.kind == "classes" and len(goal) > 1 and head.features[:-1] == goal[1:]  # one output for each
 

@@ -16,7 +16,7 @@ from deepjax.doctor.subject import Subject, parameter_count, subject
 from deepjax.errors import InputError
 
 UNLEARNABLE = ("constant_labels", "shuffled_labels", "wrong_input_encoding")
-ALONE = ("missing_normalization", "too_many_layers")  # causes whose remedies change the network itself
+ALONE = ("missing_normalization", "too_many_layers", "too_few_units")  # causes whose remedies change the network itself
 
 
 def examine(
@@ -126,7 +126,9 @@ def _tried(start, evidence, suspicion, found):
         return []
     changed = evidence.with_remedies([*found, suspicion])
     before, after = base.skill(base.planned), changed.skill(changed.planned)
-    if not clearly_better(before, after):
+    # What was measured weighs too: then it is enough that a model that does not learn begins to.
+    begins = suspicion.otherwise == "last" and before < LEARNS <= after and after - before >= GAIN
+    if not (begins or clearly_better(before, after)):
         return []
     text = f"{suspicion.finding.evidence} Without it, the model reaches a skill of {after:.2f} instead of {before:.2f}."
     outcome = start.outcome(suspicion.remedy.description, changed)
@@ -144,7 +146,7 @@ def _together(start: Evidence, evidence: Evidence, left: list[Suspicion]) -> lis
     before = evidence.skill(evidence.planned)
     if before >= LEARNS or not kept:
         return []
-    kept += list(rate_and_steps(evidence.with_remedies(kept)))
+    kept += [_in_plan(each) for each in rate_and_steps(evidence.with_remedies(kept))]
     after = _reached(evidence, kept)
     if not clearly_better(before, after):
         return []
@@ -153,7 +155,8 @@ def _together(start: Evidence, evidence: Evidence, left: list[Suspicion]) -> lis
         if _reached(evidence, rest) > after - GAIN:
             kept = rest
     changed = evidence.with_remedies(kept)
-    return [_joint(start, changed, each, before, _reached(evidence, kept)) for each in kept]
+    without = [_reached(evidence, [other for other in kept if other is not each]) for each in kept]
+    return [_joint(start, changed, each, before, less) for each, less in zip(kept, without, strict=True)]
 
 
 def _reached(evidence, found):
@@ -161,10 +164,17 @@ def _reached(evidence, found):
     return changed.skill(changed.planned)
 
 
-def _joint(start, changed, suspicion, before, after):
+def _in_plan(suspicion):
+    """Return a suspicion about the plan without its numbers, which are those of a model with all other remedies."""
+    text = "The plan was changed after all other remedies."
+    return dataclasses.replace(suspicion, finding=dataclasses.replace(suspicion.finding, evidence=text))
+
+
+def _joint(start, changed, suspicion, before, without):
     """Return a suspicion as a finding that is proved by all remedies of `changed` together."""
-    text = f"{suspicion.finding.evidence} Together with the other remedies that are listed here, the model reaches a "
-    text += f"skill of {after:.2f} instead of {before:.2f}; none of them is enough alone."
+    after = changed.skill(changed.planned)
+    text = f"{suspicion.finding.evidence} The model reaches a skill of {after:.2f} instead of {before:.2f} with: "
+    text += f"{'; '.join(changed.remedies)}. Without this one it is {without:.2f}."
     outcome = start.outcome("; ".join(changed.remedies), changed)
     grade = severity(start, before, after)
     finding = dataclasses.replace(suspicion.finding, severity=grade, evidence=text, outcome=outcome)

@@ -128,28 +128,25 @@ def quality(predictions: Any, targets: Any, facts: Targets, expects: str) -> flo
       predictions: array [examples, ...] of the model in evaluation mode.
       targets: array [examples, ...].
       facts: of the targets.
-      expects: what the loss takes, for the border between two classes: "logit" puts it at 0, all others at 1/2.
+      expects: what the loss takes. "logit" puts the border between two classes at 0, all others at 1/2; a "log rate"
+        is the logarithm of a prediction.
     """
     leaves = jax.tree.leaves(predictions)
     if len(leaves) != 1 or facts.kind == "other":
         return float("nan")
     p = np.nan_to_num(np.asarray(leaves[0], np.float64), nan=0.0, posinf=1e30, neginf=-1e30)
     t = np.asarray(jax.tree.leaves(targets)[0], np.float64)
-    if expects == "log rate":
+    if facts.kind == "shares" and expects == "logit":
+        p = softmax(p, -1)
+    elif expects == "log rate" or (facts.kind == "shares" and expects == "log probability"):
         p = np.exp(np.minimum(p, LARGEST))
-    if facts.kind == "shares":
-        p = softmax(p, -1) if expects == "logit" else np.exp(p) if expects == "log probability" else p
     if facts.kind in ("numbers", "shares"):
         # What an unknown loss makes of predictions of another shape, such as moments, cannot be told.
         return float("nan") if not expects and p.size != t.size else _r_squared(p, t)
     border = 0.0 if expects == "logit" or facts.kind == "signs" else 0.5
     t = (t > 0).astype(float) if facts.kind == "signs" else t
     if facts.kind == "labels":
-        return (
-            float(((p.reshape(len(p), -1) > border) == (t.reshape(len(t), -1) > 0.5)).mean())
-            if p.size == t.size
-            else 0.0
-        )
+        return float(((p.ravel() > border) == (t.ravel() > 0.5)).mean()) if p.size == t.size else 0.0
     if facts.kind == "one-hot":
         t = t.argmax(-1)
     elif t.ndim > 1 and t.shape[-1] == 1:

@@ -73,7 +73,7 @@ def find_head(subject, variables, inputs, key) -> Head | None:
         entering[1:],
         activation,
         rectified,
-        _split(subject),
+        splitter(subject),
         tail,
     )
 
@@ -195,8 +195,8 @@ def _activation(tail, shape, key):
     return "other", cut
 
 
-def _split(subject):
-    """Return the function `Head.split`, which traces the model again for the mode and batch it gets."""
+def splitter(subject):
+    """Return the function `Head.split` of a subject, which traces the model again for the mode and batch it gets."""
 
     def split(variables, inputs, train, key):
         flat, tree = jax.tree.flatten((variables, inputs))

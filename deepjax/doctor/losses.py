@@ -103,13 +103,18 @@ def recognize(loss, shape, targets, key) -> Loss:
                     scale = float(np.linalg.norm(found[0]) / np.linalg.norm(ours[kind][form][0]))
                     return Loss(name.format(kind), expects, form.partition(",")[0], bool(sums), outer, scale)
     shifted = all(np.abs(g.sum(-1)).max() < 1e-4 * np.abs(g).max() for g in found) and shape[-1] > 1
-    expects = "logit" if shifted else "rate" if _of_positive(loss, draws, targets) else ""
+    expects = "logit" if shifted else "rate" if _of_positive(loss, draws[0], targets) else ""
     return Loss("other", expects, "dense", bool(sums), outer, 0.0)
 
 
-def _of_positive(loss, draws, targets):
-    """Whether a loss is finite for small and large positive predictions, and not for negative ones."""
-    below, inside, above = (np.isfinite(loss(p, targets)) for p in (-draws[0], draws[0], 1 + draws[0]))
+def _of_positive(loss, p, targets):
+    """Whether a loss of numbers is finite for small and large positive predictions, and not for negative ones.
+
+    Targets in [0, 1], or of another shape, may be those of a loss of probabilities, which has a logarithm too.
+    """
+    if targets.size != p.size or bool(((targets >= 0) & (targets <= 1)).all()):
+        return False
+    below, inside, above = (np.isfinite(loss(each, targets)) for each in (-p, p, 1 + p))
     return bool(inside and above and not below)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, Var, jaxpr_as_fun
 
-from deepjax.doctor.head import inlined, last_layer, run_flat
+from deepjax.doctor.head import SHAPED, inlined, last_layer, run_flat
 from deepjax.doctor.subject import Subject
 
 
@@ -25,20 +25,49 @@ def relu_in_place(subject: Subject) -> Subject:
 
 
 def relu_for_softmax(subject: Subject) -> Subject:
-    """Replace every softmax between layers, exp(z - max) / sum, by ReLU(z), but not that of the output."""
+    """Replace every softmax(z) and log-softmax(z) between layers by ReLU(z), those of attention too.
+
+    That of the output stays. A softmax is exp(z - max) / sum; its logarithm is (z - max) - log(sum).
+    """
 
     def choose(jaxpr, moving):
         found = last_layer(jaxpr, moving)
         makes = {v: eqn for eqn in jaxpr.eqns[: found[0] if found else 0] for v in eqn.outvars}
         replaced = {}
-        for quotient in [eqn for eqn in makes.values() if eqn.primitive.name == "div"]:
-            exponential = makes.get(quotient.invars[0])
-            difference = makes.get(exponential.invars[0]) if exponential else None
-            if exponential and difference and (exponential.primitive.name, difference.primitive.name) == ("exp", "sub"):
-                replaced |= {id(quotient): _first, id(exponential): jax.nn.relu, id(difference): _first}
+        for eqn in makes.values():
+            replaced |= _softmax_parts(makes, eqn)
         return lambda eqn: replaced.get(id(eqn))
 
     return _rewritten(subject, choose)
+
+
+def _softmax_parts(makes, eqn):
+    """Return {id of an equation: what replaces it}, if an equation ends a softmax or a log-softmax; else nothing."""
+    if len(eqn.invars) != 2:
+        return {}
+    numerator, denominator = (_maker(makes, v) for v in eqn.invars)
+    names = [_name(each) for each in (eqn, numerator, denominator)]
+    if numerator is not None and names == ["div", "exp", "reduce_sum"]:
+        difference, last = _maker(makes, numerator.invars[0]), _first
+    elif names == ["sub", "sub", "log"]:
+        difference, last = numerator, lambda x, y: jax.nn.relu(x)
+    else:
+        return {}
+    if _name(difference) != "sub":
+        return {}
+    return {id(eqn): last, id(numerator): jax.nn.relu, id(difference): _first}
+
+
+def _maker(makes, v):
+    """Return the equation that makes a variable, before its shape is changed, or None."""
+    eqn = makes.get(v) if isinstance(v, Var) else None
+    while eqn is not None and eqn.primitive.name in SHAPED and isinstance(eqn.invars[0], Var):
+        eqn = makes.get(eqn.invars[0])
+    return eqn
+
+
+def _name(eqn):
+    return eqn.primitive.name if eqn is not None else ""
 
 
 def _first(x, y):

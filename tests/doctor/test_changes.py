@@ -29,10 +29,25 @@ def outputs(made, x=X):
     return made.apply(variables, x, False, jax.random.key(0))[0]
 
 
-@pytest.mark.parametrize("last", [lambda z: z, nn.softmax])
-def test_a_hidden_softmax_becomes_a_relu(last):
-    changed = rewrites.relu_for_softmax(subject(net(nn.softmax, last), (X, TARGETS), squared))
+@pytest.mark.parametrize("last", [lambda z: z, nn.softmax, nn.log_softmax])
+@pytest.mark.parametrize("hidden", [nn.softmax, nn.log_softmax])
+def test_a_hidden_softmax_becomes_a_relu(hidden, last):
+    changed = rewrites.relu_for_softmax(subject(net(hidden, last), (X, TARGETS), squared))
     wanted = outputs(subject(net(nn.relu, last), (X, TARGETS), squared))
+    np.testing.assert_allclose(outputs(changed), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_quotients_and_differences_of_other_kinds_stay():
+    made = subject(net(lambda z: 1.0 / (2.0 + jnp.exp(z)) - jnp.log(2.0 + z**2), nn.softmax), (X, TARGETS), squared)
+    np.testing.assert_array_equal(outputs(rewrites.relu_for_softmax(made)), outputs(made))
+
+
+def test_a_new_output_keeps_earlier_changes():
+    made = subject(net(nn.softmax, nn.softmax), (X, TARGETS), squared)
+    evidence = Evidence(made, jax.random.key(0), 1.0)
+    assert evidence.head is not None
+    changed = changes.new_output(rewrites.relu_for_softmax(made), evidence.head, evidence.targets, keep=True)
+    wanted = outputs(subject(net(nn.relu, lambda z: z), (X, TARGETS), squared))
     np.testing.assert_allclose(outputs(changed), wanted, rtol=1e-5, atol=1e-6)
 
 

@@ -74,6 +74,19 @@ def test_a_loss_of_positive_numbers_is_seen_to_be_one(loss, expects):
     assert (found.kind, found.expects) == ("other", expects)
 
 
+def test_a_focal_loss_of_probabilities_is_not_one_of_numbers():
+    def focal(p, t):
+        q = jnp.take_along_axis(p, t[:, None], 1)
+        return -jnp.mean((1 - q) ** 2 * jnp.log(q))
+
+    def focal_of_one_hot(p, t):
+        return -jnp.mean(t * (1 - p) ** 2 * jnp.log(p))
+
+    for loss, targets in ((focal, LABELS), (focal_of_one_hot, ONE_HOT)):
+        found = recognize(loss, (N, CLASSES), targets, jax.random.key(0))
+        assert (found.kind, found.expects) == ("other", "")
+
+
 def test_a_sum_over_the_examples_is_told_from_a_mean():
     assert recognize(lambda p, t: jnp.sum((p - t) ** 2), (N, 1), NUMBERS, jax.random.key(0)).sums
     per_example = recognize(lambda p, t: jnp.sum((p - t) ** 2, -1).mean(), (N, CLASSES), ONE_HOT, jax.random.key(0))

@@ -1,6 +1,5 @@
 """Padding is recognized in tokens and in frames, and nothing else is taken for it."""
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -55,18 +54,15 @@ def test_the_black_margins_of_images_are_no_padding():
 def test_padding_is_moved_in_front(shape, dtype):
     real = REAL.reshape(REAL.shape + (1,) * (len(shape) - 2))
     inputs = {"tokens": np.where(real, RNG.integers(1, 50, shape), 0).astype(dtype), "other": np.arange(8.0)}
+    inputs["mask"], inputs["features"] = REAL.astype(np.float32), RNG.normal(size=(8, 12)).astype(np.float32)
     made = subject(lambda p, x: p * x["other"], (inputs, np.zeros(8)), _squared, variables=jnp.ones(()))
     moved = padding_first(made, find_padding(inputs["tokens"])).inputs
-    np.testing.assert_array_equal(moved["other"], inputs["other"])
+    for name in ("other", "features"):
+        np.testing.assert_array_equal(moved[name], inputs[name])
+    np.testing.assert_array_equal(moved["mask"], REAL[:, ::-1])
     for before, after, length in zip(inputs["tokens"], moved["tokens"], LENGTHS, strict=True):
         np.testing.assert_array_equal(after[12 - length :], before[:length])
         assert not after[: 12 - length].any()
-
-
-def test_targets_of_every_step_keep_their_inputs():
-    tokens = np.where(REAL, RNG.integers(1, 50, (8, 12)), 0)
-    made = subject(nn.Embed(50, 1), (tokens, np.zeros((8, 12, 1))), _squared)
-    assert padding_first(made, find_padding(tokens)) is made
 
 
 def _squared(p, t):

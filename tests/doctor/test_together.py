@@ -53,7 +53,7 @@ def test_two_faults_are_named_and_mended_together(activation, init, optimizer, c
         epochs=20,
         budget=20,
     )
-    joint = [f for f in report.findings if "Together" in f.evidence]
+    joint = [f for f in report.findings if "Without this one" in f.evidence]
     assert {f.code for f in joint} == codes
     assert all(f.severity == "serious" and f.outcome.learns for f in joint)
     assert report.cure.learns

@@ -10,7 +10,7 @@ from deepjax.doctor.report import Finding
 from deepjax.doctor.trials import Trainer
 
 EXAMPLES, LOOKED_AT = 64, 2048  # fewer examples do not show whether a relation exists; more are not needed
-SIGMAS = 2.0  # of the best of three predictors, which a relation must exceed on examples that were held out
+SIGMAS = 2.0  # of the best of the predictors, which a relation must exceed on examples that were held out
 FITS = 0.3  # skill on the examples of training from which a model counts as having learned them
 UNITS = 64  # that are tried in narrow layers
 FEW = 16  # examples that every network should be able to learn by heart
@@ -23,15 +23,17 @@ def unrelated_targets(evidence: Evidence):
         return
     order = np.random.default_rng(0).permutation(subject.examples)[:LOOKED_AT]
     inputs, goals = subject.rows(order)
-    x = relations.features(inputs)
     y, places = relations.columns(jax.tree.leaves(goals)[0], targets)
-    scores = [relations.agreement(predict(x, y), y) for predict in (relations.by_neighbors, relations.by_ridge)]
+    forms = relations.features(inputs)
+    weights = [predictor(x) for x in forms for predictor in (relations.neighbors, relations.ridge)]
+    scores = [relations.agreement_of_smoother(each, y) for each in weights]
     if max(scores) > SIGMAS:
         return
     of_model = _score_of_model(evidence, order, y, places)
     who = f"{relations.NEIGHBORS} nearest neighbors and ridge regression"
+    who += " (also on the numbers of words)" if len(forms) > 1 else ""
     if of_model is not None:
-        who, scores = who.replace(" and", ",") + " and the model itself", [*scores, of_model]
+        who, scores = who.replace(" and", ",", 1) + " and the model itself", [*scores, of_model]
     if max(scores) > SIGMAS:
         return
     values = ", ".join(f"{s:.1f}" for s in scores)
@@ -57,7 +59,7 @@ def _score_of_model(evidence, order, y, places):
     if evidence.skill(trainer.result()) < FITS:
         return None
     leaves = jax.tree.leaves(evidence.predict(trainer.variables(0), held[0]))
-    pair = relations.paired(np.asarray(leaves[0]), y[cut:], places) if len(leaves) == 1 else None
+    pair = relations.paired(leaves[0], y[cut:], places, targets) if len(leaves) == 1 else None
     return None if pair is None else relations.agreement(*pair)
 
 

@@ -63,23 +63,28 @@ def leaking_padding(evidence: Evidence):
     advice = "Mask it: pass `seq_lengths` to `nn.RNN`, a mask to attention, and take means over real steps only."
     reached = evidence.skill(evidence.planned)
     severity = "serious" if reached < LEARNS else "note" if evidence.healthy else "warning"
-    moved = Suspicion(
-        Finding("padding_leakage", severity, title, text, advice),
-        Remedy("padding moved in front of the sequences", partial(padding_first, padding=padding)),
-    )
+    found = Suspicion(Finding("padding_leakage", severity, title, text, advice))
+    moved = replace(found, remedy=Remedy("padding in front of the sequences", partial(padding_first, padding=padding)))
+    yield moved if reached < HEALTHY and _helps(evidence, moved, padding) else found
+
+
+def _helps(evidence, moved, padding):
+    if jax.tree.leaves(evidence.subject.targets)[0].shape[1:2] == (padding.steps,):
+        return False  # targets of every step
     changed = evidence.with_remedies([moved])
-    helps = reached < HEALTHY and changed.skill(changed.planned) > reached + GAIN
-    yield moved if helps else replace(moved, remedy=None)
+    return changed.skill(changed.planned) > evidence.skill(evidence.planned) + GAIN
 
 
 def padding_first(subject, padding):
-    """Move the padding of every sequence in front of it, where a layer that reads step by step forgets it."""
-    if jax.tree.leaves(subject.targets)[0].shape[1:2] == (padding.steps,):
-        return subject  # targets of every step
+    """Move the padding of every sequence in front of it, where a layer that reads step by step forgets it.
+
+    Masks that end where the sequences end are moved too.
+    """
+    behind = np.arange(padding.steps) >= padding.lengths[:, None]
     place = (np.arange(padding.steps) + padding.lengths[:, None]) % padding.steps
 
     def move(a):
-        if a.ndim < 2 or a.shape[1] != padding.steps:
+        if a.ndim < 2 or a.shape[1] != padding.steps or np.ptp(a[behind].astype(np.float64)) > 0:
             return a
         return np.take_along_axis(a, place.reshape(place.shape + (1,) * (a.ndim - 2)), axis=1)
 

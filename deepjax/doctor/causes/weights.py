@@ -23,6 +23,7 @@ LARGE = 3.0  # the same where new weights help; in recurrent layers the factor i
 DEAD, SATURATED = 0.9, 0.5  # share of the units of a layer
 COLLAPSED = 1e-3  # 1 - cosine between the features of different examples
 RELU = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu")
+ZERO = "Start with biases of 0."
 LSUV = "initialization from data: every layer's output with variance 1 (LSUV)"
 
 
@@ -224,6 +225,21 @@ def scale_of_layers(evidence: Evidence):
         yield Suspicion(finding, _fresh(evidence), certain=False)
 
 
+def large_biases(evidence: Evidence):
+    """Suspect biases beside which the inputs of a layer count for nothing, those of the last layer left out."""
+    if evidence.healthy or not evidence.measured.rows:
+        return
+    last = [path.rpartition("/")[0] for path in evidence.measured.rows[-1].parameters]
+    for path, bias in _leaves(evidence.variables["params"]):
+        layer, _, name = path.rpartition("/")
+        rms = float(np.sqrt((bias**2).mean()))
+        if name == "bias" and layer not in last and rms > LARGE:
+            text = f"The biases of {layer} have the root mean square {rms:.3g}."
+            finding = Finding("bad_initialization", "serious", "Initial biases are far too large.", text, ZERO, layer)
+            yield Suspicion(finding, _fresh(evidence), certain=False)
+            return
+
+
 def large_embeddings(evidence: Evidence):
     """Suspect look-up tables of large numbers, beside which later layers count for nothing."""
     rows = [row for row in evidence.measured.rows if row.kind == "embedding" and row.weight_rms > LARGE]
@@ -262,6 +278,7 @@ CAUSES = (
     symmetric_units,
     dead_units,
     saturated_units,
+    large_biases,
     scale_over_depth,
     scale_of_layers,
     large_embeddings,
