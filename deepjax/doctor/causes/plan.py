@@ -126,7 +126,11 @@ def rate_and_steps(evidence: Evidence):
 
 
 def _rate_with_steps(evidence, before):
-    """Try higher rates and more steps together, where neither alone helps."""
+    """Try higher rates and more steps together, where neither alone helps, nor another optimizer."""
+    for other in optimizer(evidence):
+        changed = evidence.with_remedies([other])
+        if clearly_better(before, changed.skill(changed.planned)):
+            return
     factors = tuple(f for f in FACTORS if f > 1)
     steps = LONG[0] * evidence.planned.losses.shape[1]
     if evidence.steps(evidence.subject.with_(epochs=10**9), SWEEP, len(factors)) < steps:
@@ -135,8 +139,11 @@ def _rate_with_steps(evidence, before):
     run = trainer.advance(steps).result()
     after = evidence.skill(run, run.best)
     if clearly_better(before, after):
-        yield _steps(evidence, before, after, LONG[0])
-        yield _rate("low", evidence, before, after, factors[run.best])
+        found = [
+            _steps(evidence, before, after, LONG[0]),
+            _rate("low", evidence, before, after, factors[run.best]),
+        ]
+        yield from found if _preference(evidence) < 0 else reversed(found)
 
 
 def _rate(which, evidence, before, after, factor):

@@ -236,7 +236,7 @@ def large_biases(evidence: Evidence):
         if name == "bias" and layer not in last and rms > LARGE:
             text = f"The biases of {layer} have the root mean square {rms:.3g}."
             finding = Finding("bad_initialization", "serious", "Initial biases are far too large.", text, ZERO, layer)
-            yield Suspicion(finding, _fresh(evidence), certain=False)
+            yield Suspicion(_collapse(evidence) or finding, _fresh(evidence), certain=False)
             return
 
 
@@ -252,19 +252,24 @@ def large_embeddings(evidence: Evidence):
 
 def collapsed_features(evidence: Evidence):
     """Find layers that return nearly the same for all examples."""
+    if not evidence.healthy and (finding := _collapse(evidence)):
+        yield from _suspected(evidence, finding, _fresh(evidence))
+
+
+def _collapse(evidence):
+    """Return the finding of features that are nearly the same for all examples at the last layers, or None."""
     rows = [row for row in evidence.measured.rows[:-1] if row.kind != "embedding" and np.isfinite(row.cosine)]
-    if not rows or evidence.healthy or _count(evidence) < 2:
-        return
+    if not rows or _count(evidence) < 2:
+        return None
     row, apart = rows[-1], 1 - _cosine(evidence.batch[0])
     # Outputs of a sigmoid are all near 1/2 before training, which is no collapse.
-    if row.activation != "sigmoid" and apart > 10 * COLLAPSED and 1 - row.cosine < COLLAPSED and row.dead < DEAD:
-        text = f"The mean cosine between the features of two examples is {row.cosine:.6f} at {row.layer}, "
-        text += f"and {1 - apart:.3f} between the inputs; the effective rank is {row.rank:.1f} of {row.features}."
-        title = "Features collapse: different examples look the same to the last layers."
-        advice = "Normalize, add residual connections, or initialize from data."
-        yield from _suspected(
-            evidence, Finding("collapsed_features", "serious", title, text, advice, row.layer), _fresh(evidence)
-        )
+    if row.activation == "sigmoid" or apart <= 10 * COLLAPSED or 1 - row.cosine >= COLLAPSED or row.dead >= DEAD:
+        return None
+    text = f"The mean cosine between the features of two examples is {row.cosine:.6f} at {row.layer}, "
+    text += f"and {1 - apart:.3f} between the inputs; the effective rank is {row.rank:.1f} of {row.features}."
+    title = "Features collapse: different examples look the same to the last layers."
+    advice = "Use biases of 0, normalize, add residual connections, or initialize from data."
+    return Finding("collapsed_features", "serious", title, text, advice, row.layer)
 
 
 def _cosine(inputs):
