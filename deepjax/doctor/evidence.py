@@ -143,6 +143,16 @@ class Evidence:
         rest = {name: tree for name, tree in self.variables.items() if name != "params"}
         return compile_quickly(jax.grad(value))(self.variables["params"], rest, *self.batch)
 
+    @cached_property
+    def input_gradient(self) -> Any:
+        """Gradient of the loss on the batch in the inputs, one array of real numbers, before training."""
+        subject, (inputs, targets) = self.subject, self.batch
+
+        def value(inputs):
+            return subject.value(self.variables, inputs, targets, jax.random.fold_in(self.key, 6))[0]
+
+        return jax.tree.leaves(compile_quickly(jax.grad(value))(jax.tree.map(jnp.asarray, inputs)))[0]
+
     def updates(self, gradient) -> Any:
         """Return the first updates of the planned optimizer for a gradient."""
         params, optimizer = self.variables["params"], self.subject.optimizer

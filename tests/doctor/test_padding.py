@@ -1,10 +1,13 @@
 """Padding is recognized in tokens and in frames, and nothing else is taken for it."""
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepjax.doctor.causes.padding import find_padding, padding_first
+from deepjax.doctor.causes.padding import find_mask, find_padding, leakage, masked, padding_first
+from deepjax.doctor.evidence import Evidence
 from deepjax.doctor.subject import subject
 
 RNG = np.random.default_rng(0)
@@ -67,3 +70,39 @@ def test_padding_is_moved_in_front(shape, dtype):
 
 def _squared(p, t):
     return jnp.mean((p - t) ** 2)
+
+
+class Mean(nn.Module):
+    """The mean of a layer's outputs, over all places or over the real ones."""
+
+    over_real: bool
+
+    @nn.compact
+    def __call__(self, x):
+        h, mask = nn.Dense(4)(x["frames"]), x["mask"][..., None]
+        h = (h * mask).sum(1) / mask.sum(1) if self.over_real else h.mean(1)
+        return nn.Dense(1)(h)
+
+
+@pytest.mark.parametrize("over_real", [False, True])
+def test_a_mask_must_leave_out_what_it_masks(over_real):
+    inputs = {"frames": RNG.normal(size=(8, 12, 3)).astype(np.float32), "mask": REAL.astype(np.float32)}
+    made = subject(Mean(over_real), (inputs, np.zeros((8, 1), np.float32)), _squared, batch_size=8, epochs=1)
+    found = list(leakage(Evidence(made, jax.random.key(0), 1.0)))
+    assert [each.finding.code for each in found] == ["padding_leakage"] * (not over_real)
+    zeroed = masked(made).inputs
+    np.testing.assert_array_equal(zeroed["frames"], inputs["frames"] * REAL[..., None])
+    np.testing.assert_array_equal(zeroed["mask"], inputs["mask"])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        ~REAL,  # 1 behind the end
+        RNG.integers(0, 2, (8, 12)),  # values that are missing
+        np.ones((8, 12)),
+        REAL * 2,
+    ],
+)
+def test_what_is_no_mask(mask):
+    assert find_mask({"mask": mask.astype(np.float32), "x": np.zeros((8, 12, 3))}) is None

@@ -10,6 +10,7 @@ from deepjax.doctor import changes, rewrites
 from deepjax.doctor.causes.shattering import shattered_gradients
 from deepjax.doctor.causes.structure import SATURATING
 from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
+from deepjax.doctor.head import inlined
 from deepjax.doctor.report import Finding
 from deepjax.doctor.subject import one_array
 from deepjax.errors import InputError
@@ -206,6 +207,30 @@ def _gradients(evidence, rows):
     yield from _suspected(evidence, finding, relu if saturating else _fresh(evidence))
 
 
+def gradients_over_steps(evidence: Evidence):
+    """Suspect gradients that vanish over the steps of a sequence [examples, steps, features]."""
+    leaves = jax.tree.leaves(evidence.batch[0])
+    sequences = len(leaves) == 1 and leaves[0].ndim == 3 and leaves[0].dtype.kind == "f"
+    if evidence.healthy or not sequences or not _has_scan(evidence):
+        return
+    rms = np.sqrt(np.mean(np.square(evidence.input_gradient, dtype=np.float64), axis=(0, 2)))
+    if not np.isfinite(rms).all() or rms[0] * GRADIENT > rms.max() or not rms.any():
+        return
+    text = f"The gradient in the inputs has a root mean square of {rms[0]:.3g} at the first of {len(rms)} steps, "
+    text += f"and of {rms.max():.3g} at step {rms.argmax() + 1}."
+    title = "Gradients vanish over the steps of the sequence, so early steps are not learned from."
+    advice = "Use orthogonal recurrent weights, or an LSTM or GRU."
+    yield from _suspected(evidence, Finding("vanishing_gradients", "serious", title, text, advice), _drawn(evidence))
+
+
+def _has_scan(evidence):
+    inputs, tree = jax.tree.flatten(evidence.batch[0])
+    variables = evidence.variables
+    apply = evidence.subject.apply
+    jaxpr = inlined(lambda *x: apply(variables, jax.tree.unflatten(tree, x), False, evidence.key)[0], inputs).jaxpr
+    return any(eqn.primitive.name == "scan" for eqn in jaxpr.eqns)
+
+
 def scale_of_layers(evidence: Evidence):
     """Find single layers with weights that are far too large or too small."""
     rows = [r for r in evidence.measured.rows if r.kind != "embedding" and r.fan_in > 1 and r.weight_rms > 0]
@@ -285,6 +310,7 @@ CAUSES = (
     saturated_units,
     large_biases,
     scale_over_depth,
+    gradients_over_steps,
     scale_of_layers,
     large_embeddings,
     collapsed_features,
