@@ -128,8 +128,9 @@ def leaking_padding(evidence: Evidence):
     advice = "Mask it: pass `seq_lengths` to `nn.RNN`, a mask to attention, and take means over real steps only."
     found = Suspicion(Finding("padding_leakage", _grade(evidence), title, text, advice))
     moved = replace(found, remedy=Remedy("padding in front of the sequences", partial(padding_first, padding=padding)))
-    every = jax.tree.leaves(evidence.subject.targets)[0].shape[1:2] == (padding.steps,)  # step has a target
-    yield found if every or not _helps(evidence, moved) else moved
+    # Targets of every step would have to be moved too.
+    of_steps = jax.tree.leaves(evidence.subject.targets)[0].shape[1:2] == (padding.steps,)
+    yield found if of_steps or not _helps(evidence, moved) else moved
 
 
 def padding_first(subject, padding):

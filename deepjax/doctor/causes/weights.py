@@ -24,7 +24,6 @@ LARGE = 3.0  # the same where new weights help; in recurrent layers the factor i
 DEAD, SATURATED = 0.9, 0.5  # share of the units of a layer
 COLLAPSED = 1e-3  # 1 - cosine between the features of different examples
 RELU = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu")
-ZERO = "Start with biases of 0."
 LSUV = "initialization from data: every layer's output with variance 1 (LSUV)"
 
 
@@ -259,8 +258,8 @@ def large_biases(evidence: Evidence):
         layer, _, name = path.rpartition("/")
         rms = float(np.sqrt((bias**2).mean()))
         if name == "bias" and layer not in last and rms > LARGE:
-            text = f"The biases of {layer} have the root mean square {rms:.3g}."
-            finding = Finding("bad_initialization", "serious", "Initial biases are far too large.", text, ZERO, layer)
+            title, text = "Initial biases are far too large.", f"The root mean square of {path} is {rms:.3g}."
+            finding = Finding("bad_initialization", "serious", title, text, "Start with biases of 0.", layer)
             yield Suspicion(_collapse(evidence) or finding, _fresh(evidence), certain=False)
             return
 
