@@ -86,10 +86,18 @@ def wider(last: str, narrow: int, units: int):
 
 def positive_output(subject: Subject) -> Subject:
     """Put a softplus behind the outputs, which makes them positive."""
+    return _behind_output(subject, nn.softplus)
 
+
+def scaled_output(factor: float):
+    """Multiply the outputs."""
+    return lambda subject: _behind_output(subject, lambda y: factor * y)
+
+
+def _behind_output(subject, function):
     def apply(*arguments):
         out, state = subject.apply(*arguments)
-        return jax.tree.map(nn.softplus, out), state
+        return jax.tree.map(function, out), state
 
     return subject.with_(apply=apply)
 

@@ -215,6 +215,11 @@ class Evidence:
         part = max(1, len(losses) // 10)
         return bool(losses[-part:].mean() < 0.9 * losses[:part].mean())
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether training as planned was cut short by the budget while its loss fell."""
+        return self.falls and not self.planned.complete
+
     def skill(self, run: trials.Run, i: int = 0) -> float:
         """Return the skill of a run: 0 for the best constant prediction, 1 for perfect ones."""
         if not np.isfinite(run.loss[i]):

@@ -7,7 +7,8 @@ import numpy as np
 from deepjax.doctor.compiling import compile_quickly
 
 SIZE = 2**22  # entries of the largest Jacobian that is computed
-POWER = 30  # iterations for the largest eigenvalue
+POWER = 30  # iterations for the largest eigenvalue, at most
+STILL = 1e-3  # relative change of the eigenvalue in an iteration, below which it is taken
 
 
 def jacobian(evidence) -> tuple[float, ...]:
@@ -36,10 +37,11 @@ def jacobian(evidence) -> tuple[float, ...]:
 
 
 def sharpness(evidence) -> float:
-    """Return the largest eigenvalue, by size, of the Hessian of the loss on one batch in the parameters.
+    """Return the largest eigenvalue of the Hessian of the loss on one batch in the parameters.
 
-    By power iteration with Hessian-vector products (Pearlmutter 1994), forward over reverse. NaN where the Hessian is
-    not finite.
+    By power iteration with Hessian-vector products (Pearlmutter 1994), forward over reverse. If that finds a negative
+    eigenvalue, the largest by size, it is subtracted from the diagonal, so that the largest eigenvalue is the largest
+    by size. NaN where the Hessian is not finite.
     """
     subject = evidence.subject
     rest = {name: tree for name, tree in evidence.variables.items() if name != "params"}
@@ -47,20 +49,34 @@ def sharpness(evidence) -> float:
     def value(params, inputs, targets):
         return subject.value({"params": params, **rest}, inputs, targets, evidence.key)[0]
 
-    def step(vector, params, inputs, targets):
+    def step(vector, shift, params, inputs, targets):
         length = jnp.sqrt(sum(jnp.sum(a.astype(jnp.float32) ** 2) for a in jax.tree.leaves(vector)))
         unit = jax.tree.map(lambda a: (a / jnp.maximum(length, 1e-30)).astype(a.dtype), vector)
         product = jax.jvp(jax.grad(lambda p: value(p, inputs, targets)), (params,), (unit,))[1]
+        product = jax.tree.map(lambda a, u: (a + shift * u).astype(a.dtype), product, unit)
         return product, sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (unit, product)), strict=True))
 
+    compiled = jax.jit(step)  # with XLA's optimizer, and not in a scan: on a CPU, both make convolutions fast
+
+    def shifted(shift):
+        return _power(lambda v: compiled(v, shift, evidence.variables["params"], *evidence.batch), evidence) - shift
+
+    try:
+        largest = shifted(0.0)
+        return shifted(-largest) if largest < 0 else largest
+    except (TypeError, NotImplementedError):  # an operation without forward mode, such as a custom_vjp
+        return float("nan")
+
+
+def _power(multiply, evidence):
+    """Return the eigenvalue that is the largest by size; `multiply` is a function (vector) -> (product, eigenvalue)."""
     leaves, tree = jax.tree.flatten(evidence.variables["params"])
     keys = [jax.random.fold_in(evidence.key, 100 + i) for i in range(len(leaves))]
     draws = [jax.random.normal(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)]
-    vector, rayleigh = jax.tree.unflatten(tree, draws), jnp.nan
-    multiply = compile_quickly(step)  # not in a scan: XLA runs convolutions inside of loops many times slower on a CPU
-    try:
-        for _ in range(POWER):
-            vector, rayleigh = multiply(vector, evidence.variables["params"], *evidence.batch)
-    except (TypeError, NotImplementedError):  # an operation without forward mode, such as a custom_vjp
-        return float("nan")
-    return float(rayleigh)
+    vector, largest = jax.tree.unflatten(tree, draws), float("nan")
+    for _ in range(POWER):
+        vector, rayleigh = multiply(vector)
+        before, largest = largest, float(rayleigh)
+        if abs(largest - before) <= STILL * abs(largest):
+            break
+    return largest

@@ -195,7 +195,8 @@ def _build_evaluation(subject):
         value, (predictions, _) = subject.value(variables, inputs, targets, jax.random.key(0), train=False)
         return value, predictions
 
-    return compile_quickly(evaluate)
+    # Without XLA's optimizer, convolutions of many examples take longer than the optimizer.
+    return jax.jit(evaluate) if has_convolution(subject) else compile_quickly(evaluate)
 
 
 def planned_steps(subject: Subject) -> int:

@@ -9,7 +9,9 @@ import pytest
 from flax import nnx
 
 import doctor_suite as suite
-from deepjax.doctor import examine
+from deepjax.doctor import examine, spectra
+from deepjax.doctor.causes import structure
+from deepjax.doctor.evidence import Evidence
 from deepjax.doctor.examine import diagnose
 from deepjax.doctor.subject import subject
 from deepjax.errors import InputError
@@ -88,6 +90,15 @@ def test_sharpness_and_singular_values_of_a_linear_map():
     assert len(report.spectrum) == 1
 
 
+def test_sharpness_is_the_largest_eigenvalue_also_beside_a_larger_negative_one():
+    def function(params, x):
+        return (params @ np.diag([3.0, -5.0, 1.0]).astype(np.float32) @ params) * jnp.ones(len(x))
+
+    x, _ = data()
+    made = subject(function, (x, x[:, 0]), lambda p, t: jnp.mean(p), variables=jnp.ones(3))
+    np.testing.assert_allclose(spectra.sharpness(Evidence(made, jax.random.key(0), 1)), 6.0, rtol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -117,3 +128,14 @@ def test_the_optimizer_is_judged_only_if_it_is_planned():
     model = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(2)])
     report = examine(model, (x, y), suite.cross_entropy, key=jax.random.key(0), optimizer=optax.sgd(1e-7), budget=3)
     assert [finding.code for finding in report.findings] == ["learning_rate_too_low"]
+
+
+@pytest.mark.parametrize(("rate", "cut_short"), [(0.1, True), (1e-9, False)])
+def test_a_plan_that_is_cut_short_while_the_loss_falls_says_nothing_about_the_layers(rate, cut_short):
+    x, labels = data()[0], np.arange(64) % 3  # learned by heart at last
+    net = nn.Sequential([nn.Dense(16), nn.relu, *[nn.Dense(16), nn.relu] * 5, nn.Dense(3)])
+    plan = {"optimizer": optax.sgd(rate), "batch_size": 16, "epochs": 10**6}
+    evidence = Evidence(subject(net, (x, labels), suite.cross_entropy, **plan), jax.random.key(0), 0.5)
+    assert evidence.unfinished == cut_short and not evidence.healthy
+    found = [*structure.superfluous_layers(evidence), *structure.unnormalized_layers(evidence)]
+    assert len(found) == (0 if cut_short else 2)

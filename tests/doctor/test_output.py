@@ -185,3 +185,29 @@ def test_signs_and_zeros_of_a_regression_are_numbers():
     targets = RNG.integers(-1, 2, size=(96, 3))
     made = subject(net(3, jnp.tanh), (X, targets), squared, optimizer=optax.sgd(1e-4), batch_size=32, epochs=1)
     assert Evidence(made, jax.random.key(0), 1.0).targets.kind == "numbers"
+
+
+class Cosines(nn.Module):
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (8, 3))
+        x = nn.relu(nn.Dense(8)(x))
+        x, kernel = (a / jnp.linalg.norm(a + 1e-6, axis=i, keepdims=True) for a, i in ((x, -1), (kernel, 0)))
+        return self.scale * (x @ kernel)
+
+
+@pytest.mark.parametrize(("model", "bounded"), [(Cosines(), True), (Cosines(scale=10.0), False), (nn.Dense(3), False)])
+def test_logits_that_are_cosines(model, bounded):
+    def loss(p, t):
+        return optax.softmax_cross_entropy_with_integer_labels(p, t).mean()
+
+    slow = subject(model, (X, CLASSES), loss, optimizer=optax.sgd(1e-4), batch_size=32, epochs=2)
+    found = list(output.bounded_logits(Evidence(slow, jax.random.key(0), 5)))
+    assert [each.finding.code for each in found] == ["wrong_output_activation"] * bounded
+    if bounded:  # the smallest possible cross entropy goes from log(1 + 2 / e ** 2) to nearly 0
+        changed = found[0].remedy.change(slow)
+        variables = changed.init(jax.random.key(0))
+        largest = float(jnp.abs(changed.apply(variables, X, False, jax.random.key(0))[0]).max())
+        assert 1 < largest <= 10

@@ -324,4 +324,28 @@ def summing_loss(evidence: Evidence):
     )
 
 
-CAUSES = (suspicions, unrelated_loss, summing_loss)
+def bounded_logits(evidence: Evidence):
+    """Suspect logits that stay in [-1, 1] whatever the weights are, such as cosines and lengths of capsules."""
+    recognized = evidence.head is not None and evidence.head.activation in RANGES
+    if evidence.loss.expects != "logit" or evidence.outputs < 2 or recognized or evidence.healthy:
+        return
+    largest = [_largest(evidence, factor) for factor in (1, 100, -100)]
+    if not max(largest) <= 1 + 1e-4:
+        return
+    title = "The outputs stay between -1 and 1 whatever the weights are, so no prediction can be certain."
+    text = f"Even with all weights times 100, the largest output is {max(largest):.3g}; the loss expects logits."
+    advice = "Multiply the outputs by a scale of 10 or more, fixed or learned, or use a loss for such outputs."
+    finding = Finding("wrong_output_activation", "serious", title, text, advice)
+    yield Suspicion(finding, Remedy("outputs times 10", changes.scaled_output(10.0)), certain=False)
+
+
+def _largest(evidence, factor):
+    """Return the largest absolute output on the batch, with new random parts added to all parameters times `factor`."""
+    leaves, tree = jax.tree.flatten(evidence.variables["params"])
+    keys = [jax.random.fold_in(evidence.key, 200 + i) for i in range(len(leaves))]
+    moved = [factor * (a + 0.1 * jax.random.normal(k, a.shape, a.dtype)) for k, a in zip(keys, leaves, strict=True)]
+    out = evidence.predict({**evidence.variables, "params": jax.tree.unflatten(tree, moved)}, evidence.batch[0])
+    return float(np.abs(np.asarray(jax.tree.leaves(out)[0], np.float64)).max())
+
+
+CAUSES = (suspicions, unrelated_loss, summing_loss, bounded_logits)

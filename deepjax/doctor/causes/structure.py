@@ -190,7 +190,9 @@ def strong_decay(evidence: Evidence):
 def unnormalized_layers(evidence: Evidence):
     """Suspect that normalization is missing."""
     rows, subject = evidence.measured.rows, evidence.subject
-    if evidence.healthy or subject.module is None or len(rows) < 2 or called_modules(evidence, NORMS):
+    if evidence.healthy or evidence.unfinished or subject.module is None or len(rows) < 2:
+        return
+    if called_modules(evidence, NORMS):
         return
     title = "Without normalization between its layers, this network does not train."
     text = f"{len(rows)} layers."
@@ -203,7 +205,7 @@ def unnormalized_layers(evidence: Evidence):
 def superfluous_layers(evidence: Evidence):
     """Suspect that there are too many layers, where some of them keep the shape of their inputs."""
     rows, subject = evidence.measured.rows, evidence.subject
-    if evidence.healthy or subject.module is None or len(rows) < 4:
+    if evidence.healthy or evidence.unfinished or subject.module is None or len(rows) < 4:
         return
     count = sum(changes.between(module) for module in called_modules(evidence, AFFINE))
     if count < 4:
