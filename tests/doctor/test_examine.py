@@ -136,6 +136,7 @@ def test_a_plan_that_is_cut_short_while_the_loss_falls_says_nothing_about_the_la
     net = nn.Sequential([nn.Dense(16), nn.relu, *[nn.Dense(16), nn.relu] * 5, nn.Dense(3)])
     plan = {"optimizer": optax.sgd(rate), "batch_size": 16, "epochs": 10**6}
     evidence = Evidence(subject(net, (x, labels), suite.cross_entropy, **plan), jax.random.key(0), 0.5)
-    assert evidence.unfinished == cut_short and not evidence.healthy
+    assert evidence.unfinished == cut_short
+    assert not evidence.healthy
     found = [*structure.superfluous_layers(evidence), *structure.unnormalized_layers(evidence)]
     assert len(found) == (0 if cut_short else 2)
