@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from deepjax import init_from_data, layers
 from deepjax.doctor.head import Head, splitter
-from deepjax.doctor.subject import Subject, one_array
+from deepjax.doctor.subject import Subject, linen
 from deepjax.errors import InputError
 from deepjax.trace import around_calls, normalizes_by_batch
 from deepjax.trace.layers import AFFINE
@@ -171,11 +171,9 @@ def scaled_weights(subject: Subject, key, zero_biases: bool = False) -> Subject:
     """Initialize a Linen model from data, so that every layer's output has variance 1 (LSUV)."""
     if subject.module is None:
         raise InputError("only Linen models are initialized from data")
-    if not one_array(subject.inputs):
-        raise InputError("only models of one array are initialized from data")
-    inputs = jax.tree.leaves(subject.rows(slice(0, 256))[0])[0]
+    inputs = jax.tree.map(jnp.asarray, subject.rows(slice(0, 256))[0])
     call = {name: not value for name, value in subject.call}  # evaluation: no dropout
-    variables = init_from_data.lsuv(subject.module, jax.random.fold_in(key, 11), jnp.asarray(inputs), **call)
+    variables = init_from_data.lsuv(subject.module, jax.random.fold_in(key, 11), inputs, **call)
     params = nn.meta.unbox(variables["params"])
     params = _zeroed(params) if zero_biases else params
 
@@ -261,13 +259,52 @@ def new_output(subject: Subject, head: Head, facts, keep: bool) -> Subject:
 
     def apply_kept(variables, inputs, train, key):
         _, z, state = split(variables, inputs, train, key)
-        if facts.kind != "labels" and z.ndim > 2 and jax.tree.leaves(subject.targets)[0].ndim <= 2:
+        one_each = np.prod(z.shape[1:]) == np.prod(goal[1:])  # an output for every target
+        if facts.kind != "labels" and z.ndim > 2 and len(goal) <= 2 and not one_each:
             z = z.mean(tuple(range(1, z.ndim - 1)))  # what global average pooling did
         return z, state if train else {}
 
     if keep:
         return subject.with_(apply=apply_kept, loss=loss)
     return subject.with_(init=with_new_layer, apply=apply_new, loss=loss)
+
+
+def with_codes(values, shape):
+    """Add to the outputs an array that is learned for every value of some columns of the inputs.
+
+    Args:
+      values: {column of the inputs [examples, columns]: its values, sorted}.
+      shape: of the outputs, without the batch axis.
+    """
+
+    def change(subject):
+        def init(key):
+            variables = subject.init(key)
+            tables = {str(column): jnp.zeros((len(v), *shape)) for column, v in values.items()}
+            return {**variables, "params": {"model": variables["params"], "codes": tables}}
+
+        def apply(variables, inputs, train, key):
+            params, x = variables["params"], jax.tree.leaves(inputs)[0]
+            out, state = subject.apply({**variables, "params": params["model"]}, inputs, train, key)
+            found = [params["codes"][str(j)][jnp.searchsorted(v, x[:, j])] for j, v in values.items()]
+            return jax.tree.map(lambda y: y + sum(found), out), state
+
+        return subject.with_(init=init, apply=apply)
+
+    return change
+
+
+def flattened(subject: Subject) -> Subject:
+    """Give a Linen model inputs of one position, which has the features of all positions; layers are drawn again."""
+
+    def flat(x):
+        return x.reshape(len(x), *[1] * (x.ndim - 2), -1)
+
+    if subject.module is None:
+        raise InputError("only the layers of Linen models take the size of their inputs")
+    inputs = jax.tree.map(flat, subject.inputs)
+    init, apply, *_ = linen(subject.module, None, inputs)
+    return subject.with_(inputs=inputs, init=init, apply=apply)
 
 
 def fitting_loss(facts, targets):

@@ -293,10 +293,11 @@ def updated(optimizer, gradient, state, params) -> tuple[Any, Any]:
 
 
 def runs(subject: Subject) -> bool:
-    """Whether a changed subject can be initialized and called, and its loss is a number."""
+    """Whether a changed subject can be initialized and called, its loss is a number, and its optimizer fits."""
     rows = subject.rows(slice(0, subject.batch_size))
     try:
         variables = jax.eval_shape(subject.init, jax.random.key(0))
+        jax.eval_shape(subject.optimizer.init, variables["params"])
         value, _ = jax.eval_shape(lambda v: subject.value(v, *rows, jax.random.key(0)), variables)
     except Exception:  # any model and loss of the user's own
         return False

@@ -1,7 +1,6 @@
 """What is tried in data, loss and plan against a cause: functions of a subject that return a changed subject."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -42,15 +41,15 @@ def clipped(subject: Subject) -> Subject:
     return subject.with_(optimizer=optax.chain(optax.clip_by_global_norm(1.0), subject.optimizer))
 
 
-def without_decay(last: str | None = None):
-    """Take weight decay out of the optimizer: of all parameters, or of those whose path ends with a name.
+def with_decay(factor: float, last: str | None = None):
+    """Multiply the weight decay of the optimizer: of all parameters, or of those whose path ends with a name.
 
-    The optimizer sees these parameters as 0.
+    The optimizer sees these parameters multiplied by the factor.
     """
 
     def hidden(params):
         def hide(path, leaf):
-            return jnp.zeros_like(leaf) if last in (None, path[-1].key) else leaf
+            return factor * leaf if last in (None, path[-1].key) else leaf
 
         return jax.tree_util.tree_map_with_path(hide, params)
 

@@ -9,9 +9,83 @@ from deepjax.doctor.subject import Subject
 
 
 def connected(subject: Subject) -> Subject:
-    """Let gradients pass where `stop_gradient` blocks them, and where numbers are rounded."""
-    passing = ("stop_gradient", "round", "floor", "ceil")
-    return _rewritten(subject, lambda jaxpr, moving: lambda eqn: jnp.asarray if eqn.primitive.name in passing else None)
+    """Let gradients pass where `stop_gradient` blocks them, and where numbers are rounded, compared or ranked.
+
+    The values stay, and the gradient is that of a smooth function (Bengio et al. 2013): of the number itself where it
+    is rounded, of a softmax in place of a one-hot argmax, of a sigmoid in place of a comparison, of tanh for a sign.
+    """
+
+    def choose(jaxpr, moving):
+        passing = [eqn for eqn in jaxpr.eqns if eqn.primitive.name in PASSING and _real(eqn.outvars[0])]
+        replaced = {id(eqn): PASSING[eqn.primitive.name] for eqn in passing}
+        makes = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+        for eqn in jaxpr.eqns:
+            replaced |= _smoothed(makes, eqn)
+        return lambda eqn: replaced.get(id(eqn))
+
+    return _rewritten(subject, choose)
+
+
+def _smoothed(makes, end):
+    """Return {id of an equation: what replaces it}, if an equation makes numbers of a comparison, an index or a cast.
+
+    The equation that looks at numbers for the last time keeps them, and gives the equation `end` their gradient.
+    """
+    if end.primitive.name != "convert_element_type" or not _real(end.outvars[0]) or _real(end.invars[0]):
+        return {}
+    source, one_hot = _discrete(makes, end.invars[0]), False
+    if source is not None and source.primitive.name == "eq":
+        sides = [_discrete(makes, v) for v in source.invars]
+        source, one_hot = next((each for each in sides if _name(each) in ("argmax", "argmin")), None), True
+    smooth = _soft_one_hot if one_hot else SMOOTH.get(_name(source))
+    if source is None or smooth is None or not _real(source.invars[0]):
+        return {}
+    kept = []
+
+    def look(*operands):
+        kept[:] = operands
+        return source.primitive.bind(*operands, **source.params)
+
+    def give(x):
+        hard, soft = end.primitive.bind(x, **end.params), smooth(source, *kept)
+        return hard if soft.size != hard.size else _through(hard, soft.reshape(hard.shape).astype(hard.dtype))
+
+    return {id(source): look, id(end): give}
+
+
+def _discrete(makes, v):
+    """Return the equation that makes whole or truth values of others, before their shape and type change, or None."""
+    eqn = makes.get(v) if isinstance(v, Var) else None
+    while eqn is not None and eqn.primitive.name in SHAPED and not _real(eqn.invars[0]):
+        eqn = makes.get(eqn.invars[0]) if isinstance(eqn.invars[0], Var) else None
+    return eqn
+
+
+def _real(v):
+    return jnp.issubdtype(v.aval.dtype, jnp.floating)
+
+
+def _through(hard, soft):
+    return hard + (soft - jax.lax.stop_gradient(soft))  # exactly `hard`
+
+
+def _soft_one_hot(eqn, x):
+    axis, sign = eqn.params["axes"][0], 1 if eqn.primitive.name == "argmax" else -1
+    return jnp.moveaxis(jax.nn.softmax(sign * x, axis), axis, -1)
+
+
+PASSING = {
+    "stop_gradient": jnp.asarray,
+    "round": lambda x: _through(jnp.round(x), x),
+    "floor": lambda x: _through(jnp.floor(x), x),
+    "ceil": lambda x: _through(jnp.ceil(x), x),
+    "sign": lambda x: _through(jnp.sign(x), jnp.tanh(x)),
+}
+SMOOTH = {
+    "convert_element_type": lambda eqn, x: x,
+    **dict.fromkeys(("gt", "ge"), lambda eqn, x, y: jax.nn.sigmoid(x - y)),
+    **dict.fromkeys(("lt", "le"), lambda eqn, x, y: jax.nn.sigmoid(y - x)),
+}
 
 
 def relu_in_place(subject: Subject) -> Subject:

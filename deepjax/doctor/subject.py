@@ -128,7 +128,7 @@ def _checked_arrays(batch):
 def _functions(model, variables, inputs):
     """Return (init, apply, the Linen module or None, the argument that says whether the model trains)."""
     if isinstance(model, nn.Module):
-        return _linen(model, variables, inputs)
+        return linen(model, variables, inputs)
     if _is_nnx(model):
         return *_nnx(model), None, ()
     if callable(model):
@@ -151,7 +151,8 @@ def _function(model, params):
     return lambda key: plain, apply
 
 
-def _linen(model, variables, inputs):
+def linen(model, variables, inputs):
+    """Return (init, apply, the module, the argument that says whether it trains) of a Linen module."""
     call = tuple((name, value) for name, value in TRAIN.items() if _takes(model, name))[:1]
     one = jax.tree.map(lambda a: a[:2], inputs)
 

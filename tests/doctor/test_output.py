@@ -81,6 +81,7 @@ def codes(model, targets, loss):
         (net(1, nn.tanh), LABELS[:, :1], squared, ["wrong_output_activation", "wrong_loss"]),
         (net(1), LABELS[:, :1], binary_of_logits, []),
         (net(3), LABELS, binary_of_logits, []),
+        (net(3), LABELS, lambda p, t: optax.softmax_cross_entropy(p, t).mean(), ["wrong_loss"]),
         (net(3), NUMBERS, squared, []),
         (net(3), SHARES, lambda p, t: optax.softmax_cross_entropy(p, t).mean(), []),
     ],

@@ -20,4 +20,4 @@ SECOND = (
     *structure.LATE,
     *learnable.CAUSES,
 )
-THIRD = (*plan.CAUSES, *structure.LAST, *learnable.LAST)
+THIRD = (*plan.CAUSES, *structure.LAST, *learnable.LAST, *data.LAST)

@@ -105,7 +105,7 @@ def decay_of_norms(evidence: Evidence):
         text = f"Without a gradient, the optimizer still changes {_listed(scales)}."
         advice = "Mask them: decay kernels only (`mask` of optax.adamw or optax.add_decayed_weights)."
         finding = Finding("weight_decay_on_norm", "note", title, text, advice, scales[0])
-        yield Suspicion(finding, Remedy("no weight decay on scales", plan_changes.without_decay("scale")))
+        yield Suspicion(finding, Remedy("no weight decay on scales", plan_changes.with_decay(0.0, "scale")))
 
 
 def stale_moments(evidence: Evidence):

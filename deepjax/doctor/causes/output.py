@@ -250,9 +250,19 @@ def _loss(evidence):
     elif loss.kind.startswith("binary") and facts.kind == "classes" and facts.classes > 2:
         text = f"The loss is a {loss.kind}; the targets are {facts.classes} classes."
         yield "wrong_loss", "A loss of two classes is used for several.", text, f"Use {_fitting(facts)}."
+    elif loss.kind.startswith("cross entropy") and _several_at_once(evidence) and not evidence.healthy:
+        share = float((_target(evidence).sum(-1) > 1).mean())
+        text = f"The loss is a {loss.kind}; {100 * share:.0f} % of the examples have several labels."
+        title = "A loss of classes that exclude each other is used for labels that do not."
+        yield "wrong_loss", title, text, f"Use {_fitting(facts)} for each label."
     elif loss.expects in ("number", "rate") and facts.kind in CLASSES and not evidence.healthy:
         text = f"The loss is a {loss.kind}; {_goal(facts)}."
         yield "wrong_loss", SLOW, text, f"Use {_fitting(facts)}."
+
+
+def _several_at_once(evidence):
+    """Whether examples may have several of the labels at once."""
+    return evidence.targets.kind == "labels" and bool((_target(evidence).sum(-1) > 1).any())
 
 
 def _in_unit(facts):

@@ -6,6 +6,7 @@ They are looked for last, by runs: a cause is a finding only if the run without 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from deepjax.doctor import plan_changes, trials
 from deepjax.doctor.evidence import FACTORS, LEARNS, LONG, SWEEP, Evidence, Remedy, Suspicion, updated
@@ -26,12 +27,18 @@ def severity(evidence: Evidence, before: float, after: float, high: bool = False
     """Return "serious" where training as planned reaches less than half of what it could, else "warning".
 
     A plan that was cut short by the budget is not judged while its loss falls. A high rate may fall late, so there
-    (`high`) it is enough that the loss is lower than at the start.
+    (`high`) it is enough that the loss is lower at the end than in the middle.
     """
     planned = evidence.planned
     cut = evidence.falls and not (planned.complete and evidence.subject.epochs is not None)
-    cut |= high and not planned.complete and bool(planned.losses[0][-1] < planned.losses[0][0])
+    cut |= high and not planned.complete and _falls_late(planned.losses[0])
     return "serious" if before < 0.5 * after and not cut else "warning"
+
+
+def _falls_late(losses):
+    """Whether the loss of a run is lower, by a hundredth at least, at its end than in its middle."""
+    middle, part = len(losses) // 2, max(1, len(losses) // 10)
+    return bool(losses[-part:].mean() < 0.99 * losses[middle : middle + part].mean())
 
 
 def _preference(evidence):
@@ -57,13 +64,23 @@ def accumulation_that_sums(evidence: Evidence):
         if any(np.any(np.asarray(u)) for u in jax.tree.leaves(updates)):
             break
         sums |= step == 2 and _holds_twice(state, params)
-    if not sums:
+    adds_updates = step > 1 and any(isinstance(each, optax.ApplyEvery) for each in _states(state))
+    if not sums and not (adds_updates and not evidence.healthy):
         return
     title = "Gradient accumulation adds up the gradients, so the rate grows with the number of steps."
     text = f"After two equal gradients the optimizer's state holds their sum; it updates after {step}."
+    if adds_updates:
+        text = f"`optax.apply_every` adds up {step} updates, each of the full rate."
     advice = "Take the mean: `optax.MultiSteps(..., use_grad_mean=True)`."
     remedy = Remedy(f"updates divided by {step}", plan_changes.scaled_rate(1 / step))
-    yield Suspicion(Finding("accumulation_sums", "serious", title, text, advice), remedy)
+    certain = sums or evidence.skill(evidence.planned) < LEARNS
+    yield Suspicion(Finding("accumulation_sums", "serious", title, text, advice), remedy, certain)
+
+
+def _states(state):
+    """Return all parts of an optimizer's state that are named tuples, also inside of others."""
+    inner = [part for each in state for part in _states(each)] if isinstance(state, tuple) else []
+    return [state, *inner] if hasattr(state, "_fields") else inner
 
 
 def _holds_twice(state, params):
@@ -120,9 +137,28 @@ def rate_and_steps(evidence: Evidence):
         found.append((high[0] + _preference(evidence), _rate("low", evidence, before, high[0], high[2])))
     if clearly_better(before, long):
         found.append((long, _steps(evidence, before, long, -times)))
-    yield from (suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0]))
+    found = [suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0])]
+    found = found or _rate_again(evidence, before)
+    yield from found
     if not found and _known(evidence) and before < LEARNS:
         yield from _rate_with_steps(evidence, before)
+
+
+def _rate_again(evidence, before):
+    """Train as long as planned with the lower and the higher rate that are best in the sweep, which has fewer steps."""
+    run, found = evidence.sweep, []
+    if run.losses.shape[1] >= evidence.planned.losses.shape[1]:
+        return found
+    for which in ("high", "low"):
+        side = [i for i, f in enumerate(FACTORS) if (f < 1) == (which == "high") and np.isfinite(run.loss[i])]
+        if not side or (which == "low" and not _known(evidence) and before >= LEARNS and evidence.falls):
+            continue
+        factor = FACTORS[min(side, key=lambda i: run.loss[i])]
+        changed = evidence.with_remedies([_rate(which, evidence, before, before, factor)])
+        after = changed.skill(changed.planned)
+        if clearly_better(before, after):
+            found.append((after, _rate(which, evidence, before, after, factor)))
+    return [suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0])][:1]
 
 
 def _rate_with_steps(evidence, before):

@@ -16,23 +16,31 @@ from deepjax.trace.layers import AFFINE
 
 SATURATING = ("sigmoid", "tanh", "hard_sigmoid", "hard_tanh")
 NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
+DECAYS = {"no weight decay": 0.0, "a hundredth of the weight decay": 0.01}  # a little keeps some networks stable
+ALIKE = 1e-4  # relative difference between outputs that counts as none; float32 rounding gives about 1e-6
 PATHS = 3  # that a text names
 
 
 def dropout_after_output(evidence: Evidence):
     """Find a dropout behind the last layer."""
-    head = evidence.head
     if not evidence.measured.dropout_after_output:
         return
-    remedy = None
-    if head is not None and evidence.targets.kind != "other":
-        change = partial(changes.new_output, head=head, facts=evidence.targets, keep=True)
-        units = changes.fitting_loss(evidence.targets, evidence.subject.targets)[0]
-        remedy = Remedy("no dropout after the last layer", change) if units == head.shape[-1] else None
+    remedy = _own_output(evidence, "no dropout after the last layer")
     title = "A dropout follows the last layer, so that outputs themselves are set to 0 in training."
     text = "Random bits multiply the output of the last layer."
     finding = Finding("dropout_misplaced", "serious", title, text, "Move the dropout before the last layer.")
     yield Suspicion(finding, remedy)
+
+
+def _own_output(evidence, description):
+    """Return the remedy that predicts by the output of the last layer itself, or None if it has another size."""
+    head, facts = evidence.head, evidence.targets
+    if head is None or facts.kind == "other":
+        return None
+    units = changes.fitting_loss(facts, evidence.subject.targets)[0]
+    if units not in (head.shape[-1], int(np.prod(head.shape))):
+        return None
+    return Remedy(description, partial(changes.new_output, head=head, facts=facts, keep=True))
 
 
 def strong_dropout(evidence: Evidence):
@@ -113,11 +121,19 @@ def parameters_without_gradient(evidence: Evidence):
     text = f"{len(names)} of {count} arrays of parameters have no path to the loss: {_listed(names)}."
     title = "Some parameters get no gradient: their layers are not connected to the loss."
     advice = "Check that the layer's output is used, and that no `stop_gradient`, `argmax`, rounding or cast follows."
-    mended = len(_without_gradient(evidence, rewrites.connected(subject))) < len(names)
-    remedy = Remedy("gradients that pass `stop_gradient` and rounding", rewrites.connected) if mended else None
-    # A few layers whose output is not used, such as the last one of a WaveNet, do no harm.
-    severity = "serious" if mended or 2 * len(names) >= count else "warning"
+    remedy = _with_gradient(evidence, len(names))
+    # A few layers whose output is not used, such as the last one of a WaveNet, and fixed random features do no harm.
+    severity = "serious" if (remedy or 2 * len(names) >= count) and not evidence.healthy else "warning"
     yield Suspicion(Finding("no_gradient", severity, title, text, advice, layer=names[0]), remedy)
+
+
+def _with_gradient(evidence, count):
+    """Return the remedy that gives some of `count` arrays of parameters without gradient one, or None."""
+    passing = Remedy("gradients that pass `stop_gradient`, rounding and comparisons", rewrites.connected)
+    for remedy in (passing, _own_output(evidence, "the output of the last layer as the prediction")):
+        if remedy and len(_without_gradient(evidence, remedy.change(evidence.subject))) < count:
+            return remedy
+    return None
 
 
 def _without_gradient(evidence, subject):
@@ -166,12 +182,32 @@ def frozen_parameters(evidence: Evidence):
         return  # an optimizer that waits, to accumulate, changes nothing in the first step
     text = f"The optimizer's update is 0 for {len(still)} of {len(pairs)} arrays of parameters: {_listed(still)}."
     title = "Some layers are frozen: the optimizer does not change them."
-    severity = "warning" if evidence.subject.given else "serious"
+    severity = "warning" if evidence.subject.given or evidence.healthy else "serious"
     advice = "Remove the mask, `set_to_zero` or learning rate 0 for these parameters, unless they are pretrained."
     yield Suspicion(
         Finding("frozen_layers", severity, title, text, advice, layer=still[0]),
         Remedy("Adam for all parameters", plan_changes.with_adam(1e-3)),
     )
+
+
+def order_of_positions(evidence: Evidence):
+    """Suspect a model that treats all positions of its inputs alike, so that it cannot tell their order."""
+    leaves, outs = jax.tree.leaves(evidence.batch[0]), jax.tree.leaves(evidence.predicted)
+    several = len(leaves) == 1 and leaves[0].ndim > 2 and leaves[0].dtype.kind == "f"
+    if evidence.healthy or not several or outs[0].ndim > 2 or evidence.subject.module is None:
+        return
+    x = leaves[0].reshape(len(leaves[0]), -1, leaves[0].shape[-1])
+    shuffled = np.random.default_rng(0).permutation(x, axis=1).reshape(leaves[0].shape)
+    tree = jax.tree.structure(evidence.batch[0])
+    pair = [evidence.predict(evidence.variables, jax.tree.unflatten(tree, [a])) for a in (leaves[0], shuffled)]
+    given, other = (np.asarray(jax.tree.leaves(out)[0], np.float64) for out in pair)
+    if not np.abs(given - other).max() <= ALIKE * np.abs(given).max():
+        return
+    title = "The model treats all positions alike, so it cannot tell where something is."
+    text = f"Its outputs stay the same if the {x.shape[1]} positions of an input are shuffled."
+    advice = "Flatten the inputs before the first dense layer, or use convolutions or an encoding of positions."
+    finding = Finding("missing_flatten", "serious", title, text, advice)
+    yield Suspicion(finding, Remedy("all positions of the inputs flattened into one", changes.flattened), certain=False)
 
 
 def strong_decay(evidence: Evidence):
@@ -184,7 +220,13 @@ def strong_decay(evidence: Evidence):
     title = "Weight decay or a penalty on the weights is too strong: it works against the loss."
     text = "The optimizer changes weights that have no gradient."
     finding = Finding("regularization_too_strong", "serious", title, text, "Lower the weight decay or the penalty.")
-    yield Suspicion(finding, Remedy("no weight decay", plan_changes.without_decay()), certain=False)
+    tried = [Suspicion(finding, Remedy(what, plan_changes.with_decay(f)), certain=False) for what, f in DECAYS.items()]
+    yield max(tried, key=lambda each: _skill_with(evidence, each))
+
+
+def _skill_with(evidence, suspicion):
+    changed = evidence.with_remedies([suspicion])
+    return changed.skill(changed.planned)
 
 
 def unnormalized_layers(evidence: Evidence):
@@ -218,5 +260,5 @@ def superfluous_layers(evidence: Evidence):
 
 
 CAUSES = (dropout_after_output, hidden_softmax, parameters_without_gradient, frozen_parameters)
-LATE = (linear_network, saturating_activations, strong_dropout, strong_decay)
+LATE = (order_of_positions, linear_network, saturating_activations, strong_dropout, strong_decay)
 LAST = (unnormalized_layers, superfluous_layers)

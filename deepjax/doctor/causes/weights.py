@@ -12,7 +12,6 @@ from deepjax.doctor.causes.structure import SATURATING
 from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
 from deepjax.doctor.head import inlined
 from deepjax.doctor.report import Finding
-from deepjax.doctor.subject import one_array
 from deepjax.errors import InputError
 from deepjax.init_from_data.branch_ends import branch_ends
 
@@ -21,6 +20,9 @@ MILD = 30.0  # the same where other weights clearly help
 GRADIENT = 1e4  # the same for gradients
 GAIN = 10.0  # a layer that changes the scale of its inputs by more than this factor has bad initial weights
 LARGE = 3.0  # the same where new weights help; in recurrent layers the factor is that of every step
+DOMINATES = (
+    1.8  # growth in a residual unit whose branch is 1.5 times as large as what it is added to: sqrt(1 + 1.5 ** 2)
+)
 DEAD, SATURATED = 0.9, 0.5  # share of the units of a layer
 COLLAPSED = 1e-3  # 1 - cosine between the features of different examples
 RELU = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu")
@@ -155,10 +157,11 @@ def _hidden(evidence):
 def _branches(evidence):
     """Return the paths of the last modules of residual branches, where the model is a Linen one that has some."""
     subject, inputs = evidence.subject, evidence.batch[0]
-    if subject.module is None or not one_array(inputs) or changes.HEAD in evidence.variables["params"]:
+    if subject.module is None or changes.HEAD in evidence.variables["params"]:
         return {}
     call = {name: not value for name, value in subject.call}
-    return branch_ends(subject.module, evidence.variables, evidence.key, jnp.asarray(inputs), call)
+    arrays = jax.tree.map(jnp.asarray, inputs)
+    return branch_ends(subject.module, evidence.variables, evidence.key, arrays, call)
 
 
 def _is_wrong_fan(rows):
@@ -179,9 +182,12 @@ def _depth_finding(evidence, rows, factor):
     title = f"Activations {'grow' if grow else 'shrink'} from layer to layer."
     advice = "Initialize with the variance 2 / fan_in under ReLU (He et al. 2015), or from data, or normalize."
     code = "exploding_activations" if grow else "vanishing_activations"
-    if grow and _branches(evidence):
-        code = "residual_dominates"
-        title = "The residual branches are larger than what they are added to, so activations grow from unit to unit."
+    if grow and (ends := _branches(evidence)):
+        units = sum(row.layer.partition("[")[0] in {"/".join(end) for end in ends} for row in rows)
+        large = (stds.max() / stds[0]) ** (1 / max(units, 1)) > DOMINATES
+        code = "residual_dominates" if large else code
+        title = f"The residual branches are {'larger than' if large else 'as large as'} what they are added to, "
+        title += "so activations grow from unit to unit."
         advice = "Let branches start small: a last layer of zeros, or a factor of 1 / sqrt(units), or normalize them."
     if not grow and _is_wrong_fan(rows):
         code = "wrong_fan"
