@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from deepjax.doctor.causes.structure import parameters_without_gradient
-from deepjax.doctor.causes.weights import gradients_over_steps
+from deepjax.doctor.causes.weights import gradients_over_steps, scale_over_depth
+from deepjax.doctor.changes import scaled_weights
 from deepjax.doctor.evidence import Evidence
 from deepjax.doctor.subject import subject
 
@@ -70,3 +71,42 @@ def test_layers_whose_output_is_not_used(unused, severity):
     (found,) = parameters_without_gradient(evidence)
     assert (found.finding.code, found.finding.severity) == ("no_gradient", severity)
     assert found.remedy is None
+
+
+class Branches(nn.Module):
+    """Residual units [a dense layer, ReLU, a dense layer] whose branch is multiplied."""
+
+    units: int
+    factor: float
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(32)(x)
+        for _ in range(self.units):
+            y = nn.relu(nn.Dense(32, kernel_init=nn.initializers.he_normal())(x))
+            x = x + self.factor * nn.Dense(32, kernel_init=nn.initializers.lecun_normal())(y)
+        return nn.Dense(2)(x)
+
+
+@pytest.mark.parametrize(
+    ("units", "factor", "code"), [(24, 1.0, "exploding_activations"), (8, 3.0, "residual_dominates")]
+)
+def test_branches_that_are_as_large_as_the_skip_and_larger_ones(units, factor, code):
+    # A branch of `factor` times the variance of its input multiplies the standard deviation by sqrt(1 + factor ** 2).
+    plan = {"optimizer": optax.sgd(0.1), "batch_size": 16, "epochs": 2}
+    made = subject(Branches(units, factor), (X[:, 0], Y), cross_entropy, **plan)
+    found = list(scale_over_depth(Evidence(made, jax.random.key(0), 2)))
+    assert [each.finding.code for each in found] == [code]
+
+
+def test_layers_behind_several_arrays_of_inputs_are_initialized_from_data():
+    class Towers(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2, name="last")(nn.relu(nn.Dense(8, name="a")(x["a"]) + nn.Dense(8, name="b")(x["b"])))
+
+    inputs = {"a": 100 * X[:, 0], "b": X[:, 1]}
+    changed = scaled_weights(subject(Towers(), (inputs, Y), cross_entropy), jax.random.key(0))
+    params = changed.init(jax.random.key(0))["params"]
+    for name in ("a", "b"):
+        np.testing.assert_allclose((inputs[name] @ params[name]["kernel"]).var(), 1, rtol=1e-3)

@@ -225,7 +225,7 @@ def _range(act):
 
 def _reachable(act, facts):
     low, high = RANGES[act]
-    room = 1e-6 + 0.01 * (facts.high - facts.low)  # rounding, and noise of single targets
+    room = 1e-6 + 0.05 * (facts.high - facts.low)  # rounding, and noise of single targets
     return act != "softmax" and low - room <= facts.low and facts.high <= high + room
 
 
