@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from deepjax.doctor import causes, spectra
-from deepjax.doctor.causes.plan import GAIN, clearly_better, rate_and_steps, severity
+from deepjax.doctor.causes.plan import GAIN, clearly_better, other_rate, rate_and_steps, severity
 from deepjax.doctor.evidence import FACTORS, HEALTHY, LEARNS, Evidence, Suspicion, curve
 from deepjax.doctor.measure import measure
 from deepjax.doctor.report import SEVERITIES, Finding, Outcome, Report, Sweep
@@ -16,6 +16,7 @@ from deepjax.doctor.subject import Subject, parameter_count, subject
 from deepjax.errors import InputError
 
 UNLEARNABLE = ("constant_labels", "shuffled_labels", "wrong_input_encoding")
+LOWER, FELL = 0.1, 0.5  # factor of the rate; share of the first loss, below which a run has learned before it diverged
 ALONE = ("missing_normalization", "too_many_layers", "too_few_units")  # causes whose remedies change the network itself
 
 
@@ -129,12 +130,30 @@ def _tried(start, evidence, suspicion, found):
     # What was measured weighs too: then it is enough that a model that does not learn begins to.
     begins = suspicion.otherwise == "last" and before < LEARNS <= after and after - before >= GAIN
     if not (begins or clearly_better(before, after)):
-        return []
+        return _with_lower_rate(start, base, changed, suspicion)
     text = f"{suspicion.finding.evidence} Without it, the model reaches a skill of {after:.2f} instead of {before:.2f}."
     outcome = start.outcome(suspicion.remedy.description, changed)
     grade = severity(start, before, after)
     finding = dataclasses.replace(suspicion.finding, severity=grade, evidence=text, outcome=outcome)
     return [dataclasses.replace(suspicion, finding=finding)]
+
+
+def _with_lower_rate(start, base, changed, suspicion):
+    """Return a suspicion whose remedy makes the loss fall until it is not finite, and a lower rate; or nothing.
+
+    A lower rate must not suffice without the remedy.
+    """
+    losses = changed.planned.losses[0]
+    if np.isfinite(losses[-1]) or not np.nanmin(losses) < FELL * losses[0]:
+        return []
+    before = base.skill(base.planned)
+    rate = other_rate("high", base, before, before, LOWER)
+    alone, both = base.with_remedies([rate]), changed.with_remedies([rate])
+    after = both.skill(both.planned)
+    if not clearly_better(max(before, alone.skill(alone.planned)), after):
+        return []
+    rate = other_rate("high", changed, 0.0, after, LOWER)
+    return [_joint(start, both, suspicion, before, alone.skill(alone.planned)), _in_plan(rate)]
 
 
 def _together(start: Evidence, evidence: Evidence, left: list[Suspicion]) -> list[Suspicion]:

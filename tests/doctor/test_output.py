@@ -199,7 +199,12 @@ class Cosines(nn.Module):
         return self.scale * (x @ kernel)
 
 
-@pytest.mark.parametrize(("model", "bounded"), [(Cosines(), True), (Cosines(scale=10.0), False), (nn.Dense(3), False)])
+DEEP = nn.Sequential([*(layer for _ in range(24) for layer in (nn.Dense(64), nn.relu)), nn.Dense(3)])  # may overflow
+
+
+@pytest.mark.parametrize(
+    ("model", "bounded"), [(Cosines(), True), (Cosines(scale=10.0), False), (nn.Dense(3), False), (DEEP, False)]
+)
 def test_logits_that_are_cosines(model, bounded):
     def loss(p, t):
         return optax.softmax_cross_entropy_with_integer_labels(p, t).mean()

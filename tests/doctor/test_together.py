@@ -7,6 +7,10 @@ import optax
 import pytest
 
 from deepjax.doctor import examine
+from deepjax.doctor.evidence import Evidence, Remedy, Suspicion
+from deepjax.doctor.examine import _tried
+from deepjax.doctor.report import Finding
+from deepjax.doctor.subject import subject
 
 
 def _cross_entropy(p, t):
@@ -58,3 +62,21 @@ def test_two_faults_are_named_and_mended_together(activation, init, optimizer, c
     assert all(f.severity == "serious" and f.outcome.learns for f in joint)
     assert report.cure.learns
     assert report.cure.quality_after > 0.9
+
+
+@pytest.mark.parametrize("late", [3.0, 0.3])
+def test_a_remedy_that_diverges_late_is_tried_with_a_lower_rate(late):
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+
+    def squared(p, t):
+        return ((p - t) ** 2).mean()
+
+    # The Hessian is about 2, so that gradient descent diverges at rates above 1.
+    schedule = optax.piecewise_constant_schedule(0.3, {20: late / 0.3})
+    plan = {"optimizer": optax.sgd(1e-9), "batch_size": 32, "epochs": 100}
+    start = Evidence(subject(nn.Dense(1), (x, x[:, :1]), squared, **plan), jax.random.key(0), 20)
+    remedy = Remedy("a schedule", lambda made: made.with_(optimizer=optax.sgd(schedule)))
+    suspicion = Suspicion(Finding("a_cause", "serious", "A title.", "Evidence.", "Advice."), remedy, certain=False)
+    found = _tried(start, start, suspicion, [])
+    assert [each.finding.code for each in found] == ["a_cause", "learning_rate_too_high"][: 2 if late > 1 else 1]
+    assert start.with_remedies(found).healthy

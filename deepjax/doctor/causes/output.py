@@ -339,11 +339,11 @@ def bounded_logits(evidence: Evidence):
     recognized = evidence.head is not None and evidence.head.activation in RANGES
     if evidence.loss.expects != "logit" or evidence.outputs < 2 or recognized or evidence.healthy:
         return
-    largest = [_largest(evidence, factor) for factor in (1, 100, -100)]
-    if not max(largest) <= 1 + 1e-4:
+    largest = np.max([_largest(evidence, factor) for factor in (1, 100, -100)])  # NaN, if one is
+    if not largest <= 1 + 1e-4:
         return
     title = "The outputs stay between -1 and 1 whatever the weights are, so no prediction can be certain."
-    text = f"Even with all weights times 100, the largest output is {max(largest):.3g}; the loss expects logits."
+    text = f"Even with all weights times 100, the largest output is {largest:.3g}; the loss expects logits."
     advice = "Multiply the outputs by a scale of 10 or more, fixed or learned, or use a loss for such outputs."
     finding = Finding("wrong_output_activation", "serious", title, text, advice)
     yield Suspicion(finding, Remedy("outputs times 10", changes.scaled_output(10.0)), certain=False)

@@ -132,9 +132,9 @@ def rate_and_steps(evidence: Evidence):
     long, times = max(((evidence.skill(r), -n) for n, r in longer.items()), default=(-1.0, 0))
     found = []
     if clearly_better(before, low[0]) and low[0] >= high[0]:
-        found.append((low[0], _rate("high", evidence, before, low[0], low[2])))
+        found.append((low[0], other_rate("high", evidence, before, low[0], low[2])))
     elif clearly_better(before, high[0]) and (_known(evidence) or before < LEARNS or not evidence.falls):
-        found.append((high[0] + _preference(evidence), _rate("low", evidence, before, high[0], high[2])))
+        found.append((high[0] + _preference(evidence), other_rate("low", evidence, before, high[0], high[2])))
     if clearly_better(before, long):
         found.append((long, _steps(evidence, before, long, -times)))
     found = [suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0])]
@@ -154,10 +154,10 @@ def _rate_again(evidence, before):
         if not side or (which == "low" and not _known(evidence) and before >= LEARNS and evidence.falls):
             continue
         factor = FACTORS[min(side, key=lambda i: run.loss[i])]
-        changed = evidence.with_remedies([_rate(which, evidence, before, before, factor)])
+        changed = evidence.with_remedies([other_rate(which, evidence, before, before, factor)])
         after = changed.skill(changed.planned)
         if clearly_better(before, after):
-            found.append((after, _rate(which, evidence, before, after, factor)))
+            found.append((after, other_rate(which, evidence, before, after, factor)))
     return [suspicion for _, suspicion in sorted(found, key=lambda pair: -pair[0])][:1]
 
 
@@ -177,12 +177,13 @@ def _rate_with_steps(evidence, before):
     if clearly_better(before, after):
         found = [
             _steps(evidence, before, after, LONG[0]),
-            _rate("low", evidence, before, after, factors[run.best]),
+            other_rate("low", evidence, before, after, factors[run.best]),
         ]
         yield from found if _preference(evidence) < 0 else reversed(found)
 
 
-def _rate(which, evidence, before, after, factor):
+def other_rate(which, evidence, before, after, factor) -> Suspicion:
+    """Return the suspicion of a rate that is too "high" or "low"; with `factor` times it the skill is `after`."""
     if not evidence.subject.planned:
         before, which = -1.0, which
     code = f"learning_rate_too_{which}"
