@@ -21,11 +21,16 @@ DROPOUTS = (nn.Dropout, layers.Dropout, layers.SpatialDropout, layers.AlphaDropo
 
 def without_dropout(subject: Subject) -> Subject:
     """Skip every dropout of a Linen model."""
+    return without_modules(lambda module, x: isinstance(module, DROPOUTS))(subject)
+
+
+def without_modules(chosen):
+    """Skip the modules of a Linen model for which `chosen`, a function (module, its input) -> bool, is true."""
 
     def rule(module, run, args, kwargs):
-        return args[0] if isinstance(module, DROPOUTS) else run(*args, **kwargs)
+        return args[0] if args and chosen(module, args[0]) else run(*args, **kwargs)
 
-    return _under(subject, rule)
+    return lambda subject: _under(subject, rule)
 
 
 def _behind_layers(last, change):

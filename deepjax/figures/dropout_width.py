@@ -35,7 +35,7 @@ def numbers(settings):
     """
     mnist = settings.full or settings.data_dir
     name, size = ("mnist", None if settings.full else 1000) if mnist else ("digits", 150)
-    widths, steps, nets = ((1024, 2048), 100_000, 1) if settings.full else ((128,), 1500, 4)
+    widths, steps, nets = ((1024, 2048), 100_000, 1) if settings.full else ((128,), 1500, 16)
     data = load(name, settings.data_dir, size)
     keys = jax.random.split(jax.random.key(settings.seed), nets)
     errors = {

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepjax import layers
 from deepjax.doctor import changes, rewrites
 from deepjax.doctor.causes.learnable import unrelated_targets
+from deepjax.doctor.causes.normalization import single_values
 from deepjax.doctor.evidence import Evidence
 from deepjax.doctor.subject import subject
 
@@ -90,3 +92,30 @@ def test_the_relation_to_several_arrays_of_inputs(shuffled):
     made = subject(TwoTowers(), ({"user": user, "item": item}, y), squared, batch_size=32, epochs=4)
     found = list(unrelated_targets(Evidence(made, jax.random.key(0), 2.0)))
     assert [each.finding.code for each in found] == ["shuffled_labels"] * shuffled
+
+
+@pytest.mark.parametrize(
+    ("norm", "single"),
+    [
+        (nn.GroupNorm(num_groups=8), True),
+        (nn.GroupNorm(num_groups=None, group_size=1), True),
+        (nn.GroupNorm(num_groups=4), False),
+        (layers.GroupNorm(groups=8), True),
+        (layers.GroupNorm(groups=2), False),
+        (nn.InstanceNorm(), True),
+        (nn.LayerNorm(), False),
+        (layers.LayerNorm(), False),
+    ],
+)
+def test_normalization_of_a_single_value(norm, single):
+    """On [examples, 8], normalization of single features returns 0; the remedy leaves it out."""
+    made = subject(nn.Sequential([nn.Dense(8), norm, nn.Dense(3)]), (X, TARGETS), squared)
+    found = list(single_values(Evidence(made, jax.random.key(0), 1.0)))
+    assert [each.finding.code for each in found] == ["collapsed_features"] * single
+    variables = made.init(jax.random.key(0))
+    outputs, _ = made.apply(variables, X, False, jax.random.key(0))
+    assert (np.ptp(outputs, axis=0).max() < 1e-4) == single
+    if single:
+        changed = found[0].remedy.change(made)
+        varied, _ = changed.apply(changed.init(jax.random.key(0)), X, False, jax.random.key(0))
+        assert np.ptp(varied, axis=0).max() > 0.1

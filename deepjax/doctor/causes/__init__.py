@@ -1,14 +1,14 @@
 """The causes that the doctor knows, in the order in which they are looked for.
 
 A cause is a function of `Evidence` that yields suspicions: findings with the remedy that is to be tried. One file holds
-the causes of one kind. Those of `FIRST` follow from the data, the loss, the output and the modes of batch normalization
-alone. Their remedies are applied before the others are looked for, because their consequences (no gradient, no
-learning) look like other causes.
+the causes of one kind. Those of `FIRST` follow from the data, the loss, the output and the normalizations alone. Their
+remedies are applied before the others are looked for, because their consequences (no gradient, no learning) look like
+other causes.
 """
 
 from deepjax.doctor.causes import data, learnable, normalization, numerics, output, padding, plan, structure, weights
 
-FIRST = (*data.CAUSES, *output.CAUSES, normalization.wrong_mode)
+FIRST = (*data.CAUSES, *output.CAUSES, normalization.wrong_mode, normalization.single_values)
 SCALES = data.SCALES
 SECOND = (
     *numerics.CAUSES,

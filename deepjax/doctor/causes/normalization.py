@@ -1,5 +1,6 @@
 """Causes around batch normalization: its mode, its batch, its moments, and what stands before it."""
 
+import math
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from deepjax import layers
 from deepjax.doctor import changes, plan_changes
 from deepjax.doctor.causes.plan import clearly_better, severity
 from deepjax.doctor.causes.structure import _listed, called_modules
@@ -55,6 +57,53 @@ def wrong_mode(evidence: Evidence):
         Finding("batch_norm_mode", severity, title, text, advice),
         Remedy("batch normalization in the right mode", changes.batch_norm_modes),
     )
+
+
+def single_values(evidence: Evidence):
+    """Find normalizations over one value only: that value minus itself is 0 for every input."""
+    if evidence.subject.module is None:
+        return
+    found = []
+
+    def rule(module, run, args, kwargs):
+        if args and _together(module, args[0]) == 1:
+            found.append((type(module).__name__, "/".join(module.path), args[0].shape))
+        return run(*args, **kwargs)
+
+    with around_calls(rule):
+        jax.eval_shape(
+            lambda v: evidence.subject.apply(v, evidence.batch[0], True, evidence.key)[0], evidence.variables
+        )
+    if not found:
+        return
+    kind, path, shape = found[0]
+    title = "A normalization is over a single value, so it returns the same for every input."
+    text = f"{kind} {path} takes one value together, of an input of shape {list(shape)}."
+    advice = "Normalize over more values: fewer groups, `nn.LayerNorm` over all features, or before pooling."
+    severity = "warning" if evidence.healthy else "serious"
+    finding = Finding("collapsed_features", severity, title, text, advice, path)
+    change = changes.without_modules(lambda module, x: _together(module, x) == 1)
+    yield Suspicion(finding, Remedy("no normalization over single values", change))
+
+
+def _together(module, x):
+    """Return how many values of an example a normalization takes together, or 0 where it is none of these."""
+    shape = list(getattr(x, "shape", ()))
+    if isinstance(module, nn.LayerNorm):
+        return math.prod(np.take(shape, module.reduction_axes, axis=0).ravel().tolist())
+    if isinstance(module, layers.LayerNorm):
+        return math.prod(shape[-module.axes :])
+    if isinstance(module, nn.InstanceNorm):
+        return math.prod(shape[1:-1])
+    if isinstance(module, nn.GroupNorm | layers.GroupNorm):
+        return math.prod(shape[1:]) // _groups(module, shape[-1])
+    return 0
+
+
+def _groups(module, features) -> int:
+    if isinstance(module, layers.GroupNorm):
+        return math.gcd(module.groups, features) if module.fit_groups else module.groups
+    return features // module.group_size if module.group_size else module.num_groups or 1
 
 
 def small_batch(evidence: Evidence):
@@ -169,4 +218,12 @@ def slow_moments(evidence: Evidence):
     yield Suspicion(finding, remedy if slow else None)
 
 
-CAUSES = (small_batch, stale_moments, slow_moments, dropout_before_norm, decay_of_norms, bias_before_norm)
+CAUSES = (
+    single_values,
+    small_batch,
+    stale_moments,
+    slow_moments,
+    dropout_before_norm,
+    decay_of_norms,
+    bias_before_norm,
+)
