@@ -264,8 +264,9 @@ def new_output(subject: Subject, head: Head, facts, keep: bool) -> Subject:
 
     def apply_kept(variables, inputs, train, key):
         _, z, state = split(variables, inputs, train, key)
-        one_each = np.prod(z.shape[1:]) == np.prod(goal[1:])  # an output for every target
-        if facts.kind != "labels" and z.ndim > 2 and len(goal) <= 2 and not one_each:
+        if facts.kind != "classes" and np.prod(z.shape[1:]) == np.prod(goal[1:]):
+            z = z.reshape(len(z), *goal[1:])  # an output for every target
+        elif facts.kind != "labels" and z.ndim > 2 and len(goal) <= 2:
             z = z.mean(tuple(range(1, z.ndim - 1)))  # what global average pooling did
         return z, state if train else {}
 

@@ -113,6 +113,13 @@ class Evidence:
         """Variables before training."""
         return trials.initial_variables(self.subject, self.key)
 
+    def moved(self, factor: float) -> dict:
+        """Return the variables with random parts added to all parameters, and these then multiplied by a factor."""
+        leaves, tree = jax.tree.flatten(self.variables["params"])
+        keys = [jax.random.fold_in(self.key, 200 + i) for i in range(len(leaves))]
+        moved = [factor * (a + 0.1 * jax.random.normal(k, a.shape, a.dtype)) for k, a in zip(keys, leaves, strict=True)]
+        return {**self.variables, "params": jax.tree.unflatten(tree, moved)}
+
     @cached_property
     def batch(self) -> tuple[Any, Any]:
         """The batch on which layers are measured."""
@@ -251,6 +258,15 @@ class Evidence:
         if key not in self._changed:  # a remedy may compute, such as weights from data
             self._changed[key] = self._changed_by(wanted.values())
         return self._changed[key]
+
+    def best_of(self, suspicions: list[Suspicion]) -> Suspicion:
+        """Return the suspicion whose remedy gives the highest skill, in tenths; of equal ones the first."""
+
+        def skill(suspicion):
+            changed = self.with_remedies([suspicion])
+            return round(changed.skill(changed.planned), 1)
+
+        return max(suspicions, key=skill)
 
     def _changed_by(self, remedies):
         changed, used = self.subject, []

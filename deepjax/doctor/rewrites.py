@@ -18,37 +18,44 @@ def connected(subject: Subject) -> Subject:
     def choose(jaxpr, moving):
         passing = [eqn for eqn in jaxpr.eqns if eqn.primitive.name in PASSING and _real(eqn.outvars[0])]
         replaced = {id(eqn): PASSING[eqn.primitive.name] for eqn in passing}
-        makes = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+        makes, kept = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}, {}
         for eqn in jaxpr.eqns:
-            replaced |= _smoothed(makes, eqn)
+            replaced |= _smoothed(makes, eqn, kept)
         return lambda eqn: replaced.get(id(eqn))
 
     return _rewritten(subject, choose)
 
 
-def _smoothed(makes, end):
+def _smoothed(makes, end, kept):
     """Return {id of an equation: what replaces it}, if an equation makes numbers of a comparison, an index or a cast.
 
-    The equation that looks at numbers for the last time keeps them, and gives the equation `end` their gradient.
+    The equation that looks at numbers for the last time keeps them in `kept`, and `end` gets their gradient.
     """
     if end.primitive.name != "convert_element_type" or not _real(end.outvars[0]) or _real(end.invars[0]):
         return {}
-    source, one_hot = _discrete(makes, end.invars[0]), False
+    source, axis = _discrete(makes, end.invars[0]), None
     if source is not None and source.primitive.name == "eq":
         sides = [_discrete(makes, v) for v in source.invars]
-        source, one_hot = next((each for each in sides if _name(each) in ("argmax", "argmin")), None), True
-    smooth = _soft_one_hot if one_hot else SMOOTH.get(_name(source))
-    if source is None or smooth is None or not _real(source.invars[0]):
+        source = next((each for each in sides if _name(each) in ("argmax", "argmin")), None)
+        iota = next((each for each in sides if _name(each) == "iota"), None)
+        axis = (
+            iota.params["dimension"]
+            if iota is not None and len(iota.params["shape"]) == end.outvars[0].aval.ndim
+            else None
+        )
+        source = source if axis is not None else None
+    if source is None or _name(source) not in SMOOTH or not _real(source.invars[0]):
         return {}
-    kept = []
 
     def look(*operands):
-        kept[:] = operands
+        kept[id(source)] = operands
         return source.primitive.bind(*operands, **source.params)
 
     def give(x):
-        hard, soft = end.primitive.bind(x, **end.params), smooth(source, *kept)
-        return hard if soft.size != hard.size else _through(hard, soft.reshape(hard.shape).astype(hard.dtype))
+        hard, soft = end.primitive.bind(x, **end.params), SMOOTH[source.primitive.name](source, *kept[id(source)])
+        soft = jnp.moveaxis(soft, -1, axis) if axis is not None else soft
+        fits = soft.shape == hard.shape if axis is not None else soft.size == hard.size
+        return _through(hard, soft.reshape(hard.shape).astype(hard.dtype)) if fits else hard
 
     return {id(source): look, id(end): give}
 
@@ -56,7 +63,7 @@ def _smoothed(makes, end):
 def _discrete(makes, v):
     """Return the equation that makes whole or truth values of others, before their shape and type change, or None."""
     eqn = makes.get(v) if isinstance(v, Var) else None
-    while eqn is not None and eqn.primitive.name in SHAPED and not _real(eqn.invars[0]):
+    while eqn is not None and eqn.primitive.name in IN_ORDER and not _real(eqn.invars[0]):
         eqn = makes.get(eqn.invars[0]) if isinstance(eqn.invars[0], Var) else None
     return eqn
 
@@ -66,12 +73,12 @@ def _real(v):
 
 
 def _through(hard, soft):
-    return hard + (soft - jax.lax.stop_gradient(soft))  # exactly `hard`
+    return hard + jnp.where(jnp.isfinite(soft), soft - jax.lax.stop_gradient(soft), 0)  # exactly `hard`
 
 
 def _soft_one_hot(eqn, x):
     axis, sign = eqn.params["axes"][0], 1 if eqn.primitive.name == "argmax" else -1
-    return jnp.moveaxis(jax.nn.softmax(sign * x, axis), axis, -1)
+    return jnp.moveaxis(jax.nn.softmax(sign * x, axis), axis, -1)  # the classes last
 
 
 PASSING = {
@@ -81,7 +88,9 @@ PASSING = {
     "ceil": lambda x: _through(jnp.ceil(x), x),
     "sign": lambda x: _through(jnp.sign(x), jnp.tanh(x)),
 }
+IN_ORDER = tuple(name for name in SHAPED if name != "transpose")  # the order of the numbers stays
 SMOOTH = {
+    **dict.fromkeys(("argmax", "argmin"), _soft_one_hot),
     "convert_element_type": lambda eqn, x: x,
     **dict.fromkeys(("gt", "ge"), lambda eqn, x, y: jax.nn.sigmoid(x - y)),
     **dict.fromkeys(("lt", "le"), lambda eqn, x, y: jax.nn.sigmoid(y - x)),

@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
+from scipy.linalg import eigh_tridiagonal
 
 from deepjax.doctor.compiling import compile_quickly
 
 SIZE = 2**22  # entries of the largest Jacobian that is computed
-POWER = 30  # iterations for the largest eigenvalue, at most
-STILL = 1e-3  # relative change of the eigenvalue in an iteration, below which it is taken
+STEPS = 30  # iterations for the largest eigenvalue, at most
+STILL = 1e-3  # bound of the relative error of the eigenvalue, below which it is taken
 
 
 def jacobian(evidence) -> tuple[float, ...]:
@@ -39,44 +41,44 @@ def jacobian(evidence) -> tuple[float, ...]:
 def sharpness(evidence) -> float:
     """Return the largest eigenvalue of the Hessian of the loss on one batch in the parameters.
 
-    By power iteration with Hessian-vector products (Pearlmutter 1994), forward over reverse. If that finds a negative
-    eigenvalue, the largest by size, it is subtracted from the diagonal, so that the largest eigenvalue is the largest
-    by size. NaN where the Hessian is not finite.
+    By Lanczos iteration (Lanczos 1950) with Hessian-vector products (Pearlmutter 1994), forward over reverse. NaN where
+    the Hessian is not finite.
     """
     subject = evidence.subject
     rest = {name: tree for name, tree in evidence.variables.items() if name != "params"}
+    start, unravel = ravel_pytree(jax.tree.map(lambda a: a.astype(jnp.float32), evidence.variables["params"]))
+    dtypes = jax.tree.map(lambda a: a.dtype, evidence.variables["params"])
 
-    def value(params, inputs, targets):
+    def value(flat, inputs, targets):
+        params = jax.tree.map(lambda a, dtype: a.astype(dtype), unravel(flat), dtypes)
         return subject.value({"params": params, **rest}, inputs, targets, evidence.key)[0]
 
-    def step(vector, shift, params, inputs, targets):
-        length = jnp.sqrt(sum(jnp.sum(a.astype(jnp.float32) ** 2) for a in jax.tree.leaves(vector)))
-        unit = jax.tree.map(lambda a: (a / jnp.maximum(length, 1e-30)).astype(a.dtype), vector)
-        product = jax.jvp(jax.grad(lambda p: value(p, inputs, targets)), (params,), (unit,))[1]
-        product = jax.tree.map(lambda a, u: (a + shift * u).astype(a.dtype), product, unit)
-        return product, sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (unit, product)), strict=True))
+    def step(before, vector, beta, start, inputs, targets):
+        product = jax.jvp(jax.grad(lambda p: value(p, inputs, targets)), (start,), (vector,))[1]
+        alpha = vector @ product
+        product = product - alpha * vector - beta * before
+        beta = jnp.linalg.norm(product)
+        return product / jnp.maximum(beta, 1e-30), alpha, beta
 
     compiled = jax.jit(step)  # with XLA's optimizer, and not in a scan: on a CPU, both make convolutions fast
-
-    def shifted(shift):
-        return _power(lambda v: compiled(v, shift, evidence.variables["params"], *evidence.batch), evidence) - shift
-
+    vector = jax.random.normal(jax.random.fold_in(evidence.key, 100), start.shape)
     try:
-        largest = shifted(0.0)
-        return shifted(-largest) if largest < 0 else largest
+        return _largest(lambda *state: compiled(*state, start, *evidence.batch), vector / jnp.linalg.norm(vector))
     except (TypeError, NotImplementedError):  # an operation without forward mode, such as a custom_vjp
         return float("nan")
 
 
-def _power(multiply, evidence):
-    """Return the eigenvalue that is the largest by size; `multiply` is a function (vector) -> (product, eigenvalue)."""
-    leaves, tree = jax.tree.flatten(evidence.variables["params"])
-    keys = [jax.random.fold_in(evidence.key, 100 + i) for i in range(len(leaves))]
-    draws = [jax.random.normal(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)]
-    vector, largest = jax.tree.unflatten(tree, draws), float("nan")
-    for _ in range(POWER):
-        vector, rayleigh = multiply(vector)
-        before, largest = largest, float(rayleigh)
-        if abs(largest - before) <= STILL * abs(largest):
+def _largest(step, vector):
+    """Return the largest eigenvalue by Lanczos iteration: `step` is (before, vector, beta) -> (next, alpha, beta)."""
+    before, beta, alphas, betas, largest = jnp.zeros_like(vector), 0.0, [], [], float("nan")
+    for _ in range(STEPS):
+        after, alpha, beta = step(before, vector, beta)
+        before, vector = vector, after
+        alphas, betas = [*alphas, float(alpha)], [*betas, float(beta)]
+        if not np.isfinite([alphas[-1], betas[-1]]).all():
+            return float("nan")
+        values, vectors = eigh_tridiagonal(alphas, betas[:-1])
+        largest, error = float(values[-1]), betas[-1] * abs(vectors[-1, -1])
+        if error <= STILL * abs(largest):
             break
     return largest

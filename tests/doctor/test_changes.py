@@ -100,6 +100,7 @@ def test_the_relation_to_several_arrays_of_inputs(shuffled):
         (nn.GroupNorm(num_groups=8), True),
         (nn.GroupNorm(num_groups=None, group_size=1), True),
         (nn.GroupNorm(num_groups=4), False),
+        (nn.GroupNorm(num_groups=8, reduction_axes=(-1,)), True),
         (layers.GroupNorm(groups=8), True),
         (layers.GroupNorm(groups=2), False),
         (nn.InstanceNorm(), True),

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from deepjax.doctor.causes import output
 from deepjax.doctor.causes.data import codes_as_quantities
 from deepjax.doctor.causes.plan import accumulation_that_sums
 from deepjax.doctor.causes.structure import (
@@ -16,6 +17,8 @@ from deepjax.doctor.causes.structure import (
     strong_decay,
 )
 from deepjax.doctor.evidence import Evidence
+from deepjax.doctor.examine import _tried
+from deepjax.doctor.plan_changes import standardized_inputs
 from deepjax.doctor.rewrites import connected
 from deepjax.doctor.subject import subject
 
@@ -24,6 +27,11 @@ X = RNG.normal(size=(64, 4)).astype(np.float32)
 Y = RNG.normal(size=(64, 3)).astype(np.float32)
 HARD = {  # what blocks gradients, and the function of which it gets the gradient
     "argmax": (lambda z: jax.nn.one_hot(jnp.argmax(z, -1), 3), nn.softmax),
+    "argmax of rows": (
+        lambda z: jax.nn.one_hot(jnp.argmax(z.reshape(-1, 3, 1), 1), 3, axis=1).reshape(-1, 3),
+        nn.softmax,
+    ),
+    "twice": (lambda z: (z > 0).astype(jnp.float32) + 2 * (z > 0).astype(jnp.float32), lambda z: 3 * nn.sigmoid(z)),
     "argmin": (lambda z: jax.nn.one_hot(jnp.argmin(z, -1), 3), lambda z: nn.softmax(-z)),
     "above": (lambda z: (z > 0.3).astype(jnp.float32), lambda z: nn.sigmoid(z - 0.3)),
     "below": (lambda z: (z <= 0.3).astype(jnp.float32), lambda z: nn.sigmoid(0.3 - z)),
@@ -36,6 +44,10 @@ HARD = {  # what blocks gradients, and the function of which it gets the gradien
 
 def squared(p, t):
     return jnp.mean((p - t) ** 2)
+
+
+def cross_entropy(p, t):
+    return optax.softmax_cross_entropy_with_integer_labels(p, t).mean()
 
 
 def binary(p, t):
@@ -79,7 +91,35 @@ def test_the_scores_are_predicted_where_their_ranks_have_no_gradient():
     variables = changed.init(jax.random.key(0))
     scores, _ = changed.apply(variables, x, False, jax.random.key(0))
     ranks, _ = made.apply(variables, x, False, jax.random.key(0))
-    np.testing.assert_array_equal(np.argsort(np.argsort(scores[..., 0], -1), -1), ranks)
+    np.testing.assert_array_equal(np.argsort(np.argsort(scores, -1), -1), ranks)
+
+
+def test_a_remedy_that_does_not_fit_is_left_out():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            nn.Dense(3, name="unused")(x)
+            return nn.Dense(5)(x.reshape(len(x), 2, 2)).reshape(len(x), 10)
+
+    for targets in (np.eye(10, dtype=np.float32)[np.arange(64) % 10], np.arange(64) % 10):
+        loss = cross_entropy if targets.ndim == 1 else lambda p, t: optax.softmax_cross_entropy(p, t).mean()
+        (found,) = parameters_without_gradient(Evidence(subject(Net(), (X, targets), loss), jax.random.key(0), 1))
+        assert found.remedy is None
+
+
+def test_a_kept_last_layer_with_one_position_has_the_shape_of_the_targets():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(3, (1, 1))(nn.Conv(8, (6, 6), padding="VALID")(x))
+            return nn.softmax(x.mean((1, 2)))
+
+    x, targets = RNG.normal(size=(32, 6, 6, 1)).astype(np.float32), np.eye(3, dtype=np.float32)[np.arange(32) % 3]
+    made = subject(Net(), (x, targets), lambda p, t: optax.softmax_cross_entropy(p, t).mean())
+    (found,) = output.suspicions(Evidence(made, jax.random.key(0), 1))
+    changed = found.remedy.change(made)
+    outputs, _ = changed.apply(changed.init(jax.random.key(0)), x, False, jax.random.key(0))
+    assert outputs.shape == (32, 3)
 
 
 class Features(nn.Module):
@@ -103,21 +143,32 @@ def test_fixed_features_of_a_model_that_learns_are_no_serious_fault():
     assert found.finding.severity == "warning"
 
 
-@pytest.mark.parametrize(("dtype", "embedded"), [(np.int32, False), (np.float32, False), (np.int32, True)])
-def test_codes_that_a_model_computes_with_get_embeddings(dtype, embedded):
+HOW = {  # what a model does with codes, and whether it computes with them
+    "quantities": (lambda x: x / 12, True),
+    "embedded": (lambda x: nn.Embed(12, 8)(x.astype(jnp.int32)).reshape(len(x), -1), False),
+    "one-hot": (lambda x: jax.nn.one_hot(x.astype(jnp.int32), 12).reshape(len(x), -1), False),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_codes_that_a_model_computes_with_get_embeddings(how, dtype):
+    encode, computes = HOW[how]
     codes = RNG.integers(0, 12, (400, 2)).astype(dtype)
     y = RNG.normal(size=12)[codes[:, 0].astype(int)] + RNG.normal(size=12)[codes[:, 1].astype(int)]
 
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = nn.Embed(12, 8)(x).reshape(len(x), -1) if embedded else x / 12
-            return nn.Dense(1)(nn.relu(nn.Dense(16)(x)))
+            return nn.Dense(1)(nn.relu(nn.Dense(16)(encode(x))))
 
     plan = {"optimizer": optax.adam(0.01), "batch_size": 40, "epochs": 1}
     made = subject(Net(), (codes, y[:, None].astype(np.float32)), squared, **plan)
     found = list(codes_as_quantities(Evidence(made, jax.random.key(0), 1)))
-    assert [each.finding.code for each in found] == ["wrong_input_encoding"] * (not embedded)
+    assert [each.finding.code for each in found] == ["wrong_input_encoding"] * computes
+    if found and dtype == np.float32:  # standardized codes are codes
+        scaled = standardized_inputs(made.with_(inputs=5000 + 10 * codes))
+        assert len(list(codes_as_quantities(Evidence(scaled, jax.random.key(0), 1)))) == 1
     if found:
         variables = found[0].remedy.change(made).init(jax.random.key(0))
         assert {k: v.shape for k, v in variables["params"]["codes"].items()} == {"0": (12, 1), "1": (12, 1)}
@@ -126,11 +177,15 @@ def test_codes_that_a_model_computes_with_get_embeddings(dtype, embedded):
 
 
 def test_updates_that_are_added_up_and_decay_that_some_networks_need():
-    plan = {"optimizer": optax.chain(optax.sgd(2.0), optax.apply_every(8)), "batch_size": 16, "epochs": 20}
-    evidence = Evidence(subject(nn.Dense(1), (X, 100 * Y[:, :1]), squared, **plan), jax.random.key(0), 5)
-    (found,) = accumulation_that_sums(evidence)
-    assert (found.finding.code, found.certain) == ("accumulation_sums", True)
-    assert found.remedy.description == "updates divided by 8"
+    plan = {"batch_size": 16, "epochs": 40}
+    for rate, divisor in ((0.5, 8), (1e-6, None)):  # eight times 0.5 diverges; a rate that is too low has another cause
+        optimizer = optax.multi_transform({"all": optax.chain(optax.sgd(rate), optax.apply_every(8))}, "all")
+        made = subject(nn.Dense(1), (X, X[:, :1]), squared, optimizer=optimizer, **plan)
+        evidence = Evidence(made, jax.random.key(0), 5)
+        (found,) = accumulation_that_sums(evidence)
+        assert (found.finding.code, found.certain) == ("accumulation_sums", False)
+        assert bool(_tried(evidence, evidence, found, [])) == (divisor is not None)
+        assert divisor is None or found.remedy.description == f"updates divided by {divisor}"
     plan["optimizer"] = optax.chain(optax.add_decayed_weights(10.0), optax.sgd(0.05))
     made = subject(nn.Dense(1), (X, X[:, :1]), squared, **plan)
     (found,) = strong_decay(Evidence(made, jax.random.key(0), 5))
@@ -139,6 +194,17 @@ def test_updates_that_are_added_up_and_decay_that_some_networks_need():
     update, _ = changed.update(jax.tree.map(jnp.zeros_like, params), changed.init(params), params)
     kept = {"no weight decay": 0.0, "a hundredth of the weight decay": 0.01}[found.remedy.description]
     np.testing.assert_allclose(update["kernel"], -0.05 * kept * 10.0 * params["kernel"], rtol=1e-6)
+
+
+def test_a_last_layer_of_zeros_hides_no_differences_between_positions():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2))
+            return nn.Dense(2, kernel_init=nn.initializers.zeros)(x)
+
+    made = subject(Net(), (RNG.normal(size=(32, 6, 6, 1)).astype(np.float32), np.arange(32) % 2), cross_entropy)
+    assert not list(order_of_positions(Evidence(made, jax.random.key(0), 1)))
 
 
 @pytest.mark.parametrize("flat", [False, True])

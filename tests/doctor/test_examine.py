@@ -90,13 +90,17 @@ def test_sharpness_and_singular_values_of_a_linear_map():
     assert len(report.spectrum) == 1
 
 
-def test_sharpness_is_the_largest_eigenvalue_also_beside_a_larger_negative_one():
+@pytest.mark.parametrize("diagonal", [(3, -5, 1), (1, -1), (-5000, 1, 0.5, 0.1), (0, 0), (-2, -1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_sharpness_is_the_largest_eigenvalue_of_any_spectrum(diagonal, seed):
+    matrix = np.diag(diagonal).astype(np.float32)
+
     def function(params, x):
-        return (params @ np.diag([3.0, -5.0, 1.0]).astype(np.float32) @ params) * jnp.ones(len(x))
+        return params @ matrix @ params / 2 * jnp.ones(len(x))
 
     x, _ = data()
-    made = subject(function, (x, x[:, 0]), lambda p, t: jnp.mean(p), variables=jnp.ones(3))
-    np.testing.assert_allclose(spectra.sharpness(Evidence(made, jax.random.key(0), 1)), 6.0, rtol=1e-2)
+    made = subject(function, (x, x[:, 0]), lambda p, t: jnp.mean(p), variables=jnp.ones(len(matrix)))
+    np.testing.assert_allclose(spectra.sharpness(Evidence(made, jax.random.key(seed), 1)), max(diagonal), rtol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ other causes.
 
 from deepjax.doctor.causes import data, learnable, normalization, numerics, output, padding, plan, structure, weights
 
-FIRST = (*data.CAUSES, *output.CAUSES, normalization.wrong_mode, normalization.single_values)
+# The order of positions comes first: its remedy draws the layers again, which would undo the other remedies.
+FIRST = (
+    structure.order_of_positions,
+    *data.CAUSES,
+    *output.CAUSES,
+    normalization.wrong_mode,
+    normalization.single_values,
+)
 SCALES = data.SCALES
 SECOND = (
     *numerics.CAUSES,

@@ -3,20 +3,20 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Var
 
 from deepjax.doctor import changes, plan_changes
 from deepjax.doctor.compiling import compile_quickly
 from deepjax.doctor.evidence import HEALTHY, MEASURED, Evidence, Remedy, Suspicion
-from deepjax.doctor.head import inlined
+from deepjax.doctor.head import SHAPED, inlined
 from deepjax.doctor.report import Finding
 
 # Gradient descent needs a number of steps in proportion to the condition number of the inputs' second moments (LeCun et
 # al. 1998). Inputs count as not scaled from a condition number of SCALE ** 2 = 1,000 on: a root mean square, a ratio of
 # standard deviations or a mean in standard deviations of SCALE.
 SCALE = 1000**0.5
+MOVES = (*SHAPED, "slice", "dynamic_slice", "gather", "concatenate", "split")  # numbers stay as they are
 COLUMNS, EACH = 64, 10  # at most so many columns of inputs may be codes, each value with 10 examples on average
 SAME = 0.02  # share of examples that differ from the first one, below which inputs carry nothing
 
@@ -230,7 +230,7 @@ def _slower_is_enough(evidence):
 
 
 def codes_as_quantities(evidence: Evidence):
-    """Suspect whole numbers that may be codes, such as ids of shops, where a model computes with them."""
+    """Suspect columns of few values that may be codes, such as ids of shops, if a model computes with them."""
     leaves, outs = jax.tree.leaves(evidence.batch[0]), jax.tree.leaves(evidence.predicted)
     plain = evidence.head is not None and evidence.head.activation == "none"
     if evidence.healthy or len(leaves) != 1 or not plain or outs[0].ndim > 2 or not _computed_with(evidence):
@@ -239,37 +239,51 @@ def codes_as_quantities(evidence: Evidence):
     if not values:
         return
     counts = ", ".join(f"{len(v)}" for v in list(values.values())[:5])
-    title = "Whole numbers that may be codes, without order, are used as quantities."
-    text = f"{len(values)} columns of the inputs have whole numbers only; numbers of different values: {counts}."
+    title = "Numbers that may be codes, without order, are used as quantities."
+    text = f"{len(values)} columns of the inputs have few different values, in equal steps: {counts}."
     advice = "Encode them: `nn.Embed`, or `jax.nn.one_hot`, one row for each value."
     finding = Finding("wrong_input_encoding", "serious", title, text, advice)
-    shape = outs[0].shape[1:]
-    yield Suspicion(
-        finding, Remedy("embeddings of the codes added to the output", changes.with_codes(values, shape)), certain=False
-    )
+    remedy = Remedy("embeddings of the codes added to the output", changes.with_codes(values, outs[0].shape[1:]))
+    yield Suspicion(finding, remedy, certain=False)
 
 
 def _codes(x):
-    """Return {column: its values} of the columns [examples, columns] that may be codes."""
+    """Return {column: its values} of the columns [examples, columns] that may be codes, standardized or not."""
     if x.ndim != 2 or x.shape[1] > COLUMNS:
         return {}
     found = {j: np.unique(x[:, j]) for j in range(x.shape[1])}
     limit = len(x) // EACH
-    return {j: v for j, v in found.items() if 3 <= len(v) <= limit and (v == np.round(v)).all()}
+    return {j: v for j, v in found.items() if 3 <= len(v) <= limit and _in_steps(v.astype(np.float64))}
+
+
+def _in_steps(values):
+    """Whether numbers are whole, but for their scale and origin."""
+    steps = np.diff(values) / np.diff(values).min()
+    return np.abs(steps - np.round(steps)).max() < 0.01
 
 
 def _computed_with(evidence):
-    """Whether a model computes with its inputs: they are real numbers, or whole numbers that are made real."""
+    """Whether a model computes with its inputs, and does not only compare them or use them as indices."""
     x = jax.tree.leaves(evidence.batch[0])[0]
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return True
-    jaxpr = inlined(lambda x: evidence.subject.apply(evidence.variables, x, False, evidence.key)[0], [x]).jaxpr
-    same = set(jaxpr.invars)
+    tree, variables = jax.tree.structure(evidence.batch[0]), evidence.variables
+
+    def apply(x):
+        return evidence.subject.apply(variables, jax.tree.unflatten(tree, [x]), False, evidence.key)[0]
+
+    jaxpr = inlined(apply, [x]).jaxpr
+    same = set(jaxpr.invars)  # the inputs, moved to other places, or as whole numbers
     for eqn in jaxpr.eqns:
-        if any(isinstance(v, Var) and v in same for v in eqn.invars[:1]):
-            if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
-                return eqn.primitive.name == "convert_element_type"
+        used = [v for v in eqn.invars if isinstance(v, Var) and v in same]
+        if not used:
+            continue
+        types = [getattr(v.aval, "dtype", None) for v in (used[0], eqn.outvars[0])]
+        whole = [np.issubdtype(each, np.integer) for each in types]
+        if np.issubdtype(types[1], np.bool_):
+            continue
+        if whole[1] or (not whole[0] and eqn.primitive.name in MOVES):
             same.update(eqn.outvars)
+        elif not whole[0] or eqn.primitive.name == "convert_element_type":
+            return True
     return False
 
 

@@ -63,7 +63,7 @@ def single_values(evidence: Evidence):
     """Find normalizations over one value only: that value minus itself is 0 for every input."""
     if evidence.subject.module is None:
         return
-    found = []
+    found, variables = [], evidence.variables  # computed before the rule
 
     def rule(module, run, args, kwargs):
         if args and _together(module, args[0]) == 1:
@@ -71,9 +71,7 @@ def single_values(evidence: Evidence):
         return run(*args, **kwargs)
 
     with around_calls(rule):
-        jax.eval_shape(
-            lambda v: evidence.subject.apply(v, evidence.batch[0], True, evidence.key)[0], evidence.variables
-        )
+        jax.eval_shape(lambda v: evidence.subject.apply(v, evidence.batch[0], True, evidence.key)[0], variables)
     if not found:
         return
     kind, path, shape = found[0]
@@ -89,15 +87,23 @@ def single_values(evidence: Evidence):
 def _together(module, x):
     """Return how many values of an example a normalization takes together, or 0 where it is none of these."""
     shape = list(getattr(x, "shape", ()))
+    axes = set(range(1, len(shape)))
     if isinstance(module, nn.LayerNorm):
-        return math.prod(np.take(shape, module.reduction_axes, axis=0).ravel().tolist())
-    if isinstance(module, layers.LayerNorm):
-        return math.prod(shape[-module.axes :])
-    if isinstance(module, nn.InstanceNorm):
-        return math.prod(shape[1:-1])
-    if isinstance(module, nn.GroupNorm | layers.GroupNorm):
-        return math.prod(shape[1:]) // _groups(module, shape[-1])
-    return 0
+        axes = _of(module.reduction_axes, shape)
+    elif isinstance(module, layers.LayerNorm):
+        axes = set(range(len(shape) - module.axes, len(shape)))
+    elif isinstance(module, nn.InstanceNorm):
+        axes -= _of(module.feature_axes, shape)
+    elif isinstance(module, nn.GroupNorm | layers.GroupNorm):
+        axes = _of(getattr(module, "reduction_axes", None) or tuple(axes), shape) | {len(shape) - 1}
+        return math.prod(shape[axis] for axis in axes) // _groups(module, shape[-1])
+    else:
+        return 0
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _of(axes, shape):
+    return {axis % len(shape) for axis in np.ravel(axes).tolist()}
 
 
 def _groups(module, features) -> int:

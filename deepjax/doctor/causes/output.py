@@ -350,11 +350,8 @@ def bounded_logits(evidence: Evidence):
 
 
 def _largest(evidence, factor):
-    """Return the largest absolute output on the batch, with new random parts added to all parameters times `factor`."""
-    leaves, tree = jax.tree.flatten(evidence.variables["params"])
-    keys = [jax.random.fold_in(evidence.key, 200 + i) for i in range(len(leaves))]
-    moved = [factor * (a + 0.1 * jax.random.normal(k, a.shape, a.dtype)) for k, a in zip(keys, leaves, strict=True)]
-    out = evidence.predict({**evidence.variables, "params": jax.tree.unflatten(tree, moved)}, evidence.batch[0])
+    """Return the largest absolute output on the batch, with parameters that are moved and multiplied by a factor."""
+    out = evidence.predict(evidence.moved(factor), evidence.batch[0])
     return float(np.abs(np.asarray(jax.tree.leaves(out)[0], np.float64)).max())
 
 

@@ -64,23 +64,23 @@ def accumulation_that_sums(evidence: Evidence):
         if any(np.any(np.asarray(u)) for u in jax.tree.leaves(updates)):
             break
         sums |= step == 2 and _holds_twice(state, params)
-    adds_updates = step > 1 and any(isinstance(each, optax.ApplyEvery) for each in _states(state))
+    states = jax.tree.leaves(state, is_leaf=lambda each: isinstance(each, optax.ApplyEvery))
+    adds_updates = not sums and step > 1 and any(isinstance(each, optax.ApplyEvery) for each in states)
     if not sums and not (adds_updates and not evidence.healthy):
         return
     title = "Gradient accumulation adds up the gradients, so the rate grows with the number of steps."
     text = f"After two equal gradients the optimizer's state holds their sum; it updates after {step}."
-    if adds_updates:
-        text = f"`optax.apply_every` adds up {step} updates, each of the full rate."
+    text = f"`optax.apply_every` adds up {step} updates, each of the full rate." if adds_updates else text
     advice = "Take the mean: `optax.MultiSteps(..., use_grad_mean=True)`."
-    remedy = Remedy(f"updates divided by {step}", plan_changes.scaled_rate(1 / step))
-    certain = sums or evidence.skill(evidence.planned) < LEARNS
-    yield Suspicion(Finding("accumulation_sums", "serious", title, text, advice), remedy, certain)
+    finding = Finding("accumulation_sums", "serious", title, text, advice)
+    # Where updates are added up, momentum may have multiplied each of them.
+    tried = [_divided(finding, step * more, certain=sums) for more in ((1, 10) if adds_updates else (1,))]
+    yield evidence.best_of(tried) if adds_updates else tried[0]
 
 
-def _states(state):
-    """Return all parts of an optimizer's state that are named tuples, also inside of others."""
-    inner = [part for each in state for part in _states(each)] if isinstance(state, tuple) else []
-    return [state, *inner] if hasattr(state, "_fields") else inner
+def _divided(finding, number, certain):
+    remedy = Remedy(f"updates divided by {number}", plan_changes.scaled_rate(1 / number))
+    return Suspicion(finding, remedy, certain)
 
 
 def _holds_twice(state, params):
