@@ -36,14 +36,9 @@ def _smoothed(makes, end, kept):
     source, axis = _discrete(makes, end.invars[0]), None
     if source is not None and source.primitive.name == "eq":
         sides = [_discrete(makes, v) for v in source.invars]
-        source = next((each for each in sides if _name(each) in ("argmax", "argmin")), None)
-        iota = next((each for each in sides if _name(each) == "iota"), None)
-        axis = (
-            iota.params["dimension"]
-            if iota is not None and len(iota.params["shape"]) == end.outvars[0].aval.ndim
-            else None
-        )
-        source = source if axis is not None else None
+        axis = _class_axis(sides, end.outvars[0].aval.ndim)
+        indices = [each for each in sides if _name(each) in ("argmax", "argmin")]
+        source = indices[0] if indices and axis is not None else None
     if source is None or _name(source) not in SMOOTH or not _real(source.invars[0]):
         return {}
 
@@ -58,6 +53,12 @@ def _smoothed(makes, end, kept):
         return _through(hard, soft.reshape(hard.shape).astype(hard.dtype)) if fits else hard
 
     return {id(source): look, id(end): give}
+
+
+def _class_axis(sides, ndim):
+    """Return the axis along which a one-hot array of `ndim` axes counts the classes, where an index meets 0, 1, ..."""
+    counts = [each for each in sides if _name(each) == "iota" and len(each.params["shape"]) == ndim]
+    return counts[0].params["dimension"] if counts else None
 
 
 def _discrete(makes, v):
