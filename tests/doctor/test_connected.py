@@ -146,6 +146,10 @@ def test_fixed_features_of_a_model_that_learns_are_no_serious_fault():
 HOW = {  # what a model does with codes, and whether it computes with them
     "quantities": (lambda x: x / 12, True),
     "embedded": (lambda x: nn.Embed(12, 8)(x.astype(jnp.int32)).reshape(len(x), -1), False),
+    "compared": (
+        lambda x: (x[:, :, None] == jnp.arange(12)[None, None]).astype(jnp.float32).reshape(len(x), -1),
+        False,
+    ),
     "one-hot": (lambda x: jax.nn.one_hot(x.astype(jnp.int32), 12).reshape(len(x), -1), False),
 }
 

@@ -95,7 +95,7 @@ def _together(module, x):
     elif isinstance(module, nn.InstanceNorm):
         axes -= _of(module.feature_axes, shape)
     elif isinstance(module, nn.GroupNorm | layers.GroupNorm):
-        axes = _of(getattr(module, "reduction_axes", None) or tuple(axes), shape) | {len(shape) - 1}
+        axes = _of(getattr(module, "reduction_axes", None) or tuple(axes), shape)
         return math.prod(shape[axis] for axis in axes) // _groups(module, shape[-1])
     else:
         return 0

@@ -20,9 +20,7 @@ MILD = 30.0  # the same where other weights clearly help
 GRADIENT = 1e4  # the same for gradients
 GAIN = 10.0  # a layer that changes the scale of its inputs by more than this factor has bad initial weights
 LARGE = 3.0  # the same where new weights help; in recurrent layers the factor is that of every step
-DOMINATES = (
-    1.8  # growth in a residual unit whose branch is 1.5 times as large as what it is added to: sqrt(1 + 1.5 ** 2)
-)
+DOMINATES = 1.8  # growth in a residual unit whose branch is 1.5 times its input: sqrt(1 + 1.5 ** 2)
 DEAD, SATURATED = 0.9, 0.5  # share of the units of a layer
 COLLAPSED = 1e-3  # 1 - cosine between the features of different examples
 RELU = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu")
