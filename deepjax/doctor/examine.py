@@ -17,12 +17,8 @@ from deepjax.errors import InputError
 
 UNLEARNABLE = ("constant_labels", "shuffled_labels", "wrong_input_encoding")
 LOWER, FELL = 0.1, 0.5  # factor of the rate; share of the first loss, below which a run has learned before it diverged
-ALONE = (
-    "missing_normalization",
-    "missing_flatten",
-    "too_many_layers",
-    "too_few_units",
-)  # causes whose remedies change the network itself
+# Causes whose remedies change the network itself.
+ALONE = ("missing_normalization", "missing_flatten", "too_many_layers", "too_few_units")
 
 
 def examine(

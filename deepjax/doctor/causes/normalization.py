@@ -224,12 +224,4 @@ def slow_moments(evidence: Evidence):
     yield Suspicion(finding, remedy if slow else None)
 
 
-CAUSES = (
-    single_values,
-    small_batch,
-    stale_moments,
-    slow_moments,
-    dropout_before_norm,
-    decay_of_norms,
-    bias_before_norm,
-)
+CAUSES = (small_batch, stale_moments, slow_moments, dropout_before_norm, decay_of_norms, bias_before_norm)
