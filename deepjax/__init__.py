@@ -8,7 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "benchmarks", "config", "data", "doctor", "errors", "fields", "figures", "files", "functional", "inference",
+    "benchmarks", "config", "cpu", "data", "doctor", "errors", "fields", "figures", "files", "functional", "inference",
     "init_from_data", "initializers", "inside", "layers", "linear", "optimizers", "parallel", "plan", "runs", "summary",
     "tasks", "trace", "training", "transforms", "units", "weights", "zoo",
 )  # fmt: skip

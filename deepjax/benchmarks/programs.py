@@ -137,8 +137,8 @@ def abstract_variables(model, x):
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 
 
-def training(model, batch, rate=cells.LEARNING_RATE, auxiliary=0.0):
-    """Return (jitted training step, abstract state, batch) of a model, the arguments of `JaxProgram`."""
+def training(model, batch, rate=cells.LEARNING_RATE, auxiliary=0.0, options=None):
+    """Return (training step, jitted with compiler options; abstract state; batch): the arguments of `JaxProgram`."""
     variables = abstract_variables(model, batch[0])
     optimizer = optax.sgd(rate, cells.MOMENTUM)
     shapes = (
@@ -148,7 +148,8 @@ def training(model, batch, rate=cells.LEARNING_RATE, auxiliary=0.0):
             jax.ShapeDtypeStruct((), jnp.int32),
         ),
     )
-    return jax.jit(training_step(model, optimizer, auxiliary), donate_argnums=0), shapes, batch
+    step = training_step(model, optimizer, auxiliary)
+    return jax.jit(step, donate_argnums=0, compiler_options=options), shapes, batch
 
 
 def _timed(function: Callable):

@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from deepjax import cpu
+
 PROGRAMS = {  # kind of a job: the module whose `load(job)` returns its program, which has `prepare` and `step`
     "net": "deepjax.benchmarks.cells",
     "stage": "deepjax.benchmarks.cells",
@@ -41,6 +43,7 @@ def main():
     watched = allowed() if job.get("watch", True) else ()
     if "threads" in job:
         restrict(job["threads"])  # before JAX and PyTorch are imported, which size their pools of threads by it
+    cpu.keep_memory()  # in every system
     program = load(job)
     answer({"phase": "build"})
     for phase in program.prepare():

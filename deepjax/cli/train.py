@@ -9,7 +9,8 @@ def train(arguments):
     if (path := chosen("train", arguments)) is None:
         return without_config(arguments)
     config = configured("train", path, arguments)
-    from deepjax import training
+    from deepjax import cpu, training
 
+    cpu.keep_memory()
     training.train(config, path.stem, log=display())
     return 0

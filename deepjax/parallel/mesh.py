@@ -6,6 +6,7 @@ from functools import partial
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from deepjax import cpu
 from deepjax.errors import InputError
 
 AXIS = "data"
@@ -67,7 +68,8 @@ class Mesh:
                 donate_argnums=0,
             )
         whole, split = self.replicated, self._split(axis)
-        return jax.jit(step, in_shardings=(whole, whole, split, whole), out_shardings=whole, donate_argnums=0)
+        places = {"in_shardings": (whole, whole, split, whole), "out_shardings": whole}
+        return jax.jit(step, **places, donate_argnums=0, compiler_options=cpu.compiler_options())
 
     def evaluation(self, step):
         """Compile `step(variables, data, rows) -> values per row` by jit."""

@@ -3,6 +3,7 @@
 import functools
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +71,46 @@ def test_batch_norm_without_scale_and_bias():
     y, _ = batch_norm(x, None, None, running, train=True)
     expected, _ = batch_norm_reference(x, np.ones(3), np.zeros(3), running, train=True)
     assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_derivatives_of_every_kind_are_those_of_the_definition(masked):
+    """Tangents, gradients and Hessians, in y, both moments and epsilon, against autodiff of the plain formula."""
+    x, scale, bias, _ = batch_norm_inputs((6, 2, 3))
+    mask = np.array([True] * 5 + [False]) if masked else None
+    rows = jnp.asarray(mask if masked else np.ones(6, bool))[:, None, None]
+    weights, *others = random_arrays(9, (6, 2, 3), (3,), (3,))
+
+    def plain(x, scale, bias, epsilon):
+        x = jnp.where(rows, x, 0)
+        n = rows.sum() * x.shape[1]
+        mean = (x * rows).sum((0, 1), keepdims=True) / n
+        var = ((x - mean) ** 2 * rows).sum((0, 1), keepdims=True) / n
+        y = scale[None, None] * (x - mean) / jnp.sqrt(var + epsilon) + bias[None, None]
+        return y, Moments(0.1 * mean.ravel(), 0.1 * var.ravel() + 0.9)
+
+    def ours(x, scale, bias, epsilon):
+        return functional.batch_norm(x, scale, bias, fresh_moments(3), train=True, mask=mask, epsilon=epsilon)
+
+    def loss(function, *inputs):
+        y, moments = function(*inputs)
+        return (jnp.sin(y) * weights).sum() + (moments.mean**2 @ others[0]) + (moments.var**2 @ others[1])
+
+    inputs = (x, scale, bias, jnp.float32(0.1))
+    for derive in (jax.jacfwd, jax.jacrev, lambda f, n: jax.jacfwd(jax.jacrev(f, n), n)):
+        got, expected = (jax.jit(derive(partial(loss, f), (0, 1, 2, 3)))(*inputs) for f in (ours, plain))
+        chex.assert_trees_all_close(got, expected, rtol=2e-3, atol=2e-4)
+
+
+def test_gradients_store_one_array_of_the_inputs_size():
+    """Inside a scan, XLA does not merge equal arrays that are stored for the backward pass."""
+    x, scale, bias, running = batch_norm_inputs((8, 5, 3))
+
+    def function(x):
+        return functional.batch_norm(x, scale, bias, running, train=True)[0]
+
+    stored = jax.tree.leaves(jax.vjp(jax.jit(function), jnp.asarray(x))[1])
+    assert sum(leaf.shape == x.shape for leaf in stored) == 1
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from deepjax import zoo
+from deepjax import cpu, zoo
 from deepjax.benchmarks.programs import abstract_variables, start
 from deepjax.benchmarks.systems.jax_program import Inference, Training, cast, count, option
 from deepjax.benchmarks.workloads import Workload, data
@@ -40,7 +40,7 @@ def load(job):
     work = Workload(**job["workload"])
     model = network(work, job["dtype"])
     if job["kind"] == "train":
-        return Training(model, work, getattr(model, "auxiliary_weight", 0.0))
+        return Training(model, work, getattr(model, "auxiliary_weight", 0.0), cpu.compiler_options())
     variables = start(abstract_variables(model, data(work)[0]))
     folding = fold_batch_norm(model, variables, data(work)[0])
     return Inference(

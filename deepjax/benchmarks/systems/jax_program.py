@@ -10,9 +10,9 @@ from deepjax.summary.costs import multiply_adds
 class Training(programs.JaxProgram):
     """Training steps of a Linen model on a workload's batch."""
 
-    def __init__(self, model, work, auxiliary=0.0):
+    def __init__(self, model, work, auxiliary=0.0, options=None):
         batch = jax.tree.map(jnp.asarray, workloads.data(work))
-        super().__init__(*programs.training(model, batch, workloads.LEARNING_RATE, auxiliary))
+        super().__init__(*programs.training(model, batch, workloads.LEARNING_RATE, auxiliary, options))
 
     def facts(self, jaxpr):
         """See `programs.JaxProgram.facts`."""

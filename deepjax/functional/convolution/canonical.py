@@ -11,10 +11,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepjax.functional.arrays import float32_or_wider
+from deepjax.functional.convolution import backend
 from deepjax.functional.convolution.backend import channels_last
 
 # A product batched over two halves of the rows runs on two cores; a plain one with few columns runs on one.
 HALVES = 2
+
+
+def forward(x, kernel, form):
+    """Compute y. A window of one pixel gets a third axis, because XLA:CPU then does not take YNNPACK's slow kernel."""
+    if len(form.axes) == 2 and _is_pointwise(form):
+        x = x[(slice(None), *(slice(None, None, a.stride) for a in form.axes))]
+        return channels_last(x[:, None], kernel[None], (1, 1, 1), [(0, 0)] * 3)[:, 0]
+    return backend.forward(x, kernel, form)
 
 
 def input_gradient(dy, kernel, form):
@@ -95,5 +104,9 @@ def _pointwise_kernel_gradient(x, dy, form):
     x = x[(slice(None), *(slice(None, None, a.stride) for a in form.axes))]
     parts = HALVES if math.prod(x.shape[:-1]) % HALVES == 0 else 1
     x, dy = (a.reshape(parts, math.prod(a.shape[:-1]) // parts, a.shape[-1]) for a in (x, dy))
-    dkernel = jnp.einsum("hri,hro->hio", x, dy, preferred_element_type=float32_or_wider(x.dtype)).sum(0)
+    wide = float32_or_wider(x.dtype)
+    if x.shape[-1] > dy.shape[-1]:  # a product is faster if its result has few rows
+        dkernel = jnp.einsum("hro,hri->hoi", dy, x, preferred_element_type=wide).sum(0).T
+    else:
+        dkernel = jnp.einsum("hri,hro->hio", x, dy, preferred_element_type=wide).sum(0)
     return dkernel.reshape(*(1,) * len(form.axes), *dkernel.shape).astype(x.dtype)

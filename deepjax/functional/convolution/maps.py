@@ -38,7 +38,7 @@ FEW = 8  # features in, below which oneDNN's input gradient is slower than ours:
 BACKEND = Maps(backend.forward, backend.input_gradient, backend.kernel_gradient)
 
 TABLE = {
-    ("cpu", "dense"): Maps(backend.forward, canonical.input_gradient, canonical.kernel_gradient),
+    ("cpu", "dense"): Maps(canonical.forward, canonical.input_gradient, canonical.kernel_gradient),
     ("cpu", "depthwise"): Maps(taps.forward, taps.input_gradient, taps.kernel_gradient),
     ("cpu", "grouped"): Maps(grouped.forward, grouped.input_gradient, grouped.kernel_gradient),
     ("default", "dense"): BACKEND,
