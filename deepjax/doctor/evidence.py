@@ -160,10 +160,17 @@ class Evidence:
 
         return jax.tree.leaves(compile_quickly(jax.grad(value))(jax.tree.map(jnp.asarray, inputs)))[0]
 
-    def updates(self, gradient) -> Any:
-        """Return the first updates of the planned optimizer for a gradient."""
+    def updates(self, gradient, step: int = 0) -> Any:
+        """Return the updates of the planned optimizer for a gradient: the first ones, or those of a later step.
+
+        For the later step, only the counters of the optimizer's state differ, so that a schedule has warmed up.
+        """
         params, optimizer = self.variables["params"], self.subject.optimizer
-        return updated(optimizer, gradient, optimizer.init(params), params)[0]
+        state = jax.tree.map(
+            lambda leaf: leaf + step if jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.ndim == 0 else leaf,
+            optimizer.init(params),
+        )
+        return updated(optimizer, gradient, state, params)[0]
 
     @cached_property
     def measured(self) -> Measurement:

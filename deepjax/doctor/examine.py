@@ -301,6 +301,8 @@ def _verdict(start, findings, outcome):
     if not serious:
         return f"The model trains; worth a look: {text}"
     if outcome is not None and outcome.learns:
+        if not np.isfinite([outcome.quality_before, outcome.quality_after]).all():
+            return f"{text} With the remedies it learns."
         change = f"{outcome.quality_before:.3g} to {outcome.quality_after:.3g}"
         return f"{text} With the remedies it learns: its share of right predictions (or R squared) goes from {change}."
     return text

@@ -35,7 +35,8 @@ class Head(NamedTuple):
 
     shape: tuple[int, ...]  # of the layer's output, without the batch axis
     features: tuple[int, ...]  # shape of the layer's input, without the batch axis
-    activation: str  # what the tail does: "none", "softmax", "sigmoid", "tanh", "relu", "log softmax" or "other"
+    activation: str
+    """What the tail does: "none", "softmax", "sigmoid", "tanh", "relu", "log softmax", "constant" or "other"."""
     rectified: bool  # whether the layer's negative outputs are cut before another activation
     split: Callable[..., tuple[Any, Any, Any]]
     """(variables, inputs, train, key) -> (the layer's input, its output, the collections of state after the call)."""
@@ -179,6 +180,8 @@ def _activation(tail, shape, key):
     points = z, -2 * z, -jnp.abs(z), -2 * jnp.abs(z), 2 + jnp.abs(z)
     y, again, below, lower, above = (np.asarray(apply(a), np.float64) for a in points)
     cut = bool(np.abs(below - lower).max() < 1e-6) and bool(np.abs(above - below).max() > 1e-6)
+    if max(np.ptp(y), np.abs(above - y).max(), np.abs(lower - y).max()) == 0:
+        return "constant", cut
     total = y.sum(-1) if y.ndim else y
     if np.allclose(total, 1, atol=1e-4) and (y >= 0).all():
         return "softmax", cut

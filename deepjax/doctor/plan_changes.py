@@ -17,6 +17,17 @@ def standardized_targets(subject: Subject) -> Subject:
     return subject.with_(targets=jax.tree.map(lambda t: _standardized(t.astype(np.float32)), subject.targets))
 
 
+def standardized_columns(large):
+    """Do the same with some of the numbers of each example's targets, one array: those that `large` names by index."""
+
+    def change(subject):
+        flat = np.array(subject.targets, np.float32).reshape(len(subject.targets), -1)
+        flat[:, large] = _standardized(flat[:, large])
+        return subject.with_(targets=flat.reshape(subject.targets.shape))
+
+    return change
+
+
 def _standardized(array):
     if array.dtype.kind in "iub" and array.dtype != np.uint8:  # indices, such as words
         return array

@@ -70,8 +70,7 @@ class Trainer:
 
     def result(self) -> Run:
         """Evaluate all runs on the examples, or on the first EVALUATED of them in the order of a fixed shuffle."""
-        rows = np.asarray(jax.random.permutation(jax.random.fold_in(self.key, 2), self.subject.examples))[:EVALUATED]
-        inputs, targets = self.subject.rows(rows)
+        inputs, targets = self.subject.rows(evaluated_rows(self.subject, self.key))
         evaluate = _evaluation(self.subject)
         found = [evaluate(self.variables(i), inputs, targets) for i in range(len(self.factors))]
         predictions = [jax.tree.map(np.asarray, p) for _, p in found]
@@ -117,6 +116,11 @@ class Trainer:
             return losses
         self.carries, losses = _loop(self.subject)(self.carries, rows, self.data, jnp.array(self.factors), self.key)
         return np.asarray(losses)
+
+
+def evaluated_rows(subject: Subject, key) -> Any:
+    """Return the indices of the examples on which the runs with this key are evaluated."""
+    return np.asarray(jax.random.permutation(jax.random.fold_in(key, 2), subject.examples))[:EVALUATED]
 
 
 def initial_variables(subject: Subject, key) -> dict:

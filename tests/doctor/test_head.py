@@ -53,11 +53,11 @@ def test_the_activation_after_the_last_layer(name):
     np.testing.assert_allclose(z, hidden @ params["last"]["kernel"] + params["last"]["bias"], rtol=1e-5, atol=1e-6)
 
 
-def test_a_softmax_over_one_unit_is_a_softmax():
+def test_a_softmax_over_one_unit_is_constant():
     found, x, variables = made(Net("softmax", outputs=1))
     head = find_head(found, variables, x, jax.random.key(1))
     assert head is not None
-    assert head.activation == "softmax"
+    assert head.activation == "constant"
 
 
 def test_a_relu_before_the_softmax_is_seen():

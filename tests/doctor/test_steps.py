@@ -52,6 +52,22 @@ def test_gradients_that_vanish_over_the_steps(scale, codes):
     assert evidence.input_gradient[0, -1, 0] == pytest.approx(float(difference), rel=0.05, abs=1e-5)
 
 
+class Reader(nn.Module):
+    """The same behind an embedding of words."""
+
+    @nn.compact
+    def __call__(self, words):
+        return Recurrent(0.4)(nn.Embed(10, 3)(words))
+
+
+def test_gradients_that_vanish_over_words():
+    words = RNG.integers(0, 10, (32, 40))
+    made = subject(Reader(), (words, words[:, 0] % 2), cross_entropy, batch_size=16, epochs=1)
+    (found,) = gradients_over_steps(Evidence(made, jax.random.key(0), 1.0))
+    assert found.finding.code == "vanishing_gradients"
+    assert "embedding" in found.finding.evidence
+
+
 class Unused(nn.Module):
     """Some of four layers are called, and their outputs are not used."""
 

@@ -6,13 +6,25 @@ remedies are applied before the others are looked for, because their consequence
 other causes.
 """
 
-from deepjax.doctor.causes import data, learnable, normalization, numerics, output, padding, plan, structure, weights
+from deepjax.doctor.causes import (
+    data,
+    learnable,
+    normalization,
+    numerics,
+    output,
+    padding,
+    plan,
+    structure,
+    terms,
+    weights,
+)
 
 # The order of positions comes first: its remedy draws the layers again, which would undo the other remedies.
 FIRST = (
     structure.order_of_positions,
     *data.CAUSES,
     *output.CAUSES,
+    *terms.CAUSES,
     normalization.wrong_mode,
     normalization.single_values,
 )

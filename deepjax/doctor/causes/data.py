@@ -8,9 +8,10 @@ from jax.extend.core import Var
 
 from deepjax.doctor import changes, plan_changes
 from deepjax.doctor.compiling import compile_quickly
-from deepjax.doctor.evidence import HEALTHY, MEASURED, Evidence, Remedy, Suspicion
+from deepjax.doctor.evidence import HEALTHY, LEARNS, MEASURED, Evidence, Remedy, Suspicion
 from deepjax.doctor.head import SHAPED, inlined
 from deepjax.doctor.report import Finding
+from deepjax.doctor.trials import evaluated_rows
 
 # Gradient descent needs a number of steps in proportion to the condition number of the inputs' second moments (LeCun et
 # al. 1998). Inputs count as not scaled from a condition number of SCALE ** 2 = 1,000 on: a root mean square, a ratio of
@@ -223,6 +224,46 @@ def unscaled_targets(evidence: Evidence):
         )
 
 
+def unscaled_columns(evidence: Evidence):
+    """Find targets that are far too large for a loss that is not recognized, so that its fall says little.
+
+    What counts here is how well a linear function of the outputs gives these targets after training.
+    """
+    leaves = jax.tree.leaves(evidence.subject.targets)
+    if evidence.loss.kind != "other" or len(leaves) != 1 or leaves[0].dtype.kind != "f":
+        return
+    columns = np.asarray(leaves[0], np.float64).reshape(len(leaves[0]), -1)
+    rms = np.sqrt((columns**2).mean(0))
+    large = np.flatnonzero((rms > SCALE) & (columns.std(0) > 0))
+    if not len(large) or not (before := _fit(evidence, columns[:, large])) < HEALTHY:
+        return
+    title = "Targets are far from the size of the outputs of an untrained network."
+    remedy = Remedy("standardized targets where they are large", plan_changes.standardized_columns(large))
+    advice = "Standardize these targets, and convert the predictions back."
+    text = f"The largest root mean square is {rms.max():.3g}. A linear function of the outputs explains {before:.0%} "
+    suspicion = Suspicion(Finding("targets_not_scaled", "serious", title, text, advice), remedy)
+    after = _fit(evidence.with_remedies([suspicion]), columns[:, large])
+    if after >= before + LEARNS:
+        text += f"of them after training, {after:.0%} with the remedy."
+        yield Suspicion(Finding("targets_not_scaled", "serious", title, text, advice), remedy)
+
+
+def _fit(evidence, targets):
+    """Return R squared of the best linear function from trained outputs to targets, the mean over columns.
+
+    NaN if there are too many outputs for the number of examples.
+    """
+    rows = evaluated_rows(evidence.subject, evidence.key)
+    leaves = jax.tree.leaves(evidence.planned.predictions[0])
+    outputs = np.concatenate([np.asarray(a, np.float64).reshape(len(rows), -1) for a in leaves], axis=1)
+    if 10 * outputs.shape[1] > len(rows) or not np.isfinite(outputs).all():
+        return np.nan if np.isfinite(outputs).all() else 0.0
+    centered, wanted = (a - a.mean(0) for a in (outputs, targets[rows]))
+    centered = centered / (centered.std(0) + 1e-30)
+    solution, *_ = np.linalg.lstsq(centered, wanted, rcond=1e-6)
+    return float(np.mean(1 - ((wanted - centered @ solution) ** 2).mean(0) / ((wanted**2).mean(0) + 1e-300)))
+
+
 def _slower_is_enough(evidence):
     """Whether a lower learning rate alone makes the model learn well."""
     skills = [evidence.skill(evidence.sweep, i) for i, f in enumerate(evidence.sweep.factors) if f < 1]
@@ -288,5 +329,5 @@ def _computed_with(evidence):
 
 
 CAUSES = (non_finite_data, constant_labels, labels_from_one, labels_of_two_values, negative_labels, empty_inputs)
-SCALES = (unscaled_inputs, unscaled_targets)
+SCALES = (unscaled_inputs, unscaled_targets, unscaled_columns)
 LAST = (codes_as_quantities,)

@@ -9,8 +9,10 @@ from deepjax.doctor import changes, plan_changes
 from deepjax.doctor.causes.data import one_based, two_values
 from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
 from deepjax.doctor.report import Finding
+from deepjax.doctor.trials import evaluated_rows
 
 RANGES = {"sigmoid": (0, 1), "softmax": (0, 1), "tanh": (-1, 1), "relu": (0, np.inf), "log softmax": (-np.inf, 0)}
+OPPOSED = 0.5  # correlation that random labels do not reach
 NUMERIC = ("", "number", "rate", "log rate")  # what a loss expects that may have any number of outputs
 SLOW = "A loss of numbers is used for classes; its gradient vanishes for confident wrong predictions."
 CLASSES = ("classes", "one-hot", "shares", "binary", "labels")
@@ -141,12 +143,14 @@ def _activation_for_loss(evidence):
     act, outputs = evidence.head.activation, evidence.outputs
     right = RIGHT.get(facts.kind, "no activation")
     advice = f"Use {right} at the output, or no activation and a loss of logits."
-    if act == "softmax" and outputs == 1:
-        text = f"The last layer has 1 unit; {_goal(facts)}."
+    if act == "constant":
+        text = f"It does not depend on what the last layer returns; {_goal(facts)}."
         advice = f"Use {right if facts.kind != 'classes' or facts.classes == 2 else 'a sigmoid'} at the output."
-        yield "wrong_output_activation", "A softmax over one unit always returns 1.", text, advice
+        title = "The output is always the same, as that of a softmax over one unit."
+        yield "wrong_output_activation", title, text, advice
     elif loss.expects == "logit" and act in ("softmax", "sigmoid"):
-        same = f"The loss is a {loss.kind}, which applies its own {'sigmoid' if 'binary' in loss.kind else 'softmax'}"
+        own = "sigmoid" if "binary" in loss.kind else "softmax"
+        same = f"The loss is a {loss.kind}, which applies its own {own}"
         title = f"The output is squashed twice: the model ends in a {act}, and the loss expects logits."
         yield "wrong_output_activation", title, same + ".", "Remove the last activation."
     elif loss.expects == "probability" and act == "none":
@@ -317,6 +321,27 @@ def unrelated_loss(evidence: Evidence):
     yield Suspicion(Finding("wrong_loss", "note", title, text, advice))
 
 
+def opposed_loss(evidence: Evidence):
+    """Find a loss that is not known, with which scores become large for the labels for which they should be small."""
+    facts, shape = evidence.targets, _shape(evidence)
+    labels = facts.kind == "signs" or (facts.kind in ("binary", "labels") and facts.classes == 2)
+    if evidence.loss.kind != "other" or not labels or shape is None or np.prod(shape) != _target(evidence).size:
+        return
+    scores = np.asarray(jax.tree.leaves(evidence.planned.predictions[0])[0], np.float64).ravel()
+    wanted = np.asarray(_target(evidence), np.float64)[evaluated_rows(evidence.subject, evidence.key)].ravel()
+    if not np.isfinite(scores).all() or scores.min() >= 0 or scores.max() <= 0:  # distances are small for equal pairs
+        return
+    correlation = float(np.corrcoef(scores, wanted)[0, 1]) if scores.std() > 0 else 0.0
+    if correlation > -OPPOSED:
+        return
+    loss = evidence.subject.loss
+    title = "The loss has the wrong sign: the model learns the opposite of the labels."
+    text = f"After training as planned, the correlation of predictions and labels is {correlation:.2f}."
+    finding = Finding("wrong_loss", "serious", title, text, "Change the sign of the predictions in the loss.")
+    change = Remedy("predictions with the other sign in the loss", lambda s: s.with_(loss=lambda p, t: loss(-p, t)))
+    yield Suspicion(finding, change)
+
+
 def summing_loss(evidence: Evidence):
     """Find a loss that adds up over the examples."""
     if not evidence.loss.sums or evidence.healthy:
@@ -355,4 +380,4 @@ def _largest(evidence, factor):
     return float(np.abs(np.asarray(jax.tree.leaves(out)[0], np.float64)).max())
 
 
-CAUSES = (suspicions, unrelated_loss, summing_loss, bounded_logits)
+CAUSES = (suspicions, unrelated_loss, opposed_loss, summing_loss, bounded_logits)

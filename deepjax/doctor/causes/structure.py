@@ -11,6 +11,7 @@ from deepjax.doctor import changes, plan_changes, rewrites
 from deepjax.doctor.evidence import Evidence, Remedy, Suspicion, runs, zeros
 from deepjax.doctor.head import inlined
 from deepjax.doctor.report import Finding
+from deepjax.doctor.trials import planned_steps
 from deepjax.trace import around_calls
 from deepjax.trace.layers import AFFINE
 
@@ -219,7 +220,8 @@ def strong_decay(evidence: Evidence):
     if evidence.healthy or not evidence.subject.planned:
         return
     zero = jax.tree.map(jnp.zeros_like, evidence.gradient)
-    if not any(np.any(np.asarray(u)) for u in jax.tree.leaves(evidence.updates(zero))):
+    steps = (0, planned_steps(evidence.subject) // 2)
+    if not any(np.any(np.asarray(u)) for step in steps for u in jax.tree.leaves(evidence.updates(zero, step))):
         return
     title = "Weight decay or a penalty on the weights is too strong: it works against the loss."
     text = "The optimizer changes weights that have no gradient."

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +10,13 @@ import numpy as np
 from deepjax.doctor import changes, rewrites
 from deepjax.doctor.causes.shattering import shattered_gradients
 from deepjax.doctor.causes.structure import SATURATING
+from deepjax.doctor.compiling import compile_quickly
 from deepjax.doctor.evidence import LEARNS, Evidence, Remedy, Suspicion
 from deepjax.doctor.head import inlined
 from deepjax.doctor.report import Finding
 from deepjax.errors import InputError
 from deepjax.init_from_data.branch_ends import branch_ends
+from deepjax.trace import around_calls
 
 DEPTH = 1e3  # change of activations from the first to the last hidden layer that counts as exploding or vanishing
 MILD = 30.0  # the same where other weights clearly help
@@ -211,19 +214,45 @@ def _gradients(evidence, rows):
 
 
 def gradients_over_steps(evidence: Evidence):
-    """Suspect gradients that vanish over the steps of a sequence [examples, steps, features]."""
+    """Suspect gradients that vanish over the steps of a sequence [examples, steps, features], or of its embedding."""
     leaves = jax.tree.leaves(evidence.batch[0])
-    sequences = len(leaves) == 1 and leaves[0].ndim == 3 and leaves[0].dtype.kind == "f"
+    sequences = len(leaves) == 1 and (leaves[0].ndim, leaves[0].dtype.kind) in ((3, "f"), (2, "i"), (2, "u"))
     if evidence.healthy or not sequences or not _has_scan(evidence):
         return
-    rms = np.sqrt(np.mean(np.square(evidence.input_gradient, dtype=np.float64), axis=(0, 2)))
+    gradient = evidence.input_gradient if leaves[0].ndim == 3 else _embedding_gradient(evidence)
+    if gradient is None:
+        return
+    rms = np.sqrt(np.mean(np.square(gradient, dtype=np.float64), axis=(0, 2)))
     if not np.isfinite(rms).all() or rms[0] * GRADIENT > rms.max() or not rms.any():
         return
-    text = f"The gradient in the inputs has a root mean square of {rms[0]:.3g} at the first of {len(rms)} steps, "
+    what = "inputs" if leaves[0].ndim == 3 else "embedding of the inputs"
+    text = f"The gradient in the {what} has a root mean square of {rms[0]:.3g} at the first of {len(rms)} steps, "
     text += f"and of {rms.max():.3g} at step {rms.argmax() + 1}."
     title = "Gradients vanish over the steps of the sequence, so early steps are not learned from."
     advice = "Use orthogonal recurrent weights, or an LSTM or GRU."
     yield from _suspected(evidence, Finding("vanishing_gradients", "serious", title, text, advice), _drawn(evidence))
+
+
+def _embedding_gradient(evidence):
+    """Return the gradient of the loss on the batch in the embedding [examples, steps, features], or None."""
+    subject, (inputs, targets) = evidence.subject, evidence.batch
+    shape = jax.tree.leaves(inputs)[0].shape
+    found = []
+
+    def value(added):
+        def rule(module, run, args, kwargs):
+            y = run(*args, **kwargs)
+            if not isinstance(module, nn.Embed) or y.shape[:-1] != shape:
+                return y
+            found.append(y.shape)
+            return y if added is None else y + added.astype(y.dtype)
+
+        with around_calls(rule):
+            return subject.value(evidence.variables, inputs, targets, jax.random.fold_in(evidence.key, 6))[0]
+
+    if subject.module is not None:
+        jax.eval_shape(lambda: value(None))
+    return compile_quickly(jax.grad(value))(jnp.zeros(found[0])) if len(found) == 1 else None
 
 
 def _has_scan(evidence):
