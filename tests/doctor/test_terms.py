@@ -10,8 +10,9 @@ import pytest
 from deepjax.doctor.causes.data import unscaled_columns
 from deepjax.doctor.causes.output import opposed_loss, suspicions
 from deepjax.doctor.causes.structure import strong_decay
-from deepjax.doctor.causes.terms import find_term, outweighing_term, with_term
+from deepjax.doctor.causes.terms import _is_loss, find_term, outweighing_term, with_term
 from deepjax.doctor.evidence import LEARNS, Evidence
+from deepjax.doctor.head import inlined
 from deepjax.doctor.subject import subject
 
 RNG = np.random.default_rng(0)
@@ -90,6 +91,33 @@ def test_a_divergence_that_outweighs_the_reconstruction(weight, found):
     assert [each.finding.code for each in causes] == ["regularization_too_strong"] * found
     if found:
         assert evidence.with_remedies(causes).planned.loss[0] < 0.5
+
+
+class Detector(nn.Module):
+    """Logits of three classes and one number, which start at 0."""
+
+    @nn.compact
+    def __call__(self, x):
+        zeros = nn.initializers.zeros
+        return {"class": nn.Dense(3, kernel_init=zeros)(x), "size": nn.Dense(1, kernel_init=zeros)(x)[:, 0]}
+
+
+def test_a_cross_entropy_has_no_term_of_its_own():
+    """Its log-sum-exp does not depend on the targets, but what is left without it is no loss."""
+
+    def loss(p, t):
+        entropy = optax.softmax_cross_entropy_with_integer_labels(p["class"], t[:, 0].astype(int)).mean()
+        return entropy + jnp.mean((p["size"] - t[:, 1]) ** 2)
+
+    targets = RNG.integers(0, 3, (256, 2)).astype(np.float32)  # without relation to the inputs: nothing is learned
+    flat, tree = jax.tree.flatten(({"class": X[:, :3], "size": X[:, 3]}, targets))
+    closed = inlined(lambda *leaves: loss(*jax.tree.unflatten(tree, leaves)), flat)
+    assert find_term(closed, 2) is not None
+    predictions = {"class": jnp.zeros((256, 3)), "size": jnp.zeros(256)}
+    assert not _is_loss(with_term(loss, 0.0), predictions, targets, jax.random.key(0))
+    assert _is_loss(with_term(SUMS["sum"][0], 0.0), P, X[:, :3], jax.random.key(0))
+    made = subject(Detector(), (X, targets), loss, optimizer=optax.adam(1e-2), batch_size=32, epochs=10)
+    assert list(outweighing_term(Evidence(made, jax.random.key(0), 5))) == []
 
 
 class Spread(nn.Module):

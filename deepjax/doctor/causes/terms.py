@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, Var
 
@@ -28,7 +29,9 @@ def outweighing_term(evidence: Evidence):
     subject, rows = evidence.subject, evaluated_rows(evidence.subject, evidence.key)
     inputs, targets = subject.rows(rows)
     untrained = evidence.predict(evidence.variables, inputs)
-    if find_term(*_traced(subject.loss, untrained, targets)) is None:
+    if evidence.loss.kind != "other" or find_term(*_traced(subject.loss, untrained, targets)) is None:
+        return
+    if not _is_loss(with_term(subject.loss, 0.0), untrained, targets, evidence.key):
         return
     before = _known(evidence, targets)
     if not before < LITTLE:
@@ -42,6 +45,15 @@ def outweighing_term(evidence: Evidence):
         text = f"After training, the other terms are {max(before, 0):.0%} lower than for shuffled targets, "
         text += f"and {after:.0%} with a hundredth of this one."
         yield Suspicion(Finding("regularization_too_strong", "serious", title, text, advice), remedy)
+
+
+def _is_loss(others, predictions, targets, key):
+    """Whether the other terms are a loss by themselves. A cross entropy without its log-sum-exp has no lower bound."""
+    leaves, tree = jax.tree.flatten(predictions)
+    noise = [3 * jax.random.normal(jax.random.fold_in(key, i), a.shape, a.dtype) for i, a in enumerate(leaves)]
+    noisy = jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
+    tried = [jax.tree.map(lambda a, s=s: s * a, p) for p in (predictions, noisy) for s in (1, -1)]
+    return not any(float(others(p, targets)) < 0 for p in tried)  # NaN where predictions are not in their range
 
 
 def _known(evidence, targets):
@@ -60,7 +72,9 @@ def with_term(loss, factor):
         term = find_term(closed, count) or Term(None, 0)
 
         def scaled(*operands):
-            operands = [factor * a if i == term.operand else a for i, a in enumerate(operands)]
+            operands = list(operands)
+            one = operands[term.operand]
+            operands[term.operand] = factor * one if factor else jnp.zeros_like(one)  # also of infinity
             return term.eqn.primitive.bind(*operands)
 
         def replace(eqn):
