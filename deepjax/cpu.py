@@ -16,8 +16,9 @@ def keep_memory() -> bool:
     """Let this process keep the memory that it frees, for the rest of its life.
 
     XLA:CPU allocates the memory of a program anew in each call. The GNU C library returns memory of this size to the
-    operating system, which must clear each page again: that was a fifth of the time of a training step of ResNet-50.
-    The process may hold more memory than its programs use at once. Call this before the first program runs.
+    operating system, which must clear each page again: up to a fifth of the processor time of a training step
+    (docs/benchmarks.md). The process may hold more memory than its programs use at once. Call this before the first
+    program runs.
 
     The environment variable DEEPJAX_KEEP_MEMORY=0 prevents it.
 
