@@ -20,12 +20,12 @@ def standardized_targets(subject: Subject) -> Subject:
 def standardized_columns(large):
     """Do the same with some of the numbers of each example's targets, one array: those that `large` names by index."""
 
-    def change(subject):
-        flat = np.array(subject.targets, np.float32).reshape(len(subject.targets), -1)
+    def scaled(targets):
+        flat = np.array(targets, np.float32).reshape(len(targets), -1)
         flat[:, large] = _standardized(flat[:, large])
-        return subject.with_(targets=flat.reshape(subject.targets.shape))
+        return flat.reshape(targets.shape)
 
-    return change
+    return lambda subject: subject.with_(targets=jax.tree.map(scaled, subject.targets))
 
 
 def _standardized(array):

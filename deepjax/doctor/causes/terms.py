@@ -27,10 +27,12 @@ class Term(NamedTuple):
 
 def outweighing_term(evidence: Evidence):
     """Find a term without targets, such as a divergence or a penalty, because of which the other terms do not fall."""
-    subject, rows = evidence.subject, evaluated_rows(evidence.subject, evidence.key)
-    inputs, targets = subject.rows(rows)
+    subject = evidence.subject
+    if evidence.loss.kind != "other":
+        return
+    inputs, targets = subject.rows(evaluated_rows(subject, evidence.key))
     untrained = evidence.predict(evidence.variables, inputs)
-    if evidence.loss.kind != "other" or find_term(*_traced(subject.loss, untrained, targets)) is None:
+    if find_term(*_traced(subject.loss, untrained, targets)) is None:
         return
     if not _is_loss(with_term(subject.loss, 0.0), untrained, targets, evidence.key):
         return
