@@ -1,11 +1,13 @@
 """Recurrent layers as pure functions of a whole sequence."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from deepjax.errors import InputError
 from deepjax.functional.activations import sigmoid, tanh
 from deepjax.functional.arrays import spread
+from deepjax.functional.products import product, tangent_product
 
 
 def lstm(x, kernel, recurrent, bias, state):
@@ -16,7 +18,8 @@ def lstm(x, kernel, recurrent, bias, state):
         h[t] = sigmoid(o) * tanh(c[t]).
 
     The order of the gates is that of PyTorch and of `flax.linen.OptimizedLSTMCell`. PyTorch has two biases, whose sum
-    is this one. The products with x do not depend on h, so they are one product for all steps, before the loop.
+    is this one. The products with x do not depend on h, so they are one product for all steps, before the loop. The
+    gradient in `recurrent` is one product too, after the loop.
 
     Args:
       x: [batch, time, features_in].
@@ -38,19 +41,37 @@ def lstm(x, kernel, recurrent, bias, state):
     """
     features = recurrent.shape[0]
     _check(x, kernel, recurrent, bias, state, features)
-    products = x.swapaxes(0, 1) @ kernel
-    products = products if bias is None else products + spread(bias, products)
+    inputs = product(x.swapaxes(0, 1), kernel)
+    inputs = inputs if bias is None else inputs + spread(bias, inputs)
+    y, state = _steps(inputs, recurrent, tuple(state))
+    # XLA:CPU would move the exchange of the axes behind the next product, whose result may be far larger.
+    return lax.optimization_barrier(y.swapaxes(0, 1)), state
 
-    def step(state, product):
+
+def _scan(inputs, recurrent, state):
+    """Return (h of all steps [time, batch, features], (h, c)) for inputs [time, batch, 4 * features] with biases."""
+
+    def step(state, inputs):
         h, c = state
-        i, f, g, o = jnp.split(product + h @ recurrent, 4, axis=-1)
+        i, f, g, o = jnp.split(inputs + h @ recurrent, 4, axis=-1)
         c = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h = sigmoid(o) * tanh(c)
         return (h, c), h
 
-    state, y = lax.scan(step, tuple(state), products)
-    # XLA:CPU would move the exchange of the axes behind the next product, whose result may be far larger.
-    return lax.optimization_barrier(y.swapaxes(0, 1)), state
+    state, y = lax.scan(step, state, inputs)
+    return y, state
+
+
+_steps = jax.custom_jvp(_scan)
+
+
+@_steps.defjvp
+def _tangents(primals, tangents):
+    """Add h[t - 1] @ drecurrent to the tangents of the inputs: one product for all steps, and so is its transpose."""
+    (inputs, recurrent, state), (dinputs, drecurrent, dstate) = primals, tangents
+    (y, last), linear = jax.linearize(lambda inputs, state: _scan(inputs, recurrent, state), inputs, state)
+    before = jnp.concatenate([state[0][None], y[:-1]]).astype(y.dtype)
+    return (y, last), linear(dinputs + tangent_product(before, drecurrent), dstate)
 
 
 def _check(x, kernel, recurrent, bias, state, features):

@@ -8,6 +8,7 @@ from flax.linen.dtypes import promote_dtype
 
 from deepjax import initializers
 from deepjax.functional.arrays import spread
+from deepjax.functional.products import product
 
 
 class Dense(nn.Module):
@@ -36,5 +37,5 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (jnp.shape(x)[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = x @ kernel
+        y = product(x, kernel)
         return y if bias is None else y + spread(bias, y)

@@ -23,7 +23,7 @@ def numpy_lstm(x, kernel, recurrent, bias, h, c):
 
     outputs = []
     for t in range(x.shape[1]):
-        i, f, g, o = np.split(x[:, t] @ kernel + h @ recurrent + bias, 4, axis=1)
+        i, f, g, o = np.split(x[:, t] @ kernel + h @ recurrent + bias[None], 4, axis=1)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
         outputs.append(h)
@@ -67,6 +67,48 @@ def test_gradients_of_pytorch():
     )
     for gradient, reference in zip(ours, wanted, strict=True):
         assert_allclose(gradient, reference.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def loop(x, kernel, recurrent, bias, state):
+    """`lstm` as a Python loop, differentiated by JAX."""
+    (h, c), outputs = state, []
+    for t in range(x.shape[1]):
+        i, f, g, o = jnp.split(x[:, t] @ kernel + h @ recurrent + bias[None], 4, axis=1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        outputs.append(h)
+    return jnp.stack(outputs, 1), (h, c)
+
+
+def test_tangents_and_second_derivatives_of_a_loop():
+    *arrays, h, c = random_arrays(0, *SHAPES, *STATES)
+    *tangents, dh, dc = random_arrays(1, *SHAPES, *STATES)
+    arguments, directions = (*arrays, (h, c)), (*tangents, (dh, dc))
+
+    def derivatives(lstm):
+        def loss(*arguments):
+            return sum(jnp.square(each).sum() for each in jax.tree.leaves(lstm(*arguments)))
+
+        gradient = jax.grad(loss, range(5))
+        along = jax.jvp(lstm, arguments, directions)[1]
+        over = jax.jvp(gradient, arguments, directions)[1]  # forward over reverse, and reverse over reverse:
+        twice = jax.grad(lambda *a: sum(map(jnp.vdot, *map(jax.tree.leaves, (gradient(*a), directions)))), range(5))
+        return along, over, twice(*arguments)
+
+    ours, wanted = jax.jit(lambda: derivatives(lstm))(), jax.jit(lambda: derivatives(loop))()
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, wanted)
+
+
+def test_gradients_of_mapped_recurrent_kernels():
+    x, kernel, recurrent, bias, h, c = random_arrays(0, *SHAPES[:2], (2, *SHAPES[2]), SHAPES[3], *STATES)
+
+    def gradients(lstm):
+        def of_one(recurrent):
+            return jax.grad(lambda r: jnp.square(lstm(x, kernel, r, bias, (h, c))[0]).sum())(recurrent)
+
+        return jax.jit(jax.vmap(of_one))(recurrent)
+
+    assert_allclose(gradients(lstm), gradients(loop), rtol=1e-4, atol=1e-5)
 
 
 def test_the_module_is_flaxs_cell():
