@@ -13,6 +13,7 @@ from deepjax.doctor.causes.structure import strong_decay
 from deepjax.doctor.causes.terms import _is_loss, find_term, outweighing_term, with_term
 from deepjax.doctor.evidence import LEARNS, Evidence
 from deepjax.doctor.head import inlined
+from deepjax.doctor.plan_changes import standardized_columns
 from deepjax.doctor.subject import subject
 
 RNG = np.random.default_rng(0)
@@ -139,6 +140,15 @@ def test_large_targets_of_a_loss_that_is_not_recognized(scale, found):
     plan = {"optimizer": optax.adam(1e-2), "batch_size": 32, "epochs": 40}
     evidence = Evidence(subject(Spread(), (X, targets), likelihood, **plan), jax.random.key(0), 10)
     assert [each.finding.code for each in unscaled_columns(evidence)] == ["targets_not_scaled"] * found
+
+
+def test_only_the_large_columns_are_standardized_in_a_dictionary_too():
+    targets = np.stack([SCORE, 1e5 * (4 + SCORE)], 1).astype(np.float32)
+    for wrapped, get in (({"t": targets}, lambda t: t["t"]), (targets, lambda t: t)):
+        made = subject(Spread(), (X, wrapped), lambda p, t, get=get: jnp.mean((p - get(t)) ** 2))
+        changed = get(standardized_columns(np.array([1]))(made).targets)
+        np.testing.assert_array_equal(changed[:, 0], targets[:, 0])
+        np.testing.assert_allclose([changed[:, 1].mean(), changed[:, 1].std()], [0, 1], atol=1e-4)
 
 
 class Score(nn.Module):
