@@ -70,7 +70,7 @@ def _tangents(primals, tangents):
     """Add h[t - 1] @ drecurrent to the tangents of the inputs: one product for all steps, and so is its transpose."""
     (inputs, recurrent, state), (dinputs, drecurrent, dstate) = primals, tangents
     (y, last), linear = jax.linearize(lambda inputs, state: _scan(inputs, recurrent, state), inputs, state)
-    before = jnp.concatenate([state[0][None], y[:-1]]).astype(y.dtype)
+    before = jnp.concatenate([state[0][None], y])[: len(y)].astype(y.dtype)
     return (y, last), linear(dinputs + tangent_product(before, drecurrent), dstate)
 
 
