@@ -59,7 +59,7 @@ def _tangents(primals, tangents):
     y = x @ kernel
     dy = [] if isinstance(dx, SymbolicZero) else [dx @ kernel]
     dy += [] if isinstance(dkernel, SymbolicZero) else [_through_copy(x, dkernel)]
-    return y, sum(dy[1:], dy[0]) if dy else jnp.zeros_like(y)
+    return y, sum(dy, jnp.zeros_like(y))
 
 
 _product.defjvp(_tangents, symbolic_zeros=True)

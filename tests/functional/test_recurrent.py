@@ -99,6 +99,14 @@ def test_tangents_and_second_derivatives_of_a_loop():
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, wanted)
 
 
+def test_gradients_over_no_steps_are_zero():
+    _, *arrays, h, c = random_arrays(0, *SHAPES, *STATES)
+    x = np.zeros((BATCH, 0, INPUTS), np.float32)
+    gradients = jax.grad(lambda *a: lstm(x, *a, (h, c))[0].sum(), range(3))(*arrays)
+    assert [gradient.shape for gradient in gradients] == [*SHAPES[1:]]
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_gradients_of_mapped_recurrent_kernels():
     x, kernel, recurrent, bias, h, c = random_arrays(0, *SHAPES[:2], (2, *SHAPES[2]), SHAPES[3], *STATES)
 
